@@ -1,0 +1,67 @@
+"""Adamas sparse attention for long-context decoding, outside PyTorch.
+
+Everything that people import by name is listed in ``__all__`` and loaded at its first use:
+``import adamas_core`` itself loads neither Numba nor CuPy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import extend_path
+from typing import TYPE_CHECKING
+
+# At the root of a source tree this folder shadows the installed package, and cpu/, gpu/ and
+# reference/ lie beside it, not inside: let the package span both. Elsewhere nothing changes.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "cpu" / "_pack.pyx").is_file() and (_root / "pyproject.toml").is_file():
+    _own = [str(_root / "adamas_core"), str(_root)]
+    __path__ = [*_own, *(p for p in extend_path(__path__, __name__) if p not in _own)]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "hadamard": "ops",
+    "quantize": "ops",
+    "quantize_query": "ops",
+    "score": "ops",
+    "topk": "ops",
+    "attend": "ops",
+    "select_topk": "ops",
+    "merge": "ops",
+    "KeyCodes": "codes",
+    "encode": "codes",
+    "calibrate": "codes",
+    "PAPER": "codes",
+    "KVCache": "cache",
+    "decode_attention": "cache",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from .cache import KVCache, decode_attention
+    from .codes import PAPER, KeyCodes, calibrate, encode
+    from .ops import (
+        attend,
+        hadamard,
+        merge,
+        quantize,
+        quantize_query,
+        score,
+        select_topk,
+        topk,
+    )
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""``python -m adamas_core``."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,28 @@
+"""The specification: every operation in NumPy, written to be read.
+
+The functions have the names, arguments, dtypes and results of ``adamas_core.cpu`` and
+``adamas_core.gpu``. They take valid NumPy arrays with their batch axis and check nothing: that is
+done once, in ``adamas_core``.
+
+Letters: B batch, H query heads, H_kv key/value heads, G = H / H_kv, L query tokens, S cached
+tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words a bit plane,
+T = ceil(S / 64) tiles, K budget.
+"""
+
+from .attend import attend
+from .hadamard import hadamard
+from .quantize import encode, quantize, quantize_query
+from .score import score
+from .select import select_topk
+from .topk import topk
+
+__all__ = [
+    "attend",
+    "encode",
+    "hadamard",
+    "quantize",
+    "quantize_query",
+    "score",
+    "select_topk",
+    "topk",
+]

@@ -1,0 +1,31 @@
+"""Walsh-Hadamard transform along head_dim, the specification."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def hadamard(x: NDArray) -> NDArray[np.float32]:
+    """Transform x (..., D) of any float dtype into float32 (..., Dt).
+
+    y = H x / sqrt(Dt), where H is the Sylvester matrix: H_1 = [1] and
+    H_2n = [[H_n, H_n], [H_n, -H_n]]. A D that is no power of two is padded with zeros.
+    H is symmetric and H H = Dt I, so inner products stay what they were.
+
+    The bits of the result are part of the contract: x is widened to float32, then come
+    butterflies (a, b) -> (a + b, a - b) of strides 1, 2, 4, ..., Dt/2 in that order, each sum
+    rounded to float32, then one multiplication by float32(Dt ** -0.5).
+    """
+    D = x.shape[-1]
+    Dt = 1 << (D - 1).bit_length()
+    y = np.zeros((*x.shape[:-1], Dt), np.float32)
+    y[..., :D] = x
+    stride = 1
+    with np.errstate(over="ignore", invalid="ignore"):  # inf - inf is NaN, and that is the result
+        while stride < Dt:
+            pairs = y.reshape(*y.shape[:-1], Dt // (2 * stride), 2, stride)
+            a, b = pairs[..., 0, :], pairs[..., 1, :]
+            y = np.stack([a + b, a - b], axis=-2).reshape(y.shape)
+            stride *= 2
+        return y * np.float32(Dt**-0.5)
