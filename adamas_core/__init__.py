@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 # At the root of a source tree this folder shadows the installed package, and cpu/, gpu/ and
 # reference/ lie beside it, not inside: let the package span both. Elsewhere nothing changes.
 _root = Path(__file__).resolve().parent.parent
-if (_root / "cpu" / "_pack.pyx").is_file() and (_root / "pyproject.toml").is_file():
+if (_root / "reference" / "hadamard.py").is_file() and (_root / "pyproject.toml").is_file():
     _own = [str(_root / "adamas_core"), str(_root)]
     __path__ = [*_own, *(p for p in extend_path(__path__, __name__) if p not in _own)]
 
