@@ -29,6 +29,7 @@ _HOME = {
     "attend": "ops",
     "select_topk": "ops",
     "merge": "ops",
+    "checked": "checks",
     "KeyCodes": "codes",
     "encode": "codes",
     "calibrate": "codes",
@@ -37,10 +38,28 @@ _HOME = {
     "decode_attention": "cache",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "KVCache",
+    "KeyCodes",
+    "PAPER",
+    "__version__",
+    "attend",
+    "calibrate",
+    "checked",
+    "decode_attention",
+    "encode",
+    "hadamard",
+    "merge",
+    "quantize",
+    "quantize_query",
+    "score",
+    "select_topk",
+    "topk",
+]
 
 if TYPE_CHECKING:
     from .cache import KVCache, decode_attention
+    from .checks import checked
     from .codes import PAPER, KeyCodes, calibrate, encode
     from .ops import (
         attend,

@@ -39,7 +39,7 @@ def quantize(x: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray
 
 
 def quantize_query(x: NDArray[np.float32], bits: int = 4) -> NDArray[np.uint64]:
-    """Split transformed queries x (..., Dt) into packed bit planes (..., bits * P), weighted metric.
+    """Bit planes (..., bits * P) of transformed queries x (..., Dt), for the weighted metric.
 
     The sign plane comes first, 1 where x > 0; then the planes of the weights, most significant
     first: w = rint(|x| / m * wmax) with m the largest |x| of the row that is a number and

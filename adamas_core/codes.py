@@ -1,0 +1,287 @@
+"""The 2-bit shadow of the keys: thresholds, encoding, and codes that grow token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .dispatch import Array, int_or_view, load, numpy_views, returner
+from .ops import DEFAULT_BACKEND, hadamard, thresholds_array
+
+TILE = 64  # tokens a tile of the planes
+
+# The published code's thresholds, the same for queries and keys (arXiv 2510.18413).
+PAPER = np.array([-10, 0, 10], np.float32)
+PAPER.setflags(write=False)
+
+# The outer thresholds in units of the keys' rms: those of the least mean squared error for a
+# normal variable cut into four (Max 1960 has 0.9816); 0.996 was measured best on real keys.
+RMS_SHARE = 0.996
+
+
+def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) -> Array:
+    """Thresholds of a KV head's codes, from a sample of its keys; 128 tokens are enough.
+
+    Parameters
+    ----------
+    k : array (B, H_kv, S, D)
+        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds.
+    rule : {"rms", "quartiles"}
+        "rms": (-t, 0, t) with t = 0.996 times the root mean square of the head's transformed
+        keys. "quartiles": the quartiles of their coordinates.
+    length : int or array (B,) of integers, optional
+        Leading tokens of each sequence to use; all S if not given.
+
+    Returns
+    -------
+    array (H_kv, 3), float32
+
+    Raises
+    ------
+    TypeError
+        k has another dtype.
+    ValueError
+        There is no token, rule is unknown, or the keys hold NaN or infinities.
+    """
+    (a,) = numpy_views(k=k)
+    checks.floats("calibrate", "k", a, (3, 4))
+    a = a[None] if a.ndim == 3 else a
+    B, H_kv, S, D = a.shape
+    n = checks.length("calibrate", S if length is None else int_or_view("length", length), B, S)
+    counts = np.broadcast_to(n, (B,))
+    if counts.sum() == 0:
+        raise ValueError(f"calibrate: {checks.shown('k', a)}; expected at least one token")
+    sequences = [a[b, :, : counts[b]] for b in range(B)]  # each (H_kv, n_b, D)
+    t = np.zeros((H_kv, 3), np.float32)
+    if rule == "rms":
+        squares = sum(_sum_of_squares(x) for x in sequences)  # (H_kv,)
+        t[:, 2] = RMS_SHARE * np.sqrt(squares / (counts.sum() * checks.padded(D)))
+        t[:, 0] = -t[:, 2]
+    elif rule == "quartiles":
+        coordinates = np.concatenate([hadamard(x) for x in sequences], axis=1).reshape(H_kv, -1)
+        t[:] = np.quantile(coordinates, [0.25, 0.5, 0.75], axis=1).T
+    else:
+        raise ValueError(f"calibrate: rule={rule!r}; expected 'rms' or 'quartiles'")
+    if not np.isfinite(t).all():
+        raise ValueError(
+            f"calibrate: {checks.shown('k', a)} gives thresholds {t.tolist()}; expected finite keys"
+        )
+    return returner(k)(t)
+
+
+def _sum_of_squares(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Per head (H_kv,), in float64, converting 1024 tokens at a time."""
+    total = np.zeros(len(x))
+    for s in range(0, x.shape[1], 1024):
+        block = x[:, s : s + 1024].astype(np.float64)
+        total += np.einsum("hsd,hsd->h", block, block)
+    return total
+
+
+class KeyCodes:
+    """Codes of the keys of one attention layer, 2 bits a coordinate, that grow token by token.
+
+    Parameters
+    ----------
+    planes : array (2, B, H_kv, T, 8, P, 8), uint64
+        High plane and low plane, each: tile of 64 tokens, group of 8 tokens, word, token in the
+        group. Used as it is; `append` writes into its free slots.
+    length : int or array (B,) of integers
+        Tokens in the planes, of all sequences or of each.
+    thresholds : array (H_kv, 3) or (3,), float32
+    head_dim : int
+        D.
+    backend : {"cpu", "reference"}
+
+    Attributes
+    ----------
+    planes, length, thresholds, head_dim, backend
+        As above; planes end at the last tile in use.
+    tokens : int
+        The largest length.
+    shape : tuple
+        (B, H_kv, tokens, D), the shape of the keys that it stands for.
+
+    See Also
+    --------
+    encode : makes one from keys.
+    """
+
+    def __init__(
+        self,
+        planes: Array,
+        length: int | Array,
+        thresholds: Array | Sequence[float],
+        head_dim: int,
+        backend: str = DEFAULT_BACKEND,
+    ) -> None:
+        (buffer,) = numpy_views(planes=planes)
+        checks.planes("KeyCodes", buffer)
+        _, B, H_kv, T, _, P, _ = buffer.shape
+        if not 1 <= checks.integer("KeyCodes", "head_dim", head_dim) <= checks.MAX_HEAD_DIM:
+            raise ValueError(f"KeyCodes: head_dim={head_dim}; expected 1 to {checks.MAX_HEAD_DIM}")
+        if _words(head_dim) != P:
+            raise ValueError(
+                f"KeyCodes: {checks.shown('planes', buffer)} has P={P} words a plane; expected "
+                f"{_words(head_dim)} for head_dim={head_dim}"
+            )
+        t = thresholds_array(thresholds)
+        checks.thresholds("KeyCodes", t, H_kv)
+        n = int_or_view("length", length)
+        load(backend)
+        self._buffer = buffer
+        self._length = np.broadcast_to(checks.length("KeyCodes", n, B, TILE * T), (B,)).astype(int)
+        self._ragged = np.ndim(n) == 1
+        self.thresholds = np.broadcast_to(t, (H_kv, 3)).copy()
+        self.head_dim = int(head_dim)
+        self.backend = backend
+
+    @classmethod
+    def empty(
+        cls,
+        B: int,
+        H_kv: int,
+        head_dim: int,
+        thresholds: Array | Sequence[float],
+        backend: str = DEFAULT_BACKEND,
+        capacity: int = 0,
+    ) -> KeyCodes:
+        """Codes of no token yet, with room for `capacity`."""
+        T = -(-capacity // TILE)
+        planes = np.zeros((2, B, H_kv, T, 8, _words(head_dim), 8), np.uint64)
+        return cls(planes, 0, thresholds, head_dim, backend)
+
+    @property
+    def length(self) -> int | np.ndarray[Any, Any]:
+        """Tokens: an int, or (B,) where the sequences were given lengths of their own."""
+        return self._length.copy() if self._ragged else self.tokens
+
+    @property
+    def tokens(self) -> int:
+        """The largest length."""
+        return int(self._length.max(initial=0))
+
+    @property
+    def planes(self) -> np.ndarray[Any, Any]:
+        """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
+        return self._buffer[:, :, :, : -(-self.tokens // TILE)]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H_kv, tokens, D)."""
+        return self._buffer.shape[1], self._buffer.shape[2], self.tokens, self.head_dim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the planes in use."""
+        return int(self.planes.nbytes)
+
+    def __repr__(self) -> str:
+        return f"KeyCodes(shape={self.shape}, length={self.length}, backend={self.backend!r})"
+
+    def append(self, k: Array, count: int | Array | None = None) -> None:
+        """Encode new tokens' keys behind the others, in place; room grows by doubling.
+
+        Parameters
+        ----------
+        k : array (B, H_kv, S, D)
+            float16, bfloat16 or float32; B may be absent where it is 1.
+        count : array (B,) of integers, optional
+            How many of the S tokens each sequence really has, the first ones.
+
+        Raises
+        ------
+        TypeError
+            k has another dtype.
+        ValueError
+            k's shape is not that of the codes, or count is out of range.
+        """
+        (a,) = numpy_views(k=k)
+        checks.floats("KeyCodes.append", "k", a, (3, 4))
+        a = a[None] if a.ndim == 3 else a
+        B, H_kv, _, D = self.shape
+        S = a.shape[2]
+        if (a.shape[0], a.shape[1], a.shape[3]) != (B, H_kv, D):
+            raise ValueError(
+                f"KeyCodes.append: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D})"
+            )
+        added = checks.length(
+            "KeyCodes.append", S if count is None else int_or_view("count", count), B, S
+        )
+        if count is not None:
+            self._ragged = True
+        self.reserve(self.tokens + S)
+        start = self._length if self._ragged else self.tokens
+        load(self.backend).encode(a, self.thresholds, self._buffer, start)
+        self._length = self._length + added
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` in all, at least twice the present room where that is short."""
+        held = self._buffer.shape[3]
+        needed = -(-tokens // TILE)
+        if needed <= held and self._buffer.flags.writeable:
+            return
+        shape = list(self._buffer.shape)
+        shape[3] = needed if needed <= held else max(needed, 2 * held)
+        grown = np.zeros(shape, np.uint64)
+        used = self.planes.shape[3]
+        grown[:, :, :, :used] = self.planes
+        self._buffer = grown
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first `tokens` of every sequence."""
+        if not 0 <= checks.integer("KeyCodes.truncate", "tokens", tokens) <= self.tokens:
+            raise ValueError(f"KeyCodes.truncate: tokens={tokens}; expected 0 to {self.tokens}")
+        self._length = np.minimum(self._length, tokens)
+
+
+def encode(
+    k: Array,
+    thresholds: Array | Sequence[float] | None = None,
+    length: int | Array | None = None,
+    backend: str = DEFAULT_BACKEND,
+) -> KeyCodes:
+    """Codes of cached keys, which `select_topk` searches.
+
+    Parameters
+    ----------
+    k : array (B, H_kv, S, D)
+        float16, bfloat16 or float32, as cached (after RoPE); B may be absent.
+    thresholds : array (H_kv, 3) or (3,), float32, or three numbers, optional
+        Ascending. `calibrate` of the first 1024 tokens if not given; PAPER for the paper's.
+    length : int or array (B,) of integers, optional
+        Leading tokens of each sequence that count; all S if not given.
+    backend : {"cpu", "reference"}
+
+    Returns
+    -------
+    KeyCodes
+
+    Raises
+    ------
+    TypeError
+        k or thresholds have another dtype.
+    ValueError
+        Shapes do not fit, thresholds are not ascending, or there is no token to calibrate from.
+    """
+    (a,) = numpy_views(k=k)
+    checks.floats("encode", "k", a, (3, 4))
+    a = a[None] if a.ndim == 3 else a
+    B, H_kv, S, D = a.shape
+    n = checks.length("encode", S if length is None else int_or_view("length", length), B, S)
+    if thresholds is None:
+        sample = np.minimum(n, 1024)
+        thresholds = calibrate(a[:, :, :1024], length=sample if np.ndim(n) else int(sample))
+    t = thresholds_array(thresholds)
+    checks.thresholds("encode", t, H_kv)
+    t = np.ascontiguousarray(np.broadcast_to(t, (H_kv, 3)))
+    planes = load(backend).encode(a, t)
+    return KeyCodes(planes, n, t, D, backend)
+
+
+def _words(head_dim: int) -> int:
+    """P: words a bit plane of one token."""
+    return -(-checks.padded(head_dim) // 64)

@@ -1,0 +1,258 @@
+"""KVCache: what goes in comes out, codes follow the keys, and its file is whole or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import DTYPES, head_dims, seeds
+from tolerances import assert_same_bits
+
+from adamas_core import KVCache, attend, calibrate, decode_attention, encode, select_topk
+
+RNG = np.random.default_rng
+
+
+def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
+    return RNG(seed).standard_normal(shape).astype(dtype)
+
+
+@settings(max_examples=100)
+@given(
+    chunks=st.lists(st.integers(0, 90), min_size=1, max_size=6),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), head_dims),
+    dtype=st.sampled_from(DTYPES),
+    given_thresholds=st.booleans(),
+    capacity=st.sampled_from([0, 1, 100, 1000]),
+    seed=seeds,
+)
+def test_appends_equal_one_encode(
+    chunks: list[int],
+    shape: tuple[int, int, int],
+    dtype: Any,
+    given_thresholds: bool,
+    capacity: int,
+    seed: int,
+) -> None:
+    """However the tokens arrive, k, v and codes are those of the whole."""
+    (B, H_kv, D), S = shape, sum(chunks)
+    k, v = normal(B, H_kv, S, D, dtype=dtype, seed=seed), normal(B, H_kv, S, D, dtype=dtype)
+    cache = KVCache(thresholds=[-0.9, 0, 0.9] if given_thresholds else None, capacity=capacity)
+    done = 0
+    for n in chunks:
+        cache.append(k[:, :, done : done + n], v[:, :, done : done + n])
+        done += n
+    layer = cache[0]
+    assert layer.length == S
+    assert_same_bits(layer.k.view(np.uint8), k.view(np.uint8))
+    assert_same_bits(layer.v.view(np.uint8), v.view(np.uint8))
+    if S:
+        assert layer.codes is not None
+        expected = encode(k, layer.codes.thresholds)
+        assert_same_bits(layer.codes.planes, expected.planes)
+
+
+def test_calibrates_again_at_128_tokens() -> None:
+    k = normal(1, 2, 300, 64) * np.linspace(0.5, 2, 300, dtype=np.float32)[:, None]
+    cache = KVCache()
+    cache.append(k[:, :, :100], k[:, :, :100])
+    first = cache[0].codes.thresholds
+    np.testing.assert_array_equal(first, calibrate(k[:, :, :100]))
+    cache.append(k[:, :, 100:127], k[:, :, 100:127])
+    np.testing.assert_array_equal(cache[0].codes.thresholds, first)
+    cache.append(k[:, :, 127:150], k[:, :, 127:150])
+    lasting = cache[0].codes.thresholds
+    np.testing.assert_array_equal(lasting, calibrate(k[:, :, :150]))
+    assert_same_bits(cache[0].codes.planes, encode(k[:, :, :150], lasting).planes)
+    cache.append(k[:, :, 150:], k[:, :, 150:])
+    np.testing.assert_array_equal(cache[0].codes.thresholds, lasting)
+
+
+def test_calibrate_is_the_rms_or_the_quartiles() -> None:
+    k = normal(2, 3, 5000, 48, seed=1) * np.array([1, 2, 3], np.float32)[:, None, None]
+    rms = np.sqrt((k.astype(np.float64) ** 2).sum(axis=(0, 2, 3)) / (2 * 5000 * 64))
+    t = calibrate(k)
+    np.testing.assert_allclose(t[:, 2], 0.996 * rms, rtol=1e-6)
+    np.testing.assert_array_equal(t[:, 0], -t[:, 2])
+    assert not t[:, 1].any()
+    np.testing.assert_allclose(calibrate(k, "quartiles")[:, 2], 0.6745 * rms, rtol=0.02)
+
+
+@pytest.mark.parametrize("G", [1, 3])
+@pytest.mark.parametrize("metric", ["weighted", "manhattan"])
+def test_decode_is_select_then_attend(G: int, metric: str) -> None:
+    k, v = normal(2, 2, 400, 64), normal(2, 2, 400, 64, seed=1)
+    q = normal(2, 2 * G, 1, 64, seed=2)
+    cache = KVCache(metric=metric, sinks=2, recent=3, query_bits=3)
+    cache.append(k, v)
+    out, lse = decode_attention(q, cache, 32, return_lse=True)
+    indices = select_topk(q, cache[0].codes, 32, metric, 3, 2, 3)
+    assert (indices[..., :2] == [0, 1]).all()
+    assert (indices[..., -3:] == [397, 398, 399]).all()
+    expected, expected_lse = attend(q, k, v, indices, return_lse=True)
+    assert_same_bits(out, expected)
+    assert_same_bits(lse, expected_lse)
+
+
+def test_dense_where_the_budget_covers_or_the_layer_is_dense() -> None:
+    k, v, q = normal(2, 100, 64), normal(2, 100, 64, seed=1), normal(6, 1, 64, seed=2)
+    cache = KVCache(2, dense_layers=[1])
+    cache.append(k, v, layer=0)
+    cache.append(k, v, layer=1)
+    dense = attend(q, k, v, None)
+    assert cache[1].codes is None
+    for budget, layer in [(None, 0), (100, 0), (1000, 0), (5, 1)]:
+        assert_same_bits(decode_attention(q, cache, budget, layer), dense)
+    assert np.abs(decode_attention(q, cache, 5, 0) - dense).max() > 0.01
+
+
+def test_ragged_sequences_are_each_their_own() -> None:
+    counts = [np.array([70, 200, 1]), np.array([0, 50, 3]), np.array([1, 1, 1])]
+    t = [-1, 0, 1]
+    cache = KVCache(thresholds=t)
+    own = [KVCache(thresholds=t) for _ in range(3)]
+    for i, count in enumerate(counts):
+        S = int(count.max())
+        k, v = normal(3, 2, S, 32, seed=i), normal(3, 2, S, 32, seed=i + 9)
+        cache.append(k, v, count=count)
+        for b, n in enumerate(count):
+            own[b].append(k[b, :, :n], v[b, :, :n])
+    assert cache[0].length.tolist() == [71, 251, 5]
+    q = normal(3, 4, 1, 32, seed=7)
+    for budget in (4, 100, None):
+        out = decode_attention(q, cache, budget)
+        for b in range(3):
+            alone = decode_attention(q[b], own[b], budget)
+            np.testing.assert_allclose(out[b], alone, atol=2e-6)
+
+
+def test_several_new_tokens_are_causal() -> None:
+    k, v = normal(2, 300, 64), normal(2, 300, 64, seed=1)
+    q = normal(4, 5, 64, seed=2)
+    cache = KVCache(thresholds=[-1, 0, 1])
+    cache.append(k, v)
+    for budget in (16, None):
+        together = decode_attention(q, cache, budget)
+        for l in range(5):
+            until = KVCache(thresholds=[-1, 0, 1])
+            until.append(k[:, : 296 + l], v[:, : 296 + l])
+            alone = decode_attention(q[:, l : l + 1], until, budget)
+            np.testing.assert_allclose(together[:, l : l + 1], alone, atol=2e-6)
+
+
+def test_truncate_then_append() -> None:
+    k, other = normal(2, 300, 64), normal(2, 40, 64, seed=1)
+    cache = KVCache(thresholds=[-1, 0, 1])
+    cache.append(k, k)
+    cache.truncate(170)
+    cache.append(other, other)
+    whole = np.concatenate([k[:, :170], other], axis=1)
+    np.testing.assert_array_equal(cache[0].k[0], whole)
+    q = normal(4, 1, 64, seed=2)
+    expected = select_topk(q, encode(whole, [-1, 0, 1]), 20)
+    np.testing.assert_array_equal(select_topk(q, cache[0].codes, 20), expected)
+
+
+def test_growth_is_amortised() -> None:
+    """1000 appends of one token move the buffers a few times, not each time."""
+    cache = KVCache(thresholds=[-1, 0, 1])
+    seen = set()
+    token = normal(1, 1, 8)
+    for _ in range(1000):
+        cache.append(token, token)
+        seen.add(cache[0].k.__array_interface__["data"][0])
+    assert len(seen) <= 12
+
+
+def test_input_is_not_changed_and_not_kept() -> None:
+    k = normal(2, 10, 64)
+    k.setflags(write=False)
+    cache = KVCache()
+    cache.append(k, k)
+    assert not np.shares_memory(cache[0].k, k)
+
+
+# The file
+
+
+def saved(path: Path, **options: Any) -> KVCache:
+    cache = KVCache(3, dense_layers=[1], sinks=1, recent=2, query_bits=3, **options)
+    for layer in (0, 1):
+        k = normal(2, 2, 150, 48, dtype=ml_dtypes.bfloat16, seed=layer)
+        cache.append(k, k, layer)
+    cache.save(path)
+    return cache
+
+
+@pytest.mark.parametrize("thresholds", [None, [-1, 0, 1]])
+def test_save_and_load(tmp_path: Path, thresholds: Any) -> None:
+    path = tmp_path / "chat.kv"
+    cache = saved(path, thresholds=thresholds)
+    back = KVCache.load(path)
+    names = ["metric", "query_bits", "sinks", "recent", "dense_layers"]
+    assert [getattr(back, n) for n in names] == [getattr(cache, n) for n in names]
+    q = normal(2, 4, 1, 48, seed=5)
+    new = normal(2, 2, 1, 48, dtype=ml_dtypes.bfloat16, seed=6)
+    for layer in (0, 1):
+        assert back[layer].k.dtype == ml_dtypes.bfloat16
+        for c in (cache, back):  # a loaded cache goes on growing as the first one does
+            c.append(new, new, layer)
+        assert_same_bits(
+            decode_attention(q, back, 16, layer), decode_attention(q, cache, 16, layer)
+        )
+    assert back[2].shape is None
+    assert_same_bits(back[0].codes.planes, cache[0].codes.planes)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_first_estimate_stays_one_through_the_file(tmp_path: Path) -> None:
+    k = normal(1, 200, 64) * np.linspace(1, 3, 200, dtype=np.float32)[:, None]
+    cache = KVCache()
+    cache.append(k[:, :100], k[:, :100])
+    cache.save(tmp_path / "a")
+    back = KVCache.load(tmp_path / "a")
+    back.append(k[:, 100:], k[:, 100:])
+    np.testing.assert_array_equal(back[0].codes.thresholds, calibrate(k))
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_a_damaged_file_is_refused(data: st.DataObject, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("kv") / "chat.kv"
+    saved(path)
+    whole = path.read_bytes()
+    if data.draw(st.booleans()):
+        damaged = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    else:
+        at = data.draw(st.integers(0, len(whole) - 1))
+        bit = 1 << data.draw(st.integers(0, 7))
+        damaged = whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"chat\.kv (is no KVCache file|is cut|has version)"):
+        KVCache.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "chat.kv"
+    cache = saved(path)
+    whole = path.read_bytes()
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.save(path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        KVCache.load(tmp_path / "none")

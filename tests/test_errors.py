@@ -1,0 +1,361 @@
+"""Wrong input gives one clear error, which names the argument, its shape and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adamas_core as ac
+
+F32, F16, F64 = np.float32, np.float16, np.float64
+ones = np.ones
+
+
+def codes(S: int = 100, D: int = 64) -> ac.KeyCodes:
+    return ac.encode(ones((2, 3, S, D), F32))
+
+
+def filled(**options: Any) -> ac.KVCache:
+    cache = ac.KVCache(2, **options)
+    x = np.random.default_rng(0).standard_normal((3, 40, 64)).astype(F32)
+    cache.append(x, x)
+    return cache
+
+
+def query(*shape: int) -> np.ndarray[Any, Any]:
+    return ones(shape or (2, 6, 1, 64), F32)
+
+
+planes = np.zeros((2, 2, 3, 2, 8, 1, 8), np.uint64)
+words = np.zeros((2, 6, 1, 4), np.uint64)
+kv = ones((2, 3, 100, 64), F32)
+index = np.zeros((2, 6, 1, 8), np.int32)
+distances = np.zeros((2, 6, 1, 100), np.uint16)
+misaligned = np.zeros(33, np.uint8)[1:].view(F32)
+
+CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    # arrays of any function
+    "a list": (lambda: ac.hadamard([1.0, 2.0]), TypeError, "x is a builtins.list; expected an arr"),
+    "float64": (
+        lambda: ac.hadamard(ones(3)),
+        TypeError,
+        r"hadamard: x is float64 \(3,\); expected",
+    ),
+    "big-endian": (lambda: ac.hadamard(ones(4, ">f4")), TypeError, "x is >f4|x is float32"),
+    "integers": (lambda: ac.encode(ones((1, 2, 8), int)), TypeError, r"k is int64 \(1, 2, 8\)"),
+    "no axis": (lambda: ac.hadamard(np.array(1.0, F32)), ValueError, r"x is float32 \(\)"),
+    "head_dim 0": (lambda: ac.hadamard(ones((3, 0), F32)), ValueError, r"x is float32 \(3, 0\)"),
+    "head_dim 4096": (lambda: ac.hadamard(ones(4096, F32)), ValueError, "1 to 2048"),
+    "last axis strided": (
+        lambda: ac.hadamard(ones((4, 8), F32).T),
+        ValueError,
+        r"x is float32 \(8, 4\) with strides \(4, 32\); expected the last axis contiguous",
+    ),
+    "misaligned": (lambda: ac.hadamard(misaligned), ValueError, "no multiple of its itemsize 4"),
+    # quantize
+    "quantize float16": (
+        lambda: ac.quantize(ones(8, F16), ac.PAPER),
+        TypeError,
+        "expected dtype fl",
+    ),
+    "quantize not transformed": (
+        lambda: ac.quantize(ones((5, 80), F32), ac.PAPER),
+        ValueError,
+        r"x is float32 \(5, 80\); expected a power of two",
+    ),
+    "thresholds out of order": (
+        lambda: ac.quantize(ones(8, F32), [1, 0, 2]),
+        ValueError,
+        r"thresholds is float32 \(3,\), \[1.0, 0.0, 2.0\]; expected ascending",
+    ),
+    "thresholds NaN": (lambda: ac.quantize(ones(8, F32), [0, 1, np.nan]), ValueError, "ascending"),
+    "thresholds float64": (
+        lambda: ac.quantize(ones(8, F32), np.zeros(3)),
+        TypeError,
+        r"thresholds is float64 \(3,\); expected dtype float32",
+    ),
+    "thresholds of other heads": (
+        lambda: ac.quantize(ones((2, 5, 8), F32), np.zeros((3, 3), F32)),
+        ValueError,
+        r"thresholds is float32 \(3, 3\); expected shape \(3,\) or \(2, 3\)",
+    ),
+    "encode thresholds out of order": (
+        lambda: ac.encode(kv, [3, 2, 1]),
+        ValueError,
+        "encode: thresholds .* expected ascending",
+    ),
+    "query bits 1": (
+        lambda: ac.quantize_query(ones(8, F32), 1),
+        ValueError,
+        "bits=1; expected 2 to 8",
+    ),
+    "query bits float": (lambda: ac.quantize_query(ones(8, F32), 4.0), TypeError, "bits=4.0"),
+    "query bits too many": (
+        lambda: ac.quantize_query(ones(2048, F32), 5),
+        ValueError,
+        "bits=5 at head_dim 2048 gives distances up to 92160",
+    ),
+    # score
+    "score query dtype": (
+        lambda: ac.score(words.astype(np.int64), planes, 100),
+        TypeError,
+        r"query is int64 \(2, 6, 1, 4\); expected dtype uint64",
+    ),
+    "score planes shape": (
+        lambda: ac.score(words, planes[..., :4], 9),
+        ValueError,
+        "planes is uint64",
+    ),
+    "score planes strided": (
+        lambda: ac.score(words, np.repeat(planes, 2, axis=5)[..., ::2, :], 9),
+        ValueError,
+        "expected the last 4 axes contiguous",
+    ),
+    "score width": (
+        lambda: ac.score(words, planes, 9, "manhattan"),
+        ValueError,
+        "expected 2 times P words for metric='manhattan'",
+    ),
+    "score batch": (lambda: ac.score(words[:1], planes, 9), ValueError, "expected the same batch"),
+    "score heads": (
+        lambda: ac.score(words[:, :4], planes, 9),
+        ValueError,
+        "multiple of the KV heads, 3",
+    ),
+    "score length": (
+        lambda: ac.score(words, planes, 129),
+        ValueError,
+        "length=129; expected 0 to 128",
+    ),
+    "score length shape": (
+        lambda: ac.score(words, planes, np.array([1, 2, 3])),
+        ValueError,
+        r"length is int64 \(3,\); expected shape \(2,\)",
+    ),
+    "score length float": (
+        lambda: ac.score(words, planes, 9.0),
+        TypeError,
+        "length is a builtins.float",
+    ),
+    "score metric": (
+        lambda: ac.score(words, planes, 9, "l2"),
+        ValueError,
+        "metric='l2'; expected 'weigh",
+    ),
+    # topk
+    "topk dtype": (lambda: ac.topk(distances.astype(int), 8), TypeError, "distances is int64"),
+    "budget 0": (lambda: ac.topk(distances, 0), ValueError, "topk: budget=0; expected at least 1"),
+    "budget above S": (
+        lambda: ac.topk(distances, 101),
+        ValueError,
+        r"budget=101 is above the 100 tokens of shape \(2, 6, 1, 100\)",
+    ),
+    "budget float": (lambda: ac.topk(distances, 8.0), TypeError, "budget=8.0; expected an integer"),
+    "budget bool": (
+        lambda: ac.topk(distances, True),
+        TypeError,
+        "budget=True; expected an integer",
+    ),
+    "forced above budget": (
+        lambda: ac.topk(distances, 8, 5, 4),
+        ValueError,
+        "are 9 tokens; expected at",
+    ),
+    "sinks negative": (
+        lambda: ac.topk(distances, 8, -1),
+        ValueError,
+        "sinks=-1; expected at least 0",
+    ),
+    # select_topk
+    "select codes": (lambda: ac.select_topk(query(), planes, 8), TypeError, "codes is a ndarray"),
+    "select empty": (
+        lambda: ac.select_topk(query(), ac.KeyCodes.empty(2, 3, 64, [-1, 0, 1]), 8),
+        ValueError,
+        r"codes of shape \(2, 3, 0, 64\) are empty",
+    ),
+    "select budget 0": (lambda: ac.select_topk(query(), codes(), 0), ValueError, "budget=0"),
+    "select budget above S": (
+        lambda: ac.select_topk(query(), codes(), 101),
+        ValueError,
+        "budget=101 is above the 100 tokens",
+    ),
+    "select head_dim": (
+        lambda: ac.select_topk(query(2, 6, 1, 32), codes(), 8),
+        ValueError,
+        r"q is float32 \(2, 6, 1, 32\); expected head_dim 64",
+    ),
+    "select axes": (
+        lambda: ac.select_topk(query(6, 64), codes(), 8),
+        ValueError,
+        "expected 3 or 4 axes",
+    ),
+    "select batch": (
+        lambda: ac.select_topk(query(1, 6, 1, 64), codes(), 8),
+        ValueError,
+        "same batch",
+    ),
+    # attend
+    "attend k and v": (
+        lambda: ac.attend(query(), kv, kv[:, :, :50], index),
+        ValueError,
+        r"k is float32 \(2, 3, 100, 64\) and v is float32 \(2, 3, 50, 64\)",
+    ),
+    "attend head_dim": (
+        lambda: ac.attend(query(2, 6, 1, 32), kv, kv, index),
+        ValueError,
+        "expected head_dim 64",
+    ),
+    "attend heads": (
+        lambda: ac.attend(query(2, 4, 1, 64), kv, kv, index),
+        ValueError,
+        "multiple of the",
+    ),
+    "attend indices dtype": (
+        lambda: ac.attend(query(), kv, kv, index.astype(np.int64)),
+        TypeError,
+        r"indices is int64 \(2, 6, 1, 8\); expected dtype int32",
+    ),
+    "attend indices shape": (
+        lambda: ac.attend(query(), kv, kv, index[:, :3]),
+        ValueError,
+        r"indices is int32 \(2, 3, 1, 8\); expected \(2, 6, 1, 'K'\)",
+    ),
+    "attend index": (lambda: ac.attend(query(), kv, kv, index + 100), IndexError, "100"),
+    "attend dense": (
+        lambda: ac.attend(query(2, 6, 9, 64), kv[:, :, :5], kv[:, :, :5], None),
+        ValueError,
+        "has 9 tokens and k 5",
+    ),
+    # codes
+    "calibrate nothing": (lambda: ac.calibrate(kv[:, :, :0]), ValueError, "at least one token"),
+    "calibrate rule": (lambda: ac.calibrate(kv, "median"), ValueError, "rule='median'"),
+    "calibrate NaN": (lambda: ac.calibrate(kv * np.nan), ValueError, "expected finite keys"),
+    "encode axes": (
+        lambda: ac.encode(kv[0, 0]),
+        ValueError,
+        r"k is float32 \(100, 64\); expected 3 or",
+    ),
+    "encode length": (
+        lambda: ac.encode(kv, length=101),
+        ValueError,
+        "length=101; expected 0 to 100",
+    ),
+    "encode backend": (
+        lambda: ac.encode(kv, backend="tpu"),
+        ValueError,
+        "backend='tpu': expected one",
+    ),
+    "codes append": (
+        lambda: codes().append(kv[:, :2]),
+        ValueError,
+        r"k is float32 \(2, 2, 100, 64\); expected \(2, 3, S, 64\)",
+    ),
+    "codes words": (
+        lambda: ac.KeyCodes(planes, 9, [-1, 0, 1], 128),
+        ValueError,
+        "has P=1 words a plane; expected 2 for head_dim=128",
+    ),
+    "codes truncate": (lambda: codes().truncate(101), ValueError, "tokens=101; expected 0 to 100"),
+    # cache
+    "cache empty": (
+        lambda: ac.decode_attention(query(6, 1, 64), ac.KVCache(), 8),
+        ValueError,
+        r"layer 0 of the cache is empty; append the tokens of q is float32 \(6, 1, 64\) first",
+    ),
+    "cache k empty": (lambda: ac.KVCache()[0].k, ValueError, "the layer is empty and has no k"),
+    "cache layer": (lambda: filled()[2], IndexError, "layer=2; expected 0 to 1"),
+    "cache layers": (lambda: ac.KVCache(0), ValueError, "layers=0; expected at least 1"),
+    "cache dense layer": (lambda: ac.KVCache(2, dense_layers=[5]), ValueError, r"holds \[5\]"),
+    "cache thresholds": (
+        lambda: ac.KVCache(thresholds=[2, 1, 0]),
+        ValueError,
+        "expected ascending",
+    ),
+    "cache thresholds heads": (
+        lambda: filled(thresholds=np.zeros((4, 3), F32)),
+        ValueError,
+        r"thresholds is float32 \(4, 3\); expected shape \(3,\) or \(3, 3\)",
+    ),
+    "cache metric": (lambda: ac.KVCache(metric="hamming"), ValueError, "metric='hamming'"),
+    "cache sinks": (lambda: ac.KVCache(sinks=-1), ValueError, "sinks=-1"),
+    "cache budget 0": (
+        lambda: ac.decode_attention(query(6, 1, 64), filled(), 0),
+        ValueError,
+        "budget=0",
+    ),
+    "cache budget forced": (
+        lambda: ac.decode_attention(query(6, 1, 64), filled(sinks=5, recent=5), 8),
+        ValueError,
+        "are 10 tokens; expected at most budget=8",
+    ),
+    "cache head_dim": (
+        lambda: ac.decode_attention(query(6, 1, 32), filled(), 8),
+        ValueError,
+        "expected head_dim 64, as the cache has",
+    ),
+    "cache dtype": (
+        lambda: filled().append(ones((3, 1, 64), F16), ones((3, 1, 64), F16)),
+        TypeError,
+        r"k is float16 \(1, 3, 1, 64\); expected float32",
+    ),
+    "cache shape": (
+        lambda: filled().append(ones((3, 1, 32), F32), ones((3, 1, 32), F32)),
+        ValueError,
+        r"k is float32 \(1, 3, 1, 32\); expected \(1, 3, S, 64\)",
+    ),
+    "cache queries": (
+        lambda: ac.decode_attention(query(6, 41, 64), filled(), 8),
+        ValueError,
+        "has 41 tokens and the cache 40",
+    ),
+    "cache no cache": (
+        lambda: ac.decode_attention(query(6, 1, 64), kv, 8),  # type: ignore[arg-type]
+        TypeError,
+        "cache is a ndarray; expected KVCache",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error(name: str) -> None:
+    call, error, message = CASES[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("function", ["hadamard", "encode", "attend", "decode"])
+def test_nan_in_checked_mode(function: str) -> None:
+    bad = kv.copy()
+    bad[1, 2, 3, 4] = np.nan
+    calls: dict[str, Callable[[], Any]] = {
+        "hadamard": lambda: ac.hadamard(bad),
+        "encode": lambda: ac.encode(bad, ac.PAPER),
+        "attend": lambda: ac.attend(query(), bad, kv, index),
+        "decode": lambda: ac.KVCache(thresholds=[-1, 0, 1]).append(bad, kv),
+    }
+    calls[function]()
+    with (
+        ac.checked(),
+        pytest.raises(ValueError, match=r"expected no NaN, found 1, .* \(1, 2, 3, 4\)"),
+    ):
+        calls[function]()
+
+
+def test_checked_mode_from_the_environment() -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = "import numpy as np, adamas_core as ac; ac.hadamard(np.array([np.nan], np.float32))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ADAMAS_CHECKED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "expected no NaN, found 1" in run.stderr
