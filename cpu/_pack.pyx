@@ -177,26 +177,29 @@ def append(k, thresholds, planes, start):
     IndexError
         A token lies before the planes or beyond their 64 T slots. Nothing was written.
     """
-    cdef const float[:, :, :, ::1] single
-    cdef const uint16_t[:, :, :, ::1] half
+    cdef const float[:, :, :, :] single
+    cdef const uint16_t[:, :, :, :] half
     cdef const float[:, :] t
-    cdef uint64_t[:, :, :, :, :, :, ::1] p
+    cdef uint64_t[:, :, :, :, :, :, :] p
     cdef const int64_t[:] starts
     cdef Py_ssize_t B, H, S, D, T, P, b, h, s, own, first = 0
-    cdef bint is_single, is_float16, one_start
+    cdef bint is_single, is_float16, one_start, contiguous
     cdef float head_thresholds[3]
     cdef uint64_t *high
     cdef uint64_t *low
 
     dtype = k.dtype
+    # The buffer protocol has no bfloat16, and Cython reads no float16 out of it: both pass as words.
     is_single = dtype == _float32
     is_float16 = not is_single and dtype == _float16
     if is_single:
         single = k
         B, H, S, D = single.shape[0], single.shape[1], single.shape[2], single.shape[3]
+        contiguous = D == 1 or single.strides[3] == sizeof(float)
     elif is_float16 or (dtype.type.__name__ == "bfloat16" and dtype.isnative):
         half = k.view(_uint16)
         B, H, S, D = half.shape[0], half.shape[1], half.shape[2], half.shape[3]
+        contiguous = D == 1 or half.strides[3] == sizeof(uint16_t)
     else:
         raise TypeError(f"k is {dtype}; append takes float16, bfloat16 or float32")
     if thresholds.dtype != _float32:
@@ -216,9 +219,10 @@ def append(k, thresholds, planes, start):
         raise ValueError(f"planes {planes.shape} do not belong to k {k.shape}")
     if t.shape[1] != 3 or t.shape[0] not in (1, H):
         raise ValueError(f"thresholds {thresholds.shape} are neither (3,) nor ({H}, 3)")
-    # The stride of an axis of length 1 may be anything.
-    if (
-        (P > 1 and p.strides[5] != 64) or p.strides[4] != 64 * P
+    if not contiguous:
+        raise ValueError("the last axis of k is not contiguous")
+    if (  # an axis of length 1 may have any stride
+        p.strides[6] != 8 or (P > 1 and p.strides[5] != 64) or p.strides[4] != 64 * P
         or (T > 1 and p.strides[3] != 512 * P)
     ):
         raise ValueError("the last four axes of planes are not contiguous")
