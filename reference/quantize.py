@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ def quantize(x: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray
 
 
 def quantize_query(x: NDArray[np.float32], bits: int = 4) -> NDArray[np.uint64]:
-    """Split transformed queries x (..., Dt) into packed bit planes (..., bits * P), weighted metric.
+    """Split transformed queries x (..., Dt) into bit planes (..., bits * P), weighted metric.
 
     The sign plane comes first, 1 where x > 0; then the planes of the weights, most significant
     first: w = rint(|x| / m * wmax) with m the largest |x| of the row that is a number and
@@ -74,7 +76,7 @@ def from_planes(planes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def encode(
-    k: NDArray,
+    k: NDArray[Any],
     thresholds: NDArray[np.float32],
     planes: NDArray[np.uint64] | None = None,
     start: int | NDArray[np.integer] = 0,

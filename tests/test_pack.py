@@ -110,7 +110,7 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_every_16_bit_number(dtype: Any) -> None:
-    # With D = 1 the transform is the widening alone; thresholds at subnormal, zero and large values.
+    # With D = 1 the transform is the widening alone. Thresholds are subnormal, plain and huge.
     k = np.arange(2**16, dtype=np.uint16).view(dtype).reshape(1, 1, -1, 1)
     tiny = np.finfo(np.float16).smallest_subnormal
     for thresholds in ([-tiny, 0, tiny], [-np.inf, 1, np.inf], [-2048, -1, 65504]):
