@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,13 +11,13 @@ from .score import visible_tokens
 
 
 def attend(
-    q: NDArray,
-    k: NDArray,
-    v: NDArray,
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
     indices: NDArray[np.int32] | None,
     scale: float | None = None,
     return_lse: bool = False,
-) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
+) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float32]]:
     """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
 
     With I the indices of a query that are not negative:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 
-def hadamard(x: NDArray) -> NDArray[np.float32]:
+def hadamard(x: NDArray[Any]) -> NDArray[np.float32]:
     """Transform x (..., D) of any float dtype into float32 (..., Dt).
 
     y = H x / sqrt(Dt), where H is the Sylvester matrix: H_1 = [1] and

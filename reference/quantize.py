@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,7 +76,7 @@ def from_planes(planes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def encode(
-    k: NDArray,
+    k: NDArray[Any],
     thresholds: NDArray[np.float32],
     planes: NDArray[np.uint64] | None = None,
     start: int | NDArray[np.integer] = 0,

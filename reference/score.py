@@ -12,7 +12,7 @@ INVISIBLE = 65535  # the distance of a token that a query does not see; no true 
 
 def visible_tokens(length: NDArray[np.integer], L: int) -> NDArray[np.int64]:
     """How many tokens each query sees, (B, L): the last of them all, the one before one less."""
-    seen = np.asarray(length, np.int64)[:, None] - np.arange(L)[::-1]
+    seen: NDArray[np.int64] = np.asarray(length, np.int64)[:, None] - np.arange(L)[::-1]
     return np.maximum(seen, 0)
 
 

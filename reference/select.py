@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def select_topk(
-    q: NDArray,
+    q: NDArray[Any],
     codes: KeyCodes,
     budget: int,
     metric: str = "weighted",

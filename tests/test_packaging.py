@@ -1,0 +1,162 @@
+"""The wheel holds the tree, and every way of installing it works, at the tree's root and away."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.packaging
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "adamas_core": "adamas_core",
+    "cpu": "adamas_core/cpu",
+    "gpu": "adamas_core/gpu",
+    "reference": "adamas_core/reference",
+}
+SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed"}
+
+# What an installation must do, wherever Python is started. Only append needs the compiled module.
+USE = """
+import numpy as np
+import adamas_core.cpu, adamas_core.gpu, adamas_core.reference
+from adamas_core.cpu import _pack
+
+k = np.random.default_rng(0).standard_normal((1, 2, 1, 80)).astype(np.float16)
+t = np.array([-1, 0, 1], np.float32)
+planes = np.zeros((2, 1, 2, 1, 8, 2, 8), np.uint64)
+_pack.append(k, t, planes, 0)
+assert np.array_equal(planes, adamas_core.reference.encode(k, t))
+assert adamas_core.gpu.why_not()
+print(adamas_core.__file__, adamas_core.reference.__file__, _pack.__file__, sep="\\n")
+"""
+
+
+def run(*command: object, cwd: Path) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def copy_of_the_tree(to: Path) -> Path:
+    """A clean checkout: nothing that was built or cached comes along."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.c", "*_api.h", "*.nbi", "*.nbc")
+    for folder in (*FOLDERS, "tests"):
+        shutil.copytree(ROOT / folder, to / folder, ignore=ignore)
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, to)
+    return to
+
+
+def environment(folder: Path) -> Path:
+    """The Python of a fresh environment, which borrows this one's packages but not adamas-core."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    paths = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", "venv", vars=paths))
+    borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    return folder / "bin" / "python"
+
+
+def install(python: Path, *what: object, cwd: Path) -> None:
+    """Install into an environment from what is at hand, downloading nothing."""
+    options = ["-q", "--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, *what, cwd=cwd)
+
+
+def used_files(python: Path, cwd: Path) -> list[Path]:
+    """Where the package, its reference and its compiled module come from, seen from a folder."""
+    return [Path(line).resolve() for line in run(python, "-c", USE, cwd=cwd).splitlines()]
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wheel of the tree, and one of the tree's sdist."""
+    tree = copy_of_the_tree(tmp_path_factory.mktemp("wheel"))
+    run(sys.executable, "-m", "build", "-q", "--no-isolation", "--wheel", tree, cwd=tree)
+    (wheel,) = (tree / "dist").glob("*.whl")
+
+    tree = copy_of_the_tree(tmp_path_factory.mktemp("sdist"))
+    run(sys.executable, "-m", "build", "-q", "--no-isolation", "--sdist", tree, cwd=tree)
+    (sdist,) = (tree / "dist").glob("*.tar.gz")
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    run(sys.executable, "-m", "build", "-q", "--no-isolation", "--wheel", source, cwd=source)
+    (wheel_of_sdist,) = (source / "dist").glob("*.whl")
+    return {"tree": wheel, "sdist": wheel_of_sdist}
+
+
+@pytest.fixture(scope="module", params=["tree", "sdist"])
+def wheel(request: pytest.FixtureRequest, wheels: dict[str, Path]) -> Path:
+    return wheels[request.param]
+
+
+def test_a_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+    expected = {
+        f"{home}/{file.relative_to(ROOT / folder).as_posix()}"
+        for folder, home in FOLDERS.items()
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in SHIPPED and "__pycache__" not in file.parts
+    }
+    expected.add("adamas_core/cpu/_pack" + sysconfig.get_config_var("EXT_SUFFIX"))
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
+    # A file that is missing lies in a folder that pyproject.toml does not list under packages.
+    assert held == expected
+
+
+def test_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    copy_of_the_tree(tree)
+    install(python, wheel, cwd=tmp_path)
+
+    for file in used_files(python, cwd=tmp_path):
+        assert tmp_path / "venv" in file.parents
+    found = "from importlib.util import find_spec as f; print([f(n) for n in ('cpu', 'gpu')])"
+    assert run(python, "-c", found, cwd=tmp_path) == "[None, None]\n"
+
+    # At the root the tree's Python files run, with the wheel's compiled module.
+    package, reference, compiled = used_files(python, cwd=tree)
+    assert (package, reference) == (
+        tree / "adamas_core" / "__init__.py",
+        tree / "reference" / "__init__.py",
+    )
+    assert tmp_path / "venv" in compiled.parents
+
+
+def test_the_wheel_passes_tests_away_from_the_tree(wheels: dict[str, Path], tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    install(python, wheels["tree"], cwd=tmp_path)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    options = ["-q", "-o", "pythonpath=", "-p", "no:cacheprovider"]
+    tests = ["tests/test_pack.py", "tests/test_import.py"]
+    run(python, "-m", "pytest", *options, *tests, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["default", "strict", "compat"])
+def test_an_editable_install(mode: str, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    copy_of_the_tree(tree)
+    settings = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
+    install(python, *settings, "-e", tree, cwd=tmp_path)
+    for cwd in (tree, tmp_path):
+        for file in used_files(python, cwd=cwd):
+            assert tree in file.parents
