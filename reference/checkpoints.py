@@ -237,8 +237,24 @@ _GGUF_NAMES = {
 def open_gguf(path: Path) -> tuple[Any, Settings]:
     """The package's reader of a GGUF file, and its metadata as settings."""
     gguf = needs_extra("gguf")
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        """Keeps the mapped file as a plain array.
+
+        The reader cuts it into a slice a vocabulary entry, and slices of np.memmap are slow: the
+        tables of 49 152 tokens take 0.7 s this way and 1.9 s without.
+        """
+
+        @property
+        def data(self) -> NDArray[np.uint8]:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: NDArray[np.uint8]) -> None:
+            self._data = mapped.view(np.ndarray)
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
     except Exception as error:  # a damaged file surfaces as almost any error
         raise CheckpointError(f"{path}: damaged, or cut short: {error}") from error
 
@@ -306,7 +322,9 @@ def _gguf_tensor(path: Path, tensor: Any) -> Tensor:
 
     def read() -> Array:
         values = needs_extra("gguf.quants").dequantize(tensor.data, tensor.tensor_type)
-        return np.array(values, np.float32).reshape(shape)  # a copy, never a view of the file
+        if np.may_share_memory(values, tensor.data):  # stored as float32: leave the mapped file
+            values = values.copy()
+        return np.asarray(values, np.float32).reshape(shape)
 
     return Tensor(path, shape, read)
 
