@@ -93,7 +93,7 @@ class Settings:
             value = float(value)
         if type(value) is not kind:
             raise CheckpointError(f"{self.path}: {name} is {value!r}, expected {kind.__name__}")
-        return value  # type: ignore[no-any-return]
+        return value
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def open_gguf(path: Path) -> tuple[Any, Settings]:
     """The package's reader of a GGUF file, and its metadata as settings."""
     gguf = needs_extra("gguf")
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+    class Reader(gguf.GGUFReader):  # type: ignore[misc, name-defined]
         """Keeps the mapped file as a plain array.
 
         The reader cuts it into a slice a vocabulary entry, and slices of np.memmap are slow: the

@@ -466,7 +466,8 @@ def _split(text: str, atoms: Iterable[str]) -> list[str]:
 def _load_llama2c(path: Path) -> Tokenizer:
     """llama2.c's tokenizer.bin: the longest token's length, then score, length, bytes of each."""
     data = path.read_bytes()
-    texts, scores = [], []
+    texts: list[str] = []
+    scores: list[float] = []
     offset = 4
     try:
         while offset < len(data):
