@@ -107,4 +107,5 @@ def bfloat16(name: str) -> np.dtype[Any]:
                 f"{name} has dtype bfloat16, which NumPy knows only with ml_dtypes: "
                 "pip install ml_dtypes"
             ) from None
-    return np.dtype(sys.modules["ml_dtypes"].bfloat16)
+    dtype: np.dtype[Any] = np.dtype(sys.modules["ml_dtypes"].bfloat16)
+    return dtype

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adamas_core.reference import llama, tokenizers
-from adamas_core.reference.llama import Config, Layer, Llama, Weights, generate, sample
 from hypothesis import given
 from hypothesis import strategies as st
+
+from adamas_core.reference import llama, tokenizers
+from adamas_core.reference.llama import Config, Layer, Llama, Weights, generate, sample
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "models"
 

@@ -13,11 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from adamas_core.cpu import _pack
-from adamas_core.reference import encode, hadamard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from adamas_core.cpu import _pack
+from adamas_core.reference import encode, hadamard
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 Planes = NDArray[np.uint64]

@@ -1,0 +1,34 @@
+"""The command line: ``adamas-core generate``, ``info`` and ``demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from . import demo, generate, info
+
+COMMANDS = {"generate": generate, "info": info, "demo": demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it did what was asked, 2 with one sentence on stderr when not."""
+    parser = argparse.ArgumentParser(
+        prog="adamas-core",
+        description="Adamas sparse attention for long-context decoding, outside PyTorch.",
+    )
+    parser.add_argument("--version", action="version", version=f"adamas-core {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        told = module.__doc__.splitlines()[0] if module.__doc__ else ""
+        module.arguments(commands.add_parser(name, help=told, description=told))
+    args = parser.parse_args(argv)
+    try:
+        status: int = COMMANDS[args.command].run(args)
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except (ImportError, OSError, ValueError) as error:
+        print(f"adamas-core {args.command}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,146 @@
+"""Ask a small model about 8K tokens of Python's documentation, under full attention and Adamas.
+
+The model is fetched once; the text is the documentation of the reader's own Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..cache import KVCache
+from ..reference.llama import Llama, generate, load
+from . import fetch
+from .meter import Meter, amount
+from .progress import bar
+
+if TYPE_CHECKING:
+    from ..reference.tokenizers import Tokenizer
+
+BUDGET = 128
+ANSWER = 64  # tokens at most
+QUESTION = "According to the text above, what does the assert statement do in Python?"
+
+
+class Answer(NamedTuple):
+    """What a run under one attention gave."""
+
+    tokens: list[int]
+    seconds: float
+    meter: Meter
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=int, default=BUDGET, help=f"tokens a head ({BUDGET})")
+    parser.add_argument("--question", default=QUESTION, help="ask something else of the text")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..reference import tokenizers
+
+    with bar("Loading the model"):
+        path = fetch.smollm2()
+        model = load(path)
+        tokenizer = tokenizers.load(path)
+    prompt = with_documentation(tokenizer, args.question, model.config.context - ANSWER)
+    cache = KVCache(model.config.layers, capacity=model.config.context)
+    begin = time.perf_counter()
+    with bar(f"Reading {len(prompt)} tokens") as move:
+        read(model, prompt[:-1], cache, move)
+    print(
+        f"SmolLM2-135M-Instruct has read {len(prompt)} tokens of your Python's documentation in "
+        f"{time.perf_counter() - begin:.0f} s.\n\n{args.question}\n"
+    )
+    answers = {}
+    for name, budget in (("Full attention", None), (f"Adamas, budget {args.budget}", args.budget)):
+        with bar(name):
+            answer(model, prompt, cache, budget, 2, tokenizer.stop)  # loads the kernels
+            answers[name] = answer(model, prompt, cache, budget, ANSWER, tokenizer.stop)
+    show(answers, tokenizer, model.config.layers)
+    return 0
+
+
+def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[int]:
+    """A question behind as much documentation as fits, `room` tokens in all."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+
+    def asked(length: int) -> list[int]:
+        content = f"{text[:length]}\n\n{question}"
+        return tokenizer.chat([{"role": "user", "content": content}])
+
+    # Tokens grow with characters, so that the longest text that fits is found by bisection.
+    fits, above = 0, min(len(text), 8 * room)
+    while above - fits > 16:
+        middle = (fits + above) // 2
+        if len(asked(middle)) <= room:
+            fits = middle
+        else:
+            above = middle
+    return asked(fits)
+
+
+def read(model: Llama, tokens: list[int], cache: KVCache, move: Callable[[int, int], None]) -> None:
+    """Fill the cache with a prompt, densely."""
+    for _ in generate(model, tokens, cache.attention(None), max_tokens=0, on_prefill=move):
+        pass
+
+
+def answer(
+    model: Llama,
+    prompt: list[int],
+    cache: KVCache,
+    budget: int | None,
+    most: int,
+    stop: frozenset[int],
+) -> Answer:
+    """Decode behind the prompt, of which the cache holds all but the last token."""
+    position = len(prompt) - 1
+    cache.truncate(position)
+    meter = Meter(cache, budget)
+    begin = time.perf_counter()
+    new = generate(model, prompt[-1:], meter, max_tokens=most, stop=stop, position=position)
+    tokens = list(new)
+    return Answer(tokens, time.perf_counter() - begin, meter)
+
+
+def show(answers: dict[str, Answer], tokenizer: Tokenizer, layers: int) -> None:
+    """The answers side by side, and what they cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None, show_lines=True)
+    table.add_column("")
+    for name in answers:
+        table.add_column(name, ratio=1, overflow="fold")
+    full, sparse = answers.values()
+
+    def row(what: str, tell: Callable[[Answer], str]) -> None:
+        table.add_row(what, *map(tell, answers.values()))
+
+    row("answer", lambda a: tokenizer.decode(a.tokens).strip())
+    row(
+        f"attention,\n{layers} layers",
+        lambda a: f"{1e3 * layers * a.meter.seconds / a.meter.calls:.1f} ms a token",
+    )
+    row("KV bytes read", lambda a: f"{amount(layers * a.meter.bytes / a.meter.calls)} a token")
+    row("whole model", lambda a: f"{len(a.tokens) / a.seconds:.1f} tokens/s")
+    Console().print(table)
+
+    agreed = next(
+        (i for i, (a, b) in enumerate(zip(full.tokens, sparse.tokens, strict=False)) if a != b),
+        min(len(full.tokens), len(sparse.tokens)),
+    )
+    same = (
+        "the same answer"
+        if full.tokens == sparse.tokens
+        else (f"answers that agree in their first {agreed} tokens")
+    )
+    per_call = [a.meter.seconds / a.meter.calls for a in (full, sparse)]
+    print(
+        f"They give {same}; a step of attention is {per_call[0] / per_call[1]:.1f}x as fast and "
+        f"reads {sparse.meter.dense_bytes / sparse.meter.bytes:.1f}x fewer bytes of KV cache."
+    )

