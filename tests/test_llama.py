@@ -40,21 +40,9 @@ def tiny(heads=4, kv_heads=2, bias=False, qk_norm=False, tied=False, seed=0, **c
     rng = np.random.default_rng(seed)
     D, E, F, V = 6, 20, 28, 50
     frequencies, gain = llama.rope_frequencies(D, 100.0)
-    sizes = {
-        "layers": 2,
-        "hidden": E,
-        "ffn": F,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": D,
-    }
-    sizes |= {
-        "vocab": V,
-        "context": 64,
-        "norm_eps": 1e-5,
-        "frequencies": frequencies,
-        "rope_gain": gain,
-    }
+    sizes = {"layers": 2, "hidden": E, "ffn": F, "vocab": V, "context": 64, "norm_eps": 1e-5}
+    sizes |= {"heads": heads, "kv_heads": kv_heads, "head_dim": D}
+    sizes |= {"frequencies": frequencies, "rope_gain": gain}
 
     def random(*shape):
         return rng.normal(0, 1.5 / math.sqrt(shape[-1]), shape).astype(np.float32)
