@@ -195,6 +195,8 @@ def _assemble(
 
 def _config(path: Path, theta: float, scaling: dict[str, Any] | None, **sizes: Any) -> Config:
     """The config, with the file's path before whatever is wrong with it."""
+    if sizes["head_dim"] > 1 << 16:  # a damaged number must not ask for gigabytes of frequencies
+        raise CheckpointError(f"{path}: head_dim is {sizes['head_dim']}, more than any model's")
     try:
         frequencies, gain = rope_frequencies(sizes["head_dim"], theta, scaling)
         return Config(frequencies=frequencies, rope_gain=gain, **sizes)

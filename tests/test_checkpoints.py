@@ -428,6 +428,7 @@ def test_integer_weights_are_an_error(tmp_path):
 REFUSED = {
     "family": ({"model_type": "mixtral"}, "'mixtral' is not llama"),
     "odd head_dim": ({"head_dim": 7}, "head_dim is 7.*even"),
+    "huge head_dim": ({"head_dim": 10**12}, "head_dim is 1000000000000"),
     "uneven heads": ({"num_key_value_heads": 3}, "4 query heads cannot share 3"),
     "no layers": ({"num_hidden_layers": 0}, "layers is 0"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
