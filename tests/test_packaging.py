@@ -61,11 +61,12 @@ def copy_of_the_tree(to: Path) -> Path:
 def environment(folder: Path) -> Path:
     """The Python of a fresh environment, which borrows this one's packages but not adamas-core."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
-    paths = {"base": str(folder), "platbase": str(folder)}
-    site = Path(sysconfig.get_path("purelib", "venv", vars=paths))
+    python = folder / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run(python, "-c", where, cwd=folder).strip())
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    return folder / "bin" / "python"
+    return python
 
 
 def install(python: Path, *what: object, cwd: Path) -> None:
