@@ -1,0 +1,8 @@
+"""The operations in Numba: parallel, vectorised, on arrays as they lie in memory."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the build put it
+
+from .hadamard import hadamard
+from .quantize import encode, quantize, quantize_query
