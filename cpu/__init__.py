@@ -6,3 +6,6 @@ __path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the
 
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
+from .score import score
+from .select import select_topk
+from .topk import topk

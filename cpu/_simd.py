@@ -8,7 +8,7 @@ read-only or not, and nothing asks for more than the element's own alignment.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -41,24 +41,24 @@ F32x16 = Vector(F32, 16)
 
 
 def operation(
-    result: types.Type, *arguments: types.Type, key: Any = None
+    result: types.Type, *arguments: types.Type, operators: Sequence[Any] = ()
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Let kernels call what `emit(builder, *values)` generates: by its name, or by an operator."""
+    """Let kernels call what `emit(builder, *values)` generates: by its name, or by operators."""
 
     def define(emit: Callable[..., Any]) -> Any:
-        name = emit if key is None else key
-
-        class Template(ConcreteTemplate):
-            key = name
-            cases = [signature(result, *arguments)]
-
         def lower(context: Any, builder: Any, sig: Any, values: Any) -> Any:
             emitted = emit(builder, *values)
             return context.get_dummy_value() if result is types.void else emitted
 
-        infer_global(name, types.Function(Template))
-        lower_builtin(name, *arguments)(lower)
-        return name
+        for name in operators or (emit,):
+
+            class Template(ConcreteTemplate):
+                key = name
+                cases = [signature(result, *arguments)]
+
+            infer_global(name, types.Function(Template))
+            lower_builtin(name, *arguments)(lower)
+        return emit
 
     return define
 
@@ -157,22 +157,22 @@ def zero_words(builder: Any) -> Any:
     return ir.Constant(U64x8.ir, None)
 
 
-@operation(U64x8, U64x8, key=operator.invert)
+@operation(U64x8, U64x8, operators=[operator.invert])
 def _invert(builder: Any, a: Any) -> Any:
     return builder.not_(a)
 
 
-@operation(U64x8, U64x8, U64x8, key=operator.xor)
+@operation(U64x8, U64x8, U64x8, operators=[operator.xor])
 def _xor(builder: Any, a: Any, b: Any) -> Any:
     return builder.xor(a, b)
 
 
-@operation(U64x8, U64x8, U64x8, key=operator.and_)
+@operation(U64x8, U64x8, U64x8, operators=[operator.and_])
 def _and(builder: Any, a: Any, b: Any) -> Any:
     return builder.and_(a, b)
 
 
-@operation(U64x8, U64x8, U64x8, key=operator.add)
+@operation(U64x8, U64x8, U64x8, operators=[operator.add, operator.iadd])
 def _add_words(builder: Any, a: Any, b: Any) -> Any:
     return builder.add(a, b)
 
@@ -217,27 +217,27 @@ def to_all(builder: Any, x: Any) -> Any:
     return splat(builder, F32x16.ir, x)
 
 
-@operation(F32x16, F32x16, F32x16, key=operator.add)
+@operation(F32x16, F32x16, F32x16, operators=[operator.add, operator.iadd])
 def _add(builder: Any, a: Any, b: Any) -> Any:
     return builder.fadd(a, b)
 
 
-@operation(F32x16, F32x16, F32x16, key=operator.sub)
+@operation(F32x16, F32x16, F32x16, operators=[operator.sub])
 def _subtract(builder: Any, a: Any, b: Any) -> Any:
     return builder.fsub(a, b)
 
 
-@operation(F32x16, F32x16, F32x16, key=operator.mul)
+@operation(F32x16, F32x16, F32x16, operators=[operator.mul])
 def _multiply(builder: Any, a: Any, b: Any) -> Any:
     return builder.fmul(a, b)
 
 
-@operation(F32x16, F32x16, F32x16, key=operator.truediv)
+@operation(F32x16, F32x16, F32x16, operators=[operator.truediv])
 def _divide(builder: Any, a: Any, b: Any) -> Any:
     return builder.fdiv(a, b)
 
 
-@operation(F32x16, F32x16, key=abs)
+@operation(F32x16, F32x16, operators=[abs])
 def _absolute(builder: Any, a: Any) -> Any:
     return call(builder, "llvm.fabs.v16f32", F32x16.ir, a)
 
