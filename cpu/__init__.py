@@ -1,5 +1,11 @@
-"""The CPU backend."""
+"""The operations in Numba: parallel, vectorised, on arrays as they lie in memory."""
 
 from pkgutil import extend_path
 
-__path__ = extend_path(__path__, __name__)
+__path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the build put it
+
+from .hadamard import hadamard
+from .quantize import encode, quantize, quantize_query
+from .score import score
+from .select import select_topk
+from .topk import topk

@@ -1,0 +1,60 @@
+"""The one place that sets JIT flags, and that says when kernels are being compiled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import event
+
+_HERE = Path(__file__).parent
+
+# Strict IEEE arithmetic: the transform's bits are part of the contract, so no fastmath. A division
+# by zero gives inf or NaN, as in NumPy, and never raises.
+_FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+# Numba looks for changes in the file of the kernel alone. A kernel holds code of this folder's other
+# files too, so the newest of them all decides whether a cached one is stale.
+_NEWEST = max(file.stat().st_mtime_ns for file in _HERE.glob("*.py"))
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a parallel kernel at its first call and cache it on disk."""
+    dispatcher = numba.njit(parallel=True, cache=True, **_FLAGS)(function)
+    index = dispatcher._cache._cache_file
+    index._source_stamp = (index._source_stamp, _NEWEST)
+    return dispatcher
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile into every caller; arguments that are constants there are constants inside."""
+    return numba.njit(forceinline=True, **_FLAGS)(function)
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as a function of its own, called by kernels and kept in their cache files."""
+    return numba.njit(**_FLAGS)(function)
+
+
+class _Notice(event.Listener):
+    """Says once that a kernel of this package is compiled; loading from the cache is silent."""
+
+    def on_start(self, event_: event.Event) -> None:
+        dispatcher = event_.data["dispatcher"]
+        code = getattr(getattr(dispatcher, "py_func", None), "__code__", None)
+        if code is None or Path(code.co_filename).parent != _HERE:
+            return
+        if dispatcher.targetoptions.get("parallel"):
+            event.unregister("numba:compile", self)
+            where = dispatcher.stats.cache_path
+            text = f"adamas-core: compiling CPU kernels, once; they are cached in {where}"
+            print(text, file=sys.stderr, flush=True)
+
+    def on_end(self, event_: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Notice())

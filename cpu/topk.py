@@ -1,0 +1,207 @@
+"""Exact selection of the nearest tokens.
+
+Distances are small integers, so the k-th smallest is found by bisection: one step counts the
+distances up to a bound, 64 a mask. What lies below the k-th is taken, and of those equal to it
+the newest. Two selections merge by selecting once more from both, which is exact because distance
+and age order all tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from ._array import address, with_four_axes
+from ._jit import inlined, kernel, part
+from ._simd import (
+    count_bits,
+    load_int32,
+    load_uint16,
+    lowest_bit,
+    mask_at_most,
+    store_int32,
+    store_uint16,
+)
+
+INVISIBLE = 65535  # the distance of a token that a query does not see
+STEP = 64  # distances a mask
+
+
+def topk(
+    distances: NDArray[np.uint16], budget: int, sinks: int = 0, recent: int = 0
+) -> NDArray[np.int32]:
+    """Indices (B, H, L, budget) of the tokens with the smallest distances (B, H, L, S), ascending."""
+    indices = np.empty((*distances.shape[:-1], budget), np.int32)
+    if indices.size:
+        rows = with_four_axes(distances)
+        layout = address(rows), *rows.strides[:3], *rows.shape
+        _topk(*layout, budget, sinks, recent, address(indices))
+    return indices
+
+
+@inlined
+def mask_within(at, n, bound):
+    """mask_at_most of the first n of up to 64 distances; nothing behind them is read."""
+    if n >= STEP:
+        return mask_at_most(at, bound)
+    mask = np.uint64(0)
+    for i in range(n):
+        if load_uint16(at + 2 * i) <= bound:
+            mask |= np.uint64(1) << np.uint64(i)
+    return mask
+
+
+@part
+def count_at_most(distances, n, bound, enough):
+    """How many of n distances are <= bound; counting stops once there are `enough`."""
+    count = 0
+    for s in range(0, n, STEP):
+        count += count_bits(mask_within(distances + 2 * s, n - s, bound))
+        if count >= enough:
+            break
+    return count
+
+
+@part
+def kth_smallest(distances, n, k, high):
+    """The smallest bound that at least k of n distances reach, known to be at most `high`."""
+    low = 0
+    while low < high:
+        middle = (low + high) // 2
+        if count_at_most(distances, n, middle, k) >= k:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@part
+def append_nearest(distances, n, bound, skip, first, indices, ranks):
+    """Append tokens `first + i` whose distance is <= bound, but not the `skip` oldest equal to it.
+
+    Writes indices (int32) and, where ranks is no null address, their distances (uint16), both in
+    ascending order of index; returns how many.
+    """
+    count = 0
+    for s in range(0, n, STEP):
+        mask = mask_within(distances + 2 * s, n - s, bound)
+        while mask:
+            i = s + lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            distance = load_uint16(distances + 2 * i)
+            if skip > 0 and distance == bound:
+                skip -= 1
+                continue
+            store_int32(indices + 4 * count, np.int32(first + i))
+            if ranks:
+                store_uint16(ranks + 2 * count, distance)
+            count += 1
+    return count
+
+
+@part
+def append_topk(distances, n, k, high, first, indices, ranks):
+    """append_nearest of the k smallest distances that are <= high; of all of them if fewer."""
+    if k <= 0:
+        return 0
+    if count_at_most(distances, n, high, k + 1) <= k:
+        return append_nearest(distances, n, high, 0, first, indices, ranks)
+    bound = kth_smallest(distances, n, k, high)
+    skip = count_at_most(distances, n, bound, n + 1) - k
+    return append_nearest(distances, n, bound, skip, first, indices, ranks)
+
+
+@inlined
+def move_candidate(indices, ranks, source, target):
+    store_int32(indices + 4 * target, load_int32(indices + 4 * source))
+    store_uint16(ranks + 2 * target, load_uint16(ranks + 2 * source))
+
+
+@part
+def keep_nearest(indices, ranks, n, k):
+    """Reduce n >= k candidates, ascending by index, to the k nearest in place; the k-th distance."""
+    bound = kth_smallest(ranks, n, k, INVISIBLE)
+    skip = count_at_most(ranks, n, bound, n + 1) - k
+    kept = 0
+    for i in range(n):
+        rank = load_uint16(ranks + 2 * i)
+        if rank > bound:
+            continue
+        if rank == bound and skip > 0:
+            skip -= 1
+            continue
+        move_candidate(indices, ranks, i, kept)
+        kept += 1
+    return bound
+
+
+@part
+def append_run(first, count, indices):
+    """Append `count` tokens in a row, the first of them `first`."""
+    for i in range(count):
+        store_int32(indices + 4 * i, np.int32(first + i))
+    return count
+
+
+@part
+def forced_tokens(visible, budget, sinks, recent):
+    """Which visible tokens are taken whatever their distance.
+
+    Of `visible` tokens the first `sinks` and the last `recent` all rank alike, so where they exceed
+    the budget the newest are taken. Returns (sinks, how many of their newest are taken, start of
+    the recent ones, how many of their newest are taken); what lies between competes for the rest.
+    """
+    recent = min(recent, visible)
+    sinks = min(sinks, visible - recent)
+    recent_taken = min(recent, budget)
+    sinks_taken = min(sinks, budget - recent_taken)
+    return sinks, sinks_taken, visible - recent, recent_taken
+
+
+@part
+def _position(distances, S, ordinal):
+    """Where the visible token stands that has `ordinal` visible ones before it; S if there is none."""
+    for s in range(0, S, STEP):
+        mask = mask_within(distances + 2 * s, S - s, INVISIBLE - 1)
+        count = count_bits(mask)
+        if count > ordinal:
+            for _ in range(ordinal):
+                mask &= mask - np.uint64(1)
+            return s + lowest_bit(mask)
+        ordinal -= count
+    return S
+
+
+@part
+def _append_topk_between(distances, start, end, k, indices):
+    """The k nearest of the tokens start .. end; all visible ones if they are fewer."""
+    at = distances + 2 * start
+    return append_topk(at, end - start, k, INVISIBLE - 1, start, indices, 0)
+
+
+@part
+def _topk_row(distances, S, budget, sinks, recent, indices):
+    visible = count_at_most(distances, S, INVISIBLE - 1, S + 1)
+    sinks, sinks_taken, middle_end, recent_taken = forced_tokens(visible, budget, sinks, recent)
+    # From the first token to each of these is a number of visible ones; where do they stand?
+    first_sink = _position(distances, S, sinks - sinks_taken)
+    start = _position(distances, S, sinks)
+    end = _position(distances, S, middle_end)
+    first_recent = _position(distances, S, visible - recent_taken)
+    k = budget - sinks_taken - recent_taken
+    n = _append_topk_between(distances, first_sink, start, sinks_taken, indices)
+    n += _append_topk_between(distances, start, end, k, indices + 4 * n)
+    n += _append_topk_between(distances, first_recent, S, recent_taken, indices + 4 * n)
+    while n < budget:
+        store_int32(indices + 4 * n, np.int32(-1))
+        n += 1
+
+
+@kernel
+def _topk(distances, stride_b, stride_h, stride_l, B, H, L, S, budget, sinks, recent, indices):
+    for row in prange(B * H * L):
+        head, l = divmod(row, L)
+        b, h = divmod(head, H)
+        at = distances + b * stride_b + h * stride_h + l * stride_l
+        _topk_row(at, S, budget, sinks, recent, indices + 4 * budget * row)
