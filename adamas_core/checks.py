@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,15 @@ def shown(name: str, x: NDArray) -> str:
     return f"{name} is {x.dtype} {x.shape}"
 
 
+@cache
+def _is_float(kind: np.dtype[Any]) -> bool:
+    """One of FLOATS in native byte order; cached, since the name of a dtype takes NumPy 4 us."""
+    return kind.name in FLOATS and kind.isnative
+
+
 def floats(where: str, name: str, x: NDArray, ndims: tuple[int, ...] | None = None) -> None:
     """A float array whose last axis is contiguous, at most MAX_HEAD_DIM long."""
-    if x.dtype.name not in FLOATS or not x.dtype.isnative:
+    if not _is_float(x.dtype):
         raise TypeError(f"{where}: {shown(name, x)}; expected dtype {', '.join(FLOATS)}")
     if ndims is None:
         if x.ndim == 0:
