@@ -95,7 +95,9 @@ def words(Dt: int) -> int:
 @inlined
 def lanes_below(count):
     """The low bits of a mask of 16 lanes of which only the first count exist."""
-    return np.uint64(0xFFFF) if count >= LANES else (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+    return (
+        np.uint64(0xFFFF) if count >= LANES else (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+    )
 
 
 @inlined

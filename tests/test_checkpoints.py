@@ -12,11 +12,12 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from adamas_core.reference import checkpoints, llama
-from adamas_core.reference.checkpoints import CheckpointError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_llama import DenseAttention, close
+
+from adamas_core.reference import checkpoints, llama
+from adamas_core.reference.checkpoints import CheckpointError
 
 gguf = pytest.importorskip("gguf", reason='needs the extra "llama"')
 safetensors = pytest.importorskip("safetensors.numpy", reason='needs the extra "llama"')
