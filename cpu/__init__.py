@@ -4,8 +4,20 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the build put it
 
+from .attend import attend
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
 from .score import score
 from .select import select_topk
 from .topk import topk
+
+__all__ = [
+    "attend",
+    "encode",
+    "hadamard",
+    "quantize",
+    "quantize_query",
+    "score",
+    "select_topk",
+    "topk",
+]

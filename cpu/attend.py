@@ -1,0 +1,262 @@
+"""Softmax attention over chosen tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from ._array import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    LANES,
+    address,
+    dtype_code,
+    item_bytes,
+    load_first_lanes,
+    load_lanes,
+    narrow_row,
+    widen_row,
+)
+from ._jit import inlined, kernel, part
+from ._simd import (
+    exp,
+    larger_number,
+    largest_of,
+    load_float32,
+    load_int32,
+    load_scalar_float32,
+    multiply_add,
+    prefetch,
+    store_float32,
+    store_int64,
+    store_scalar_float32,
+    sum_of,
+    to_all,
+)
+from .dense import attend_dense
+
+BATCH = 4  # rows read together
+AHEAD = 4  # batches asked for before they are read
+PARTIAL = 128  # rows summed before their sum joins the total: float32 sums stay short
+LINE = 64  # bytes
+
+
+def attend(
+    q: NDArray,
+    k: NDArray,
+    v: NDArray,
+    indices: NDArray[np.int32] | None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
+    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D)."""
+    B, H, L, D = q.shape
+    scale = D**-0.5 if scale is None else float(scale)
+    out = np.empty(q.shape, q.dtype)
+    lse = np.empty((B, H, L), np.float32)
+    if indices is None:
+        attend_dense(q, k, v, scale, out, lse)
+    elif out.size:
+        H_kv, S = k.shape[1:3]
+        indices = np.ascontiguousarray(indices, np.int32)
+        first_bad = np.empty((B, H, L), np.int64)
+        _attend(
+            *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D),
+            *(address(k), *k.strides[:3], address(v), *v.strides[:3]),
+            *(dtype_code(k), H_kv, S, address(indices), indices.shape[-1]),
+            *(scale, address(out), address(lse), address(first_bad)),
+        )
+        if first_bad.max() >= 0:
+            raise IndexError(f"index {first_bad.max()} is out of range: k and v hold {S} tokens")
+    return (out, lse) if return_lse else out
+
+
+@kernel
+def _attend(
+    q, q_dtype, q_b, q_h, q_l, B, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s, dtype, H_kv, S,
+    indices, K, scale, out, lse, first_bad,
+):  # fmt: skip
+    for row in prange(B * H * L):
+        padded = (D + LANES - 1) // LANES * LANES
+        floats = np.empty(3 * padded + K + LANES, np.float32)
+        tokens = np.empty(K, np.int64)
+        head, l = divmod(row, L)
+        b, h = divmod(head, H)
+        h_kv = h // (H // H_kv)
+        n, bad = _choose(indices + 4 * K * row, K, S, tokens)
+        store_int64(first_bad + 8 * row, bad)
+        if bad < 0:
+            _attend_row(
+                q + b * q_b + h * q_h + l * q_l, q_dtype, D, padded,
+                k + b * k_b + h_kv * k_h, k_s, v + b * v_b + h_kv * v_h, v_s, dtype,
+                np.float32(scale), out + item_bytes(q_dtype) * D * row, lse + 4 * row,
+                tokens, n, floats,
+            )  # fmt: skip
+
+
+@part
+def _choose(indices, K, S, tokens):
+    """Write the indices that are not negative; how many they are, and one that is >= S or -1."""
+    n = 0
+    for i in range(K):
+        token = load_int32(indices + 4 * i)
+        if token >= S:
+            return n, np.int64(token)
+        if token >= 0:
+            tokens[n] = token
+            n += 1
+    return n, np.int64(-1)
+
+
+@part
+def _attend_row(
+    q, q_dtype, D, padded, k, k_s, v, v_s, dtype, scale, out, lse, tokens, n, floats
+):
+    query = floats.ctypes.data
+    total = query + 4 * padded
+    partial = total + 4 * padded
+    p = partial + 4 * padded
+    zero = to_all(np.float32(0))
+    widen_row(q, q_dtype, D, query)
+    for d in range(0, D, LANES):
+        store_float32(query + 4 * d, load_float32(query + 4 * d) * to_all(scale))
+    if dtype == FLOAT32:
+        _logits(query, D, k, k_s, v, v_s, FLOAT32, tokens, n, p)
+    elif dtype == FLOAT16:
+        _logits(query, D, k, k_s, v, v_s, FLOAT16, tokens, n, p)
+    else:
+        _logits(query, D, k, k_s, v, v_s, BFLOAT16, tokens, n, p)
+    largest, mass = _softmax(p, n)
+    for d in range(0, D, LANES):
+        store_float32(total + 4 * d, zero)
+    for start in range(0, n, PARTIAL):
+        for d in range(0, D, LANES):
+            store_float32(partial + 4 * d, zero)
+        end = min(start + PARTIAL, n)
+        if dtype == FLOAT32:
+            _add_values(D, v, v_s, FLOAT32, tokens, start, end, p, partial)
+        elif dtype == FLOAT16:
+            _add_values(D, v, v_s, FLOAT16, tokens, start, end, p, partial)
+        else:
+            _add_values(D, v, v_s, BFLOAT16, tokens, start, end, p, partial)
+        for d in range(0, D, LANES):
+            store_float32(total + 4 * d, load_float32(total + 4 * d) + load_float32(partial + 4 * d))
+    if n > 0:
+        for d in range(0, D, LANES):
+            store_float32(total + 4 * d, load_float32(total + 4 * d) / to_all(mass))
+        store_scalar_float32(lse, largest + np.float32(math.log(mass)))
+    else:
+        store_scalar_float32(lse, np.float32(-np.inf))
+    narrow_row(total, D, out, q_dtype)
+
+
+@inlined
+def _prefetch_rows(base, stride, octets, tokens, first, n):
+    """Ask for a batch of rows."""
+    for i in range(first, min(first + BATCH, n)):
+        row = base + stride * tokens[i]
+        for offset in range(0, octets, LINE):
+            prefetch(row + offset)
+
+
+@inlined
+def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
+    """q.k of the chosen rows, q being scaled. Their values are asked for meanwhile."""
+    size = item_bytes(dtype)
+    whole = D - D % LANES
+    for i in range(0, min(AHEAD * BATCH, n), BATCH):
+        _prefetch_rows(k, k_s, size * D, tokens, i, n)
+    batches = n - n % BATCH
+    for i in range(0, batches, BATCH):
+        _prefetch_rows(k, k_s, size * D, tokens, i + AHEAD * BATCH, n)
+        _prefetch_rows(v, v_s, size * D, tokens, i, n)
+        a = k + k_s * tokens[i]
+        b = k + k_s * tokens[i + 1]
+        c = k + k_s * tokens[i + 2]
+        d = k + k_s * tokens[i + 3]
+        sum_a = sum_b = sum_c = sum_d = to_all(np.float32(0))
+        for j in range(0, whole, LANES):
+            x = load_float32(query + 4 * j)
+            sum_a = multiply_add(x, load_lanes(a + size * j, dtype), sum_a)
+            sum_b = multiply_add(x, load_lanes(b + size * j, dtype), sum_b)
+            sum_c = multiply_add(x, load_lanes(c + size * j, dtype), sum_c)
+            sum_d = multiply_add(x, load_lanes(d + size * j, dtype), sum_d)
+        if whole < D:
+            x = load_float32(query + 4 * whole)
+            at = size * whole
+            left = D - whole
+            sum_a = multiply_add(x, load_first_lanes(a + at, dtype, left), sum_a)
+            sum_b = multiply_add(x, load_first_lanes(b + at, dtype, left), sum_b)
+            sum_c = multiply_add(x, load_first_lanes(c + at, dtype, left), sum_c)
+            sum_d = multiply_add(x, load_first_lanes(d + at, dtype, left), sum_d)
+        store_scalar_float32(logits + 4 * i, sum_of(sum_a))
+        store_scalar_float32(logits + 4 * i + 4, sum_of(sum_b))
+        store_scalar_float32(logits + 4 * i + 8, sum_of(sum_c))
+        store_scalar_float32(logits + 4 * i + 12, sum_of(sum_d))
+    for i in range(batches, n):
+        a = k + k_s * tokens[i]
+        sum_a = to_all(np.float32(0))
+        for j in range(0, D, LANES):
+            x = load_float32(query + 4 * j)
+            sum_a = multiply_add(x, load_first_lanes(a + size * j, dtype, D - j), sum_a)
+        store_scalar_float32(logits + 4 * i, sum_of(sum_a))
+
+
+@inlined
+def _softmax(p, n):
+    """exp(logit - largest) in place of n logits; the largest, and the sum."""
+    for i in range(n, (n + LANES - 1) // LANES * LANES):
+        store_scalar_float32(p + 4 * i, np.float32(-np.inf))
+    maximum = to_all(np.float32(-np.inf))
+    for i in range(0, n, LANES):
+        maximum = larger_number(maximum, load_float32(p + 4 * i))
+    largest = largest_of(maximum)
+    mass = to_all(np.float32(0))
+    for i in range(0, n, LANES):
+        share = exp(load_float32(p + 4 * i) - to_all(largest))
+        store_float32(p + 4 * i, share)
+        mass += share
+    return largest, sum_of(mass)
+
+
+@inlined
+def _add_values(D, v, v_s, dtype, tokens, start, end, p, partial):
+    """partial (D,) += the sum of p_i v_i over tokens start .. end of the chosen ones."""
+    size = item_bytes(dtype)
+    whole = D - D % LANES
+    batches = end - (end - start) % BATCH
+    for i in range(start, batches, BATCH):
+        a = v + v_s * tokens[i]
+        b = v + v_s * tokens[i + 1]
+        c = v + v_s * tokens[i + 2]
+        d = v + v_s * tokens[i + 3]
+        p_a = to_all(load_scalar_float32(p + 4 * i))
+        p_b = to_all(load_scalar_float32(p + 4 * i + 4))
+        p_c = to_all(load_scalar_float32(p + 4 * i + 8))
+        p_d = to_all(load_scalar_float32(p + 4 * i + 12))
+        for j in range(0, whole, LANES):
+            y = load_float32(partial + 4 * j)
+            y = multiply_add(p_a, load_lanes(a + size * j, dtype), y)
+            y = multiply_add(p_b, load_lanes(b + size * j, dtype), y)
+            y = multiply_add(p_c, load_lanes(c + size * j, dtype), y)
+            y = multiply_add(p_d, load_lanes(d + size * j, dtype), y)
+            store_float32(partial + 4 * j, y)
+        if whole < D:
+            y = load_float32(partial + 4 * whole)
+            at = size * whole
+            left = D - whole
+            y = multiply_add(p_a, load_first_lanes(a + at, dtype, left), y)
+            y = multiply_add(p_b, load_first_lanes(b + at, dtype, left), y)
+            y = multiply_add(p_c, load_first_lanes(c + at, dtype, left), y)
+            y = multiply_add(p_d, load_first_lanes(d + at, dtype, left), y)
+            store_float32(partial + 4 * whole, y)
+    for i in range(batches, end):
+        a = v + v_s * tokens[i]
+        p_a = to_all(load_scalar_float32(p + 4 * i))
+        for j in range(0, D, LANES):
+            y = load_first_lanes(a + size * j, dtype, D - j)
+            store_float32(partial + 4 * j, multiply_add(p_a, y, load_float32(partial + 4 * j)))
