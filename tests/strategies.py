@@ -42,8 +42,8 @@ def values(kind: str, shape: tuple[int, ...], dtype: np.dtype[Any], seed: int) -
         tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
         normal = (rng.integers(-40, 41, shape) * tiny).astype(np.float32)
     x = normal.astype(dtype)
-    if kind == "specials":
-        top = ml_dtypes.finfo(dtype).max
+    if kind in ("specials", "not finite"):
+        top = ml_dtypes.finfo(dtype).max if kind == "specials" else 1
         special = np.array([np.nan, np.inf, -np.inf, top, -top, 0.0, -0.0], dtype)
         where = rng.random(shape) < rng.choice([0.002, 0.05, 0.5])
         x[where] = special[rng.integers(0, len(special), int(where.sum()))]

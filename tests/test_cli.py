@@ -97,7 +97,8 @@ def test_generate_with_every_option(
 def test_errors_of_generate(
     model: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = out_of(capsys, *model, "--prompt=hello", *options)
+    prompt = [] if options[0].startswith("--prompt") else ["--prompt=hello"]
+    status, _, err = out_of(capsys, *model, *prompt, *options)
     assert status == 2
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err
