@@ -84,7 +84,9 @@ def words(Dt: int) -> int:
 @inlined
 def lanes_below(count):
     """The low bits of a mask of 16 lanes of which only the first count exist."""
-    return np.uint64(0xFFFF) if count >= LANES else (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+    return (
+        np.uint64(0xFFFF) if count >= LANES else (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+    )
 
 
 @inlined
@@ -113,7 +115,7 @@ def bucketize(x, n, thresholds, high, low, step):
 
 @inlined
 def weigh(x, n, bits, target):
-    """Sign plane and bits - 1 weight planes of n float32 at x, padded with zeros to whole vectors."""
+    """Sign plane and bits - 1 weight planes of n float32 at x, zeros behind to a whole vector."""
     zero = to_all(np.float32(0))
     maximum = zero
     for d in range(0, n, LANES):
