@@ -16,8 +16,8 @@ _HERE = Path(__file__).parent
 # by zero gives inf or NaN, as in NumPy, and never raises.
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
-# Numba looks for changes in the file of the kernel alone. A kernel holds code of this folder's other
-# files too, so the newest of them all decides whether a cached one is stale.
+# Numba looks for changes in the file of the kernel alone. A kernel holds code of this folder's
+# other files too, so the newest of them all decides whether a cached one is stale.
 _NEWEST = max(file.stat().st_mtime_ns for file in _HERE.glob("*.py"))
 
 

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 from ._jit import inlined
-from ._simd import F32, F32x16, I64, call, load, operation, splat, store
+from ._simd import F32, I64, F32x16, call, load, operation, splat, store
 
 VECTOR_BYTES = 64
 

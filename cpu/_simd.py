@@ -54,7 +54,7 @@ def operation(
 
             class Template(ConcreteTemplate):
                 key = name
-                cases = [signature(result, *arguments)]
+                cases = (signature(result, *arguments),)
 
             infer_global(name, types.Function(Template))
             lower_builtin(name, *arguments)(lower)
@@ -63,7 +63,7 @@ def operation(
     return define
 
 
-# ---- pieces of IR -----------------------------------------------------------------------------
+# ---- pieces of IR ------------------------------------------------------------------------------
 
 
 def constant(vector: ir.VectorType, value: float) -> ir.Constant:
@@ -133,7 +133,7 @@ def mask_bits(builder: Any, mask: Any) -> Any:
     return word if mask.type.count == 64 else builder.zext(word, I64)
 
 
-# ---- words: eight uint64, one of each token of a group ------------------------------------------
+# ---- words: eight uint64, one of each token of a group -----------------------------------------
 
 
 @operation(U64x8, types.int64)
@@ -187,7 +187,7 @@ def store_as_uint16(builder: Any, address: Any, a: Any) -> None:
     store(builder, address, builder.trunc(a, ir.VectorType(I16, 8)))
 
 
-# ---- masks of 64 distances ----------------------------------------------------------------------
+# ---- masks of 64 distances ---------------------------------------------------------------------
 
 
 @operation(types.uint64, types.int64, types.int64)
@@ -209,7 +209,7 @@ def lowest_bit(builder: Any, word: Any) -> Any:
     return call(builder, "llvm.cttz.i64", I64, word, I1(0))
 
 
-# ---- sixteen float32 ----------------------------------------------------------------------------
+# ---- sixteen float32 ---------------------------------------------------------------------------
 
 
 @operation(F32x16, types.float32)
@@ -354,7 +354,7 @@ def exp(builder: Any, x: Any) -> Any:
     return y
 
 
-# ---- keys and values as they lie in memory -------------------------------------------------------
+# ---- keys and values as they lie in memory -----------------------------------------------------
 
 
 @operation(F32x16, types.int64)
@@ -436,7 +436,7 @@ def store_first_bfloat16(builder: Any, address: Any, x: Any, count: Any) -> None
     store_first(builder, address, _narrow_bfloat16(builder, x), count)
 
 
-# ---- scalars by address ---------------------------------------------------------------------------
+# ---- scalars by address ------------------------------------------------------------------------
 
 
 def _scalar(name: types.Type, type_: ir.Type, octets: int) -> tuple[Any, Any]:

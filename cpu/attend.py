@@ -113,9 +113,7 @@ def _choose(indices, K, S, tokens):
 
 
 @part
-def _attend_row(
-    q, q_dtype, D, padded, k, k_s, v, v_s, dtype, scale, out, lse, tokens, n, floats
-):
+def _attend_row(q, q_dtype, D, padded, k, k_s, v, v_s, dtype, scale, out, lse, tokens, n, floats):
     query = floats.ctypes.data
     total = query + 4 * padded
     partial = total + 4 * padded
@@ -144,7 +142,9 @@ def _attend_row(
         else:
             _add_values(D, v, v_s, BFLOAT16, tokens, start, end, p, partial)
         for d in range(0, D, LANES):
-            store_float32(total + 4 * d, load_float32(total + 4 * d) + load_float32(partial + 4 * d))
+            store_float32(
+                total + 4 * d, load_float32(total + 4 * d) + load_float32(partial + 4 * d)
+            )
     if n > 0:
         for d in range(0, D, LANES):
             store_float32(total + 4 * d, load_float32(total + 4 * d) / to_all(mass))

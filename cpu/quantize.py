@@ -126,7 +126,7 @@ def bucketize(x, n, thresholds, high, low, step):
 
 @inlined
 def weigh(x, n, bits, target):
-    """Sign plane and bits - 1 weight planes of n float32 at x, padded with zeros to whole vectors."""
+    """Sign plane and bits - 1 weight planes of n float32 at x, zeros behind to a whole vector."""
     zero = to_all(np.float32(0))
     maximum = zero
     for d in range(0, n, LANES):

@@ -182,7 +182,7 @@ def _select_rows(
 @part
 def _gather(splits, room, candidates, ranks, counts, visible, budget, sinks, recent, indices):
     """The indices of one row: forced tokens, the nearest of all splits' candidates, padding."""
-    sinks, sinks_taken, middle_end, recent_taken = forced_tokens(visible, budget, sinks, recent)
+    sinks, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
     n = append_run(sinks - sinks_taken, sinks_taken, indices)
     k = budget - sinks_taken - recent_taken
     count = load_int64(counts)

@@ -31,7 +31,7 @@ STEP = 64  # distances a mask
 def topk(
     distances: NDArray[np.uint16], budget: int, sinks: int = 0, recent: int = 0
 ) -> NDArray[np.int32]:
-    """Indices (B, H, L, budget) of the tokens with the smallest distances (B, H, L, S), ascending."""
+    """Indices (B, H, L, budget) of the tokens with the smallest distances (B, H, L, S)."""
     indices = np.empty((*distances.shape[:-1], budget), np.int32)
     if indices.size:
         rows = with_four_axes(distances)
@@ -120,7 +120,7 @@ def move_candidate(indices, ranks, source, target):
 
 @part
 def keep_nearest(indices, ranks, n, k):
-    """Reduce n >= k candidates, ascending by index, to the k nearest in place; the k-th distance."""
+    """Reduce n >= k candidates, ascending by index, to the k nearest; the k-th distance."""
     bound = kth_smallest(ranks, n, k, INVISIBLE)
     skip = count_at_most(ranks, n, bound, n + 1) - k
     kept = 0
@@ -161,7 +161,7 @@ def forced_tokens(visible, budget, sinks, recent):
 
 @part
 def _position(distances, S, ordinal):
-    """Where the visible token stands that has `ordinal` visible ones before it; S if there is none."""
+    """Where the visible token with `ordinal` visible ones before it stands; S if there is none."""
     for s in range(0, S, STEP):
         mask = mask_within(distances + 2 * s, S - s, INVISIBLE - 1)
         count = count_bits(mask)
