@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,7 +200,7 @@ def main() -> None:
                 f" {row['p10']:8.3f} {row['p90']:8.3f} {row['ratio']:7.1f}{moved}",
                 flush=True,
             )
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     report = {
         "date": now.isoformat(timespec="seconds"),
         "device": processor(),

@@ -21,7 +21,7 @@ from ._array import (
     narrow_row,
     widen_row,
 )
-from ._jit import inlined, kernel, part
+from ._jit import inlined, kernel, launch, part, threads_for
 from ._simd import (
     exp,
     larger_number,
@@ -42,6 +42,7 @@ from .dense import attend_dense
 BATCH = 4  # rows read together
 AHEAD = 4  # batches asked for before they are read
 PARTIAL = 128  # rows summed before their sum joins the total: float32 sums stay short
+PRODUCTS_A_THREAD = 250_000  # of query and key, 0.1 ms: what waking another thread costs
 LINE = 64  # bytes
 
 
@@ -64,7 +65,9 @@ def attend(
         H_kv, S = k.shape[1:3]
         indices = np.ascontiguousarray(indices, np.int32)
         first_bad = np.empty((B, H, L), np.int64)
-        _attend(
+        threads = threads_for(out.size * indices.shape[-1], PRODUCTS_A_THREAD)
+        launch(
+            *(threads, _attend),
             *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D),
             *(address(k), *k.strides[:3], address(v), *v.strides[:3]),
             *(dtype_code(k), H_kv, S, address(indices), indices.shape[-1]),

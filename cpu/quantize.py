@@ -26,7 +26,7 @@ from .hadamard import scratch_floats, transform, transformed_size
 try:
     from ._pack import append
 except ImportError:  # a source tree whose compiled module was never built
-    append = None
+    append = None  # type: ignore[assignment]
 
 TILE = 64  # tokens a tile: 8 groups of 8
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from math import gcd
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
 from ._array import address, dtype_code
-from ._jit import kernel, part
+from ._jit import kernel, launch, part, threads_for
 from ._simd import load_int32, load_int64, store_int32, store_int64
 from .hadamard import scratch_floats, transform, transformed_size
 from .quantize import TILE, bucketize, weigh
@@ -33,6 +32,7 @@ CHUNK = 128 * TILE  # tokens between two selections; 16 KiB of distances a row
 FIRST, END = 0, 1  # the tokens that compete are FIRST .. END
 TAKE = 2  # for that many places
 BOUND = 3  # the largest distance that can still take one
+WORDS_A_THREAD = 500_000  # a fifth of a millisecond; another thread costs a tenth to wake
 ROWS = 16  # query rows that share a chunk of codes while it is in cache
 
 
@@ -56,14 +56,17 @@ def select_topk(
         thresholds = np.ascontiguousarray(codes.thresholds, np.float32)
         weights = 0 if metric == "manhattan" else query_bits - 1
         # As many parts of the sequence as make every thread busy with whole items.
-        threads = numba.get_num_threads()
+        threads = threads_for(
+            B * H * L * planes.shape[3] * TILE * P * (weights + 1), WORDS_A_THREAD
+        )
         splits = threads // gcd(B * H_kv, threads)
         # Candidates of a row: up to `budget` kept, and behind them those of one more chunk.
         room = budget + min(budget, CHUNK)
         candidates = np.empty((B * H * L, splits, room), np.int32)
         ranks = np.empty((B * H * L, splits, room), np.uint16)
         counts = np.empty((B * H * L, splits), np.int64)
-        _select(
+        launch(
+            *(threads, _select),
             *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, transformed_size(D)),
             *(address(planes), *planes.strides[:3], H_kv, P, address(lengths)),
             *(address(thresholds), weights, budget, sinks, recent),

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+
+from adamas_core import cpu, reference
 from adamas_core.cpu import _jit, _simd
 from adamas_core.cpu._array import address
 from adamas_core.cpu.score import manhattan_tiles, score_tiles, weighted_tiles
 from adamas_core.cpu.select import CHUNK, ROWS
 from adamas_core.cpu.topk import INVISIBLE, append_topk, keep_nearest
 from adamas_core.reference.quantize import from_planes, to_planes
-from numpy.testing import assert_array_equal
-
-from adamas_core import cpu, reference
 
 # ---- vectors -----------------------------------------------------------------------------------
 
