@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..reference.tokenizers import Tokenizer
 
 BUDGET = 128
-ANSWER = 64  # tokens at most
-QUESTION = "According to the text above, what does the assert statement do in Python?"
+ANSWER = 48  # tokens at most
+QUESTION = "In one sentence, what is the text above about?"
 
 
 class Answer(NamedTuple):
