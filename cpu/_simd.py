@@ -198,6 +198,23 @@ def mask_at_most(builder: Any, address: Any, bound: Any) -> Any:
     return mask_bits(builder, builder.icmp_unsigned("<=", load(builder, address, vector), bounds))
 
 
+COUNTED = 1024  # distances that count_many looks at
+
+
+@operation(types.int64, types.int64, types.int64)
+def count_many(builder: Any, address: Any, bound: Any) -> Any:
+    """How many of COUNTED uint16 at address are <= bound, without a mask leaving its register."""
+    vector = ir.VectorType(I16, 32)
+    bounds = splat(builder, vector, builder.trunc(bound, I16))
+    counts = constant(vector, 0)
+    for i in range(COUNTED // 32):
+        distances = load(builder, builder.add(address, I64(64 * i)), vector)
+        within = builder.icmp_unsigned("<=", distances, bounds)
+        counts = builder.sub(counts, builder.sext(within, vector))
+    total = call(builder, "llvm.vector.reduce.add.v32i16", I16, counts)
+    return builder.zext(total, I64)
+
+
 @operation(types.int64, types.uint64)
 def count_bits(builder: Any, word: Any) -> Any:
     return call(builder, "llvm.ctpop.i64", I64, word)

@@ -14,7 +14,7 @@ from ._jit import kernel, launch, part, threads_for
 from ._simd import load_int32, load_int64, store_int32, store_int64
 from .hadamard import scratch_floats, transform, transformed_size
 from .quantize import TILE, bucketize, weigh
-from .score import BLOCK, score_tiles, visible_tokens
+from .score import score_tiles, visible_tokens
 from .topk import (
     INVISIBLE,
     append_run,
@@ -85,11 +85,12 @@ def _select(
 ):  # fmt: skip
     G = H // H_kv
     query_words = P * max(weights + 1, 2)
+    group = min(ROWS, G * L)
     for item in prange(B * H_kv * splits):
-        queries = np.empty((ROWS, query_words), np.uint64)
+        queries = np.empty((group, query_words), np.uint64)
         floats = np.empty(scratch_floats(Dt), np.float32)
-        distances = np.empty((ROWS, CHUNK), np.uint16)
-        state = np.empty((ROWS, 4), np.int64)
+        distances = np.empty(group * CHUNK + 32, np.uint16)
+        state = np.empty((group, 4), np.int64)
         head, split = divmod(item, splits)
         b, h = divmod(head, H_kv)
         length = load_int64(lengths + 8 * b)
@@ -143,26 +144,26 @@ def _select_rows(
     Chunks come in ascending order, as the prefetchers like it. The budget's last distance so far
     bounds what the next chunk may offer; a token equal to it is newer, and so still wins.
     """
+    largest = 64 * P * 3 * ((1 << weights) - 1 if weights > 0 else 1)  # distance there can be
     for i in range(rows):
         visible = visible_tokens(length, L, (first_row + i) % L)
         forced = forced_tokens(visible, budget, sinks, recent)
         state[i, FIRST] = forced[0]
         state[i, END] = forced[2]
         state[i, TAKE] = budget - forced[1] - forced[3]
-        state[i, BOUND] = INVISIBLE - 1
+        state[i, BOUND] = min(largest, INVISIBLE - 1)
         store_int64(counts + 8 * splits * i, 0)
     words = queries.ctypes.data
     query_bytes = 8 * queries.shape[1]
-    scratch = distances.ctypes.data
+    scratch = (distances.ctypes.data + 63) // 64 * 64
     for chunk in range(start, end, CHUNK):
         chunk_end = min(chunk + CHUNK, end)
-        for block in range(chunk, chunk_end, BLOCK * TILE):
-            tiles = (min(BLOCK * TILE, chunk_end - block) + TILE - 1) // TILE
-            at = 8 * P * block
+        # A tile for all rows in turn: while one is scored, the next already comes from memory.
+        for tile in range(chunk, chunk_end, TILE):
+            at = 8 * P * tile
             for i in range(rows):
-                target = scratch + 2 * (CHUNK * i + block - chunk)
-                query = words + query_bytes * i
-                score_tiles(high + at, low + at, query, P, weights, tiles, target)
+                target = scratch + 2 * (CHUNK * i + tile - chunk)
+                score_tiles(high + at, low + at, words + query_bytes * i, P, weights, 1, target)
         for i in range(rows):
             first = max(state[i, FIRST], chunk)
             last = min(state[i, END], chunk_end)
@@ -177,7 +178,7 @@ def _select_rows(
                 first, indices + 4 * count, near + 2 * count,
             )  # fmt: skip
             if count >= k:
-                state[i, BOUND] = keep_nearest(indices, near, count, k)
+                state[i, BOUND] = keep_nearest(indices, near, count, k, state[i, BOUND])
                 count = k
             store_int64(counts + 8 * splits * i, count)
 
@@ -194,7 +195,7 @@ def _gather(splits, room, candidates, ranks, counts, visible, budget, sinks, rec
             move_candidate(candidates, ranks, room * split + i, count)
             count += 1
     if count > k:
-        keep_nearest(candidates, ranks, count, k)
+        keep_nearest(candidates, ranks, count, k, INVISIBLE)
         count = k
     for i in range(count):
         store_int32(indices + 4 * (n + i), load_int32(candidates + 4 * i))

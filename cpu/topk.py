@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from ._array import address, with_four_axes
 from ._jit import inlined, kernel, part
 from ._simd import (
+    COUNTED,
     count_bits,
+    count_many,
     load_int32,
     load_uint16,
     lowest_bit,
@@ -54,12 +56,15 @@ def mask_within(at, n, bound):
 
 @part
 def count_at_most(distances, n, bound, enough):
-    """How many of n distances are <= bound; counting stops once there are `enough`."""
+    """How many of n distances are <= bound; where there are `enough`, counting may stop early."""
     count = 0
-    for s in range(0, n, STEP):
-        count += count_bits(mask_within(distances + 2 * s, n - s, bound))
+    whole = n - n % COUNTED
+    for s in range(0, whole, COUNTED):
+        count += count_many(distances + 2 * s, bound)
         if count >= enough:
-            break
+            return count
+    for s in range(whole, n, STEP):
+        count += count_bits(mask_within(distances + 2 * s, n - s, bound))
     return count
 
 
@@ -119,9 +124,12 @@ def move_candidate(indices, ranks, source, target):
 
 
 @part
-def keep_nearest(indices, ranks, n, k):
-    """Reduce n >= k candidates, ascending by index, to the k nearest; the k-th distance."""
-    bound = kth_smallest(ranks, n, k, INVISIBLE)
+def keep_nearest(indices, ranks, n, k, high):
+    """Reduce n >= k candidates, ascending by index, to the k nearest; the k-th distance.
+
+    `high` is known to be no less than it.
+    """
+    bound = kth_smallest(ranks, n, k, high)
     skip = count_at_most(ranks, n, bound, n + 1) - k
     kept = 0
     for i in range(n):

@@ -127,7 +127,7 @@ def _by_chunks(distances, n, chunk, k, indices, ranks):
         size = min(chunk, n - first)
         count += append_topk(at, size, k, bound, first, indices + 4 * count, ranks + 2 * count)
         if count >= k:
-            bound = keep_nearest(indices, ranks, count, k)
+            bound = keep_nearest(indices, ranks, count, k, bound)
             count = k
     return count
 
