@@ -2,9 +2,10 @@
 
     python benchmarks/quality_kl.py --text pydoc --budget 64
 
-A real model reads a text densely; its last positions are then decoded one by one, the true token
-put in each time, once under full attention and once under each selector, in all layers. For every
-position the divergence of the next token's distribution from that under full attention is taken.
+A real model reads a window of a text densely; the window's last positions are then decoded one by
+one, the true token put in each time, once under full attention and once under each selector, in all
+layers, so that errors in the cache add up as they do in use. For every position the divergence of
+the next token's distribution from that under full attention is taken.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="SmolLM2-135M-Instruct if not given")
     parser.add_argument("--text", default="pydoc", help="'pydoc' or a UTF-8 file")
-    parser.add_argument("--skip", type=int, default=0, help="tokens of the text to leave out")
+    parser.add_argument(
+        "--skip",
+        type=int,
+        nargs="+",
+        default=[0, 30_000, 60_000, 90_000],
+        help="where in the text, in tokens, each window begins",
+    )
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--positions", type=int, default=96)
     parser.add_argument("--budget", type=int, default=64)
@@ -98,30 +105,36 @@ def main() -> None:
         text = "\n\n".join(topics[name] for name in sorted(topics))
     else:
         text = Path(args.text).read_text(encoding="utf-8")
-    tokens = tokenizer.encode(text, special=False)[args.skip : args.skip + args.context]
-    prefix, rest = tokens[: -args.positions], tokens[-args.positions :]
+    tokens = tokenizer.encode(text, special=False)
 
-    cache = KVCache(model.config.layers, dense_layers=range(model.config.layers), capacity=8192)
-    with bar(f"Reading {len(prefix)} tokens") as move:
-        for _ in generate(model, prefix, cache.attention(None), max_tokens=0, on_prefill=move):
-            pass
-    full = log_probabilities(model, rest, len(prefix), cache.attention(None))
+    divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in args.only}
+    agreement: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in args.only}
+    for skip in args.skip:
+        window = tokens[skip : skip + args.context]
+        prefix, rest = window[: -args.positions], window[-args.positions :]
+        cache = KVCache(model.config.layers, dense_layers=range(model.config.layers))
+        with bar(f"Reading tokens {skip} to {skip + len(prefix)}") as move:
+            for _ in generate(model, prefix, cache.attention(None), max_tokens=0, on_prefill=move):
+                pass
+        full = log_probabilities(model, rest, len(prefix), cache.attention(None))
+        for name in args.only:
+            cache.truncate(len(prefix))
+            if name == "exact top-k":
+                attention = oracle(cache, args.budget)
+            else:
+                attention = selector(cache, *SELECTORS[name], args.budget)
+            other = log_probabilities(model, rest, len(prefix), attention)
+            divergence[name].append((np.exp(full) * (full - other)).sum(axis=-1))
+            agreement[name].append(full.argmax(axis=-1) == other.argmax(axis=-1))
 
-    rows: dict[str, dict[str, float]] = {}
-    for name in args.only:
-        cache.truncate(len(prefix))
-        attention = (
-            oracle(cache, args.budget)
-            if name == "exact top-k"
-            else selector(cache, *SELECTORS[name], args.budget)
-        )
-        other = log_probabilities(model, rest, len(prefix), attention)
-        kl = (np.exp(full) * (full - other)).sum(axis=-1)
-        same = (full.argmax(axis=-1) == other.argmax(axis=-1)).mean()
+    rows: dict[str, dict[str, object]] = {}
+    for name, parts in divergence.items():
+        kl, same = np.concatenate(parts), np.concatenate(agreement[name]).mean()
         rows[name] = {
             "kl_mean": float(kl.mean()),
             "kl_standard_error": float(kl.std(ddof=1) / np.sqrt(len(kl))),
             "kl_median": float(np.median(kl)),
+            "kl_mean_of_each_window": [float(part.mean()) for part in parts],
             "top1_agreement": float(same),
         }
         print(f"{name:<34} KL {kl.mean():.4f}  median {np.median(kl):.4f}  top-1 {same:.3f}")
@@ -134,8 +147,9 @@ def main() -> None:
         "text": args.text,
         "python": platform.python_version(),
         "adamas_core": adamas_core.__version__,
-        "context": len(tokens),
-        "positions": args.positions,
+        "context": args.context,
+        "windows_begin_at": args.skip,
+        "positions_a_window": args.positions,
         "budget": args.budget,
         "selectors": rows,
     }

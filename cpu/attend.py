@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
@@ -40,7 +41,6 @@ from ._simd import (
 from .dense import attend_dense
 
 BATCH = 4  # rows read together
-AHEAD = 4  # batches asked for before they are read
 PARTIAL = 128  # rows summed before their sum joins the total: float32 sums stay short
 PRODUCTS_A_THREAD = 250_000  # of query and key, 0.1 ms: what waking another thread costs
 LINE = 64  # bytes
@@ -64,14 +64,20 @@ def attend(
     elif out.size:
         H_kv, S = k.shape[1:3]
         indices = np.ascontiguousarray(indices, np.int32)
+<<<<<<< HEAD
         first_bad = np.empty((B, H, L), np.int64)
         threads = threads_for(out.size * indices.shape[-1], PRODUCTS_A_THREAD)
         launch(
             *(threads, _attend),
+=======
+        parts = min(numba.get_num_threads(), B * H * L)
+        first_bad = np.empty(parts, np.int64)
+        _attend(
+>>>>>>> cpu
             *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D),
             *(address(k), *k.strides[:3], address(v), *v.strides[:3]),
             *(dtype_code(k), H_kv, S, address(indices), indices.shape[-1]),
-            *(scale, address(out), address(lse), address(first_bad)),
+            *(scale, parts, address(out), address(lse), address(first_bad)),
         )
         if first_bad.max() >= 0:
             raise IndexError(f"index {first_bad.max()} is out of range: k and v hold {S} tokens")
@@ -81,27 +87,94 @@ def attend(
 @kernel
 def _attend(
     q, q_dtype, q_b, q_h, q_l, B, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s, dtype, H_kv, S,
-    indices, K, scale, out, lse, first_bad,
+    indices, K, scale, parts, out, lse, first_bad,
 ):  # fmt: skip
-    for row in prange(B * H * L):
-        padded = (D + LANES - 1) // LANES * LANES
-        floats = np.empty(3 * padded + K + LANES, np.float32)
-        tokens = np.empty(K, np.int64)
-        head, l = divmod(row, L)
-        b, h = divmod(head, H)
-        h_kv = h // (H // H_kv)
-        n, bad = _choose(indices + 4 * K * row, K, S, tokens)
-        store_int64(first_bad + 8 * row, bad)
-        if bad < 0:
-            _attend_row(
-                q + b * q_b + h * q_h + l * q_l, q_dtype, D, padded,
-                k + b * k_b + h_kv * k_h, k_s, v + b * v_b + h_kv * v_h, v_s, dtype,
-                np.float32(scale), out + item_bytes(q_dtype) * D * row, lse + 4 * row,
-                tokens, n, floats,
+    for i in prange(parts):
+        start = B * H * L * i // parts
+        end = B * H * L * (i + 1) // parts
+        floats = np.empty(3 * (D + LANES) + K + LANES, np.float32)
+        tokens = np.empty((2, K), np.int64)
+        # A constant dtype makes each of these calls a function of its own.
+        if dtype == FLOAT32:
+            bad = _attend_rows(
+                q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s,
+                FLOAT32, H_kv, S, indices, K, np.float32(scale), start, end, out, lse,
+                floats, tokens,
             )  # fmt: skip
+        elif dtype == FLOAT16:
+            bad = _attend_rows(
+                q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s,
+                FLOAT16, H_kv, S, indices, K, np.float32(scale), start, end, out, lse,
+                floats, tokens,
+            )  # fmt: skip
+        else:
+            bad = _attend_rows(
+                q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s,
+                BFLOAT16, H_kv, S, indices, K, np.float32(scale), start, end, out, lse,
+                floats, tokens,
+            )  # fmt: skip
+        store_int64(first_bad + 8 * i, bad)
 
 
 @part
+def _attend_rows(
+    q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s, dtype, H_kv, S,
+    indices, K, scale, start, end, out, lse, floats, tokens,
+):  # fmt: skip
+    """Rows start .. end of (B, H, L); returns an index that is out of range, or -1.
+
+    Memory is kept busy: the values of a row are asked for while its logits are summed, and the
+    keys of the next row while its values are.
+    """
+    G = H // H_kv
+    padded = (D + LANES - 1) // LANES * LANES
+    query = floats.ctypes.data
+    sums = query + 4 * padded
+    p = sums + 8 * padded
+    n, bad = _choose(indices + 4 * K * start, K, S, tokens[start % 2])
+    b, h, l = _split(start, H, L)
+    keys = k + b * k_b + h // G * k_h
+    for i in range(0, n, BATCH):
+        _ask_for(keys, k_s, item_bytes(dtype) * D, tokens[start % 2], i, n)
+    for row in range(start, end):
+        if bad >= 0:
+            return bad
+        source = q + b * q_b + h * q_h + l * q_l
+        values = v + b * v_b + h // G * v_h
+        chosen = tokens[row % 2]
+        _scaled_query(source, q_dtype, D, scale, query)
+        _logits(query, D, keys, k_s, values, v_s, dtype, chosen, n, p)
+        largest, mass = _softmax(p, n)
+
+        following = tokens[(row + 1) % 2]
+        following_n = 0
+        if row + 1 < end:
+            following_n, bad = _choose(indices + 4 * K * (row + 1), K, S, following)
+            b, h, l = _split(row + 1, H, L)
+            keys = k + b * k_b + h // G * k_h
+        _sum_values(
+            D, padded, values, v_s, dtype, chosen, n, p, sums, keys, k_s, following, following_n
+        )
+        if n > 0:
+            for d in range(0, D, LANES):
+                store_float32(sums + 4 * d, load_float32(sums + 4 * d) / to_all(mass))
+            store_scalar_float32(lse + 4 * row, largest + np.float32(math.log(mass)))
+        else:
+            store_scalar_float32(lse + 4 * row, np.float32(-np.inf))
+        narrow_row(sums, D, out + item_bytes(q_dtype) * D * row, q_dtype)
+        n = following_n
+    return bad
+
+
+@inlined
+def _split(row, H, L):
+    """The batch, head and query of a row."""
+    head, l = divmod(row, L)
+    b, h = divmod(head, H)
+    return b, h, l
+
+
+@inlined
 def _choose(indices, K, S, tokens):
     """Write the indices that are not negative; how many they are, and one that is >= S or -1."""
     n = 0
@@ -115,50 +188,15 @@ def _choose(indices, K, S, tokens):
     return n, np.int64(-1)
 
 
-@part
-def _attend_row(q, q_dtype, D, padded, k, k_s, v, v_s, dtype, scale, out, lse, tokens, n, floats):
-    query = floats.ctypes.data
-    total = query + 4 * padded
-    partial = total + 4 * padded
-    p = partial + 4 * padded
-    zero = to_all(np.float32(0))
-    widen_row(q, q_dtype, D, query)
+@inlined
+def _scaled_query(q, dtype, D, scale, query):
+    widen_row(q, dtype, D, query)
     for d in range(0, D, LANES):
         store_float32(query + 4 * d, load_float32(query + 4 * d) * to_all(scale))
-    if dtype == FLOAT32:
-        _logits(query, D, k, k_s, v, v_s, FLOAT32, tokens, n, p)
-    elif dtype == FLOAT16:
-        _logits(query, D, k, k_s, v, v_s, FLOAT16, tokens, n, p)
-    else:
-        _logits(query, D, k, k_s, v, v_s, BFLOAT16, tokens, n, p)
-    largest, mass = _softmax(p, n)
-    for d in range(0, D, LANES):
-        store_float32(total + 4 * d, zero)
-    for start in range(0, n, PARTIAL):
-        for d in range(0, D, LANES):
-            store_float32(partial + 4 * d, zero)
-        end = min(start + PARTIAL, n)
-        if dtype == FLOAT32:
-            _add_values(D, v, v_s, FLOAT32, tokens, start, end, p, partial)
-        elif dtype == FLOAT16:
-            _add_values(D, v, v_s, FLOAT16, tokens, start, end, p, partial)
-        else:
-            _add_values(D, v, v_s, BFLOAT16, tokens, start, end, p, partial)
-        for d in range(0, D, LANES):
-            store_float32(
-                total + 4 * d, load_float32(total + 4 * d) + load_float32(partial + 4 * d)
-            )
-    if n > 0:
-        for d in range(0, D, LANES):
-            store_float32(total + 4 * d, load_float32(total + 4 * d) / to_all(mass))
-        store_scalar_float32(lse, largest + np.float32(math.log(mass)))
-    else:
-        store_scalar_float32(lse, np.float32(-np.inf))
-    narrow_row(total, D, out, q_dtype)
 
 
 @inlined
-def _prefetch_rows(base, stride, octets, tokens, first, n):
+def _ask_for(base, stride, octets, tokens, first, n):
     """Ask for a batch of rows."""
     for i in range(first, min(first + BATCH, n)):
         row = base + stride * tokens[i]
@@ -171,12 +209,9 @@ def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
     """q.k of the chosen rows, q being scaled. Their values are asked for meanwhile."""
     size = item_bytes(dtype)
     whole = D - D % LANES
-    for i in range(0, min(AHEAD * BATCH, n), BATCH):
-        _prefetch_rows(k, k_s, size * D, tokens, i, n)
     batches = n - n % BATCH
     for i in range(0, batches, BATCH):
-        _prefetch_rows(k, k_s, size * D, tokens, i + AHEAD * BATCH, n)
-        _prefetch_rows(v, v_s, size * D, tokens, i, n)
+        _ask_for(v, v_s, size * D, tokens, i, n)
         a = k + k_s * tokens[i]
         b = k + k_s * tokens[i + 1]
         c = k + k_s * tokens[i + 2]
@@ -227,39 +262,66 @@ def _softmax(p, n):
 
 
 @inlined
-def _add_values(D, v, v_s, dtype, tokens, start, end, p, partial):
-    """partial (D,) += the sum of p_i v_i over tokens start .. end of the chosen ones."""
+def _sum_values(D, padded, v, v_s, dtype, tokens, n, p, sums, keys, k_s, following, following_n):
+    """sums (D,) = the sum of p_i v_i over the chosen rows; asks for the following row's keys.
+
+    Behind sums lies room for a partial sum of as many floats.
+    """
+    zero = to_all(np.float32(0))
+    partial = sums + 4 * padded
+    for d in range(0, D, LANES):
+        store_float32(sums + 4 * d, zero)
+    for start in range(0, max(n, following_n), PARTIAL):
+        for d in range(0, D, LANES):
+            store_float32(partial + 4 * d, zero)
+        for i in range(start, min(start + PARTIAL, max(n, following_n)), BATCH):
+            _ask_for(keys, k_s, item_bytes(dtype) * D, following, i, following_n)
+            if i + BATCH <= n:
+                _add_values(D, v, v_s, dtype, tokens, i, p, partial)
+            else:
+                for j in range(i, n):
+                    _add_value(D, v + v_s * tokens[j], dtype, p + 4 * j, partial)
+        for d in range(0, D, LANES):
+            sum_ = load_float32(sums + 4 * d) + load_float32(partial + 4 * d)
+            store_float32(sums + 4 * d, sum_)
+
+
+@inlined
+def _add_values(D, v, v_s, dtype, tokens, i, p, partial):
+    """partial (D,) += p_j v_j of a batch of rows, the first of which is the i-th chosen."""
     size = item_bytes(dtype)
     whole = D - D % LANES
-    batches = end - (end - start) % BATCH
-    for i in range(start, batches, BATCH):
-        a = v + v_s * tokens[i]
-        b = v + v_s * tokens[i + 1]
-        c = v + v_s * tokens[i + 2]
-        d = v + v_s * tokens[i + 3]
-        p_a = to_all(load_scalar_float32(p + 4 * i))
-        p_b = to_all(load_scalar_float32(p + 4 * i + 4))
-        p_c = to_all(load_scalar_float32(p + 4 * i + 8))
-        p_d = to_all(load_scalar_float32(p + 4 * i + 12))
-        for j in range(0, whole, LANES):
-            y = load_float32(partial + 4 * j)
-            y = multiply_add(p_a, load_lanes(a + size * j, dtype), y)
-            y = multiply_add(p_b, load_lanes(b + size * j, dtype), y)
-            y = multiply_add(p_c, load_lanes(c + size * j, dtype), y)
-            y = multiply_add(p_d, load_lanes(d + size * j, dtype), y)
-            store_float32(partial + 4 * j, y)
-        if whole < D:
-            y = load_float32(partial + 4 * whole)
-            at = size * whole
-            left = D - whole
-            y = multiply_add(p_a, load_first_lanes(a + at, dtype, left), y)
-            y = multiply_add(p_b, load_first_lanes(b + at, dtype, left), y)
-            y = multiply_add(p_c, load_first_lanes(c + at, dtype, left), y)
-            y = multiply_add(p_d, load_first_lanes(d + at, dtype, left), y)
-            store_float32(partial + 4 * whole, y)
-    for i in range(batches, end):
-        a = v + v_s * tokens[i]
-        p_a = to_all(load_scalar_float32(p + 4 * i))
-        for j in range(0, D, LANES):
-            y = load_first_lanes(a + size * j, dtype, D - j)
-            store_float32(partial + 4 * j, multiply_add(p_a, y, load_float32(partial + 4 * j)))
+    a = v + v_s * tokens[i]
+    b = v + v_s * tokens[i + 1]
+    c = v + v_s * tokens[i + 2]
+    d = v + v_s * tokens[i + 3]
+    p_a = to_all(load_scalar_float32(p + 4 * i))
+    p_b = to_all(load_scalar_float32(p + 4 * i + 4))
+    p_c = to_all(load_scalar_float32(p + 4 * i + 8))
+    p_d = to_all(load_scalar_float32(p + 4 * i + 12))
+    for j in range(0, whole, LANES):
+        y = load_float32(partial + 4 * j)
+        y = multiply_add(p_a, load_lanes(a + size * j, dtype), y)
+        y = multiply_add(p_b, load_lanes(b + size * j, dtype), y)
+        y = multiply_add(p_c, load_lanes(c + size * j, dtype), y)
+        y = multiply_add(p_d, load_lanes(d + size * j, dtype), y)
+        store_float32(partial + 4 * j, y)
+    if whole < D:
+        y = load_float32(partial + 4 * whole)
+        at = size * whole
+        left = D - whole
+        y = multiply_add(p_a, load_first_lanes(a + at, dtype, left), y)
+        y = multiply_add(p_b, load_first_lanes(b + at, dtype, left), y)
+        y = multiply_add(p_c, load_first_lanes(c + at, dtype, left), y)
+        y = multiply_add(p_d, load_first_lanes(d + at, dtype, left), y)
+        store_float32(partial + 4 * whole, y)
+
+
+@inlined
+def _add_value(D, v, dtype, p, partial):
+    """The same for one row."""
+    size = item_bytes(dtype)
+    share = to_all(load_scalar_float32(p))
+    for d in range(0, D, LANES):
+        y = load_first_lanes(v + size * d, dtype, D - d)
+        store_float32(partial + 4 * d, multiply_add(share, y, load_float32(partial + 4 * d)))
