@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
@@ -64,16 +63,10 @@ def attend(
     elif out.size:
         H_kv, S = k.shape[1:3]
         indices = np.ascontiguousarray(indices, np.int32)
-<<<<<<< HEAD
-        first_bad = np.empty((B, H, L), np.int64)
-        threads = threads_for(out.size * indices.shape[-1], PRODUCTS_A_THREAD)
-        launch(
-            *(threads, _attend),
-=======
-        parts = min(numba.get_num_threads(), B * H * L)
+        parts = min(threads_for(out.size * indices.shape[-1], PRODUCTS_A_THREAD), B * H * L)
         first_bad = np.empty(parts, np.int64)
-        _attend(
->>>>>>> cpu
+        launch(
+            *(parts, _attend),
             *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D),
             *(address(k), *k.strides[:3], address(v), *v.strides[:3]),
             *(dtype_code(k), H_kv, S, address(indices), indices.shape[-1]),
