@@ -7,7 +7,6 @@ memory of the CPU goes in as a view, and results go back in the library that it 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
@@ -99,13 +98,11 @@ def _view(name: str, x: Array) -> np.ndarray[Any, Any]:
 
 def bfloat16(name: str) -> np.dtype[Any]:
     """NumPy's bfloat16, which ml_dtypes defines; asked for only where the caller's data has it."""
-    if "ml_dtypes" not in sys.modules:
-        try:
-            import_module("ml_dtypes")
-        except ImportError:
-            raise TypeError(
-                f"{name} has dtype bfloat16, which NumPy knows only with ml_dtypes: "
-                "pip install ml_dtypes"
-            ) from None
-    dtype: np.dtype[Any] = np.dtype(sys.modules["ml_dtypes"].bfloat16)
+    try:
+        dtype: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise TypeError(
+            f"{name} has dtype bfloat16, which NumPy knows only with ml_dtypes: "
+            "pip install ml_dtypes"
+        ) from None
     return dtype
