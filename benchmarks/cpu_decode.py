@@ -3,8 +3,9 @@
     python benchmarks/cpu_decode.py --cases 32/8/32768 --metric manhattan weighted
 
 Cold: before every call as much other memory is read as empties the caches, as the other layers of
-a model do. All forms take turns in one run, so that they see the same machine; the ratio is
-between medians. The floor is the time of plainly reading as many bytes as the step must.
+a model do. Hot: the same call was just made. All forms take turns in one run, so that they see the
+same machine; the ratio is between medians. The floor is the time of plainly reading as many bytes
+as the step must.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def torch_forms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, 
 
 
 def interleaved(
-    forms: dict[str, Callable], repeats: int, prepare: Callable[[], object]
+    forms: dict[str, Callable], repeats: int, prepare: Callable[[Callable], object]
 ) -> dict[str, np.ndarray]:
     """Milliseconds of every form, taking turns."""
     times: dict[str, list[float]] = {name: [] for name in forms}
@@ -70,7 +71,7 @@ def interleaved(
         form()
     for _ in range(repeats):
         for name, form in forms.items():
-            prepare()
+            prepare(form)
             start = time.perf_counter()
             form()
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -114,12 +115,12 @@ def run_case(case: str, args: argparse.Namespace, evict: np.ndarray) -> list[dic
     peers = torch_forms(*tensors)
     check_dense(cpu.attend(q, k, v, None), peers)
     if args.fastest:  # drop the slow ones after a trial
-        trial = interleaved(peers, 2, lambda: evict.sum())
+        trial = interleaved(peers, 2, lambda form: evict.sum())
         best = sorted(peers, key=lambda name: trial[name].min())[: args.fastest]
         peers = {name: peers[name] for name in best}
 
     rows = []
-    for state, prepare in (("cold", lambda: evict.sum()), ("hot", lambda: None)):
+    for state, prepare in (("cold", lambda form: evict.sum()), ("hot", lambda form: form())):
         chosen = cpu.select_topk(q, codes, budget, "manhattan")
         G = H // H_kv
         lists = sum(np.unique(chosen[0, h : h + G]).size for h in range(0, H, G))

@@ -17,6 +17,7 @@ from .quantize import TILE, bucketize, weigh
 from .score import score_tiles, visible_tokens
 from .topk import (
     INVISIBLE,
+    STEP,
     append_run,
     append_topk,
     forced_tokens,
@@ -61,7 +62,8 @@ def select_topk(
         )
         splits = threads // gcd(B * H_kv, threads)
         # Candidates of a row: up to `budget` kept, and behind them those of one more chunk.
-        room = budget + min(budget, CHUNK)
+        # What is counted 64 at a time is rounded up.
+        room = -(-(budget + min(budget, CHUNK)) // STEP) * STEP
         candidates = np.empty((B * H * L, splits, room), np.int32)
         ranks = np.empty((B * H * L, splits, room), np.uint16)
         counts = np.empty((B * H * L, splits), np.int64)
@@ -195,7 +197,7 @@ def _gather(splits, room, candidates, ranks, counts, visible, budget, sinks, rec
             move_candidate(candidates, ranks, room * split + i, count)
             count += 1
     if count > k:
-        keep_nearest(candidates, ranks, count, k, INVISIBLE)
+        keep_nearest(candidates, ranks, count, k, INVISIBLE - 1)
         count = k
     for i in range(count):
         store_int32(indices + 4 * (n + i), load_int32(candidates + 4 * i))

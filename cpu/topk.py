@@ -70,8 +70,20 @@ def count_at_most(distances, n, bound, enough):
 
 @part
 def kth_smallest(distances, n, k, high):
-    """The smallest bound that at least k of n distances reach, known to be at most `high`."""
+    """The smallest bound that at least k of n distances keep to, known to be at most `high`.
+
+    Steps down from `high` double until too few do, then bisection: `high` is often near, and counts
+    far above the result end early.
+    """
     low = 0
+    step = 1
+    while high > 0:
+        low = max(high - step, 0)
+        if count_at_most(distances, n, low, k) < k:
+            low += 1
+            break
+        high = low
+        step *= 2
     while low < high:
         middle = (low + high) // 2
         if count_at_most(distances, n, middle, k) >= k:
@@ -127,20 +139,21 @@ def move_candidate(indices, ranks, source, target):
 def keep_nearest(indices, ranks, n, k, high):
     """Reduce n >= k candidates, ascending by index, to the k nearest; the k-th distance.
 
-    `high` is known to be no less than it.
+    `high` < 65535 is known to be no less than it. Up to the next multiple of 64 the places behind
+    the last rank are filled, so that they can be counted 64 at a time.
     """
-    bound = kth_smallest(ranks, n, k, high)
-    skip = count_at_most(ranks, n, bound, n + 1) - k
+    padded = (n + STEP - 1) // STEP * STEP
+    for i in range(n, padded):
+        store_uint16(ranks + 2 * i, np.uint16(INVISIBLE))
+    bound = kth_smallest(ranks, padded, k, high)
+    skip = count_at_most(ranks, padded, bound, n + 1) - k
     kept = 0
     for i in range(n):
         rank = load_uint16(ranks + 2 * i)
-        if rank > bound:
-            continue
-        if rank == bound and skip > 0:
-            skip -= 1
-            continue
-        move_candidate(indices, ranks, i, kept)
-        kept += 1
+        move_candidate(indices, ranks, i, kept)  # whether it stays is decided without a branch
+        skipped = (rank == bound) & (skip > 0)
+        skip -= skipped
+        kept += (rank <= bound) & (not skipped)
     return bound
 
 

@@ -14,7 +14,7 @@ from adamas_core.cpu import _jit, _simd
 from adamas_core.cpu._array import address
 from adamas_core.cpu.score import manhattan_tiles, score_tiles, weighted_tiles
 from adamas_core.cpu.select import CHUNK, ROWS
-from adamas_core.cpu.topk import INVISIBLE, append_topk, keep_nearest
+from adamas_core.cpu.topk import INVISIBLE, STEP, append_topk, keep_nearest
 from adamas_core.reference.quantize import from_planes, to_planes
 
 # ---- vectors -----------------------------------------------------------------------------------
@@ -137,8 +137,8 @@ def _by_chunks(distances, n, chunk, k, indices, ranks):
 @pytest.mark.parametrize("chunk", [64, CHUNK])
 def test_running_selection_is_exact(order, k, chunk):
     distances = ORDERS[order].astype(np.uint16)
-    indices = np.empty(k + chunk, np.int32)
-    ranks = np.empty(k + chunk, np.uint16)
+    indices = np.empty(k + chunk + STEP, np.int32)
+    ranks = np.empty(k + chunk + STEP, np.uint16)
     count = _by_chunks(address(distances), N, chunk, k, address(indices), address(ranks))
     expected = reference.topk(distances, k)
     assert_array_equal(indices[:count], expected)
