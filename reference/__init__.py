@@ -10,6 +10,7 @@ T = ceil(S / 64) tiles, K budget.
 """
 
 from .attend import attend
+from .decode import decode_attention
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
 from .score import score
@@ -18,6 +19,7 @@ from .topk import topk
 
 __all__ = [
     "attend",
+    "decode_attention",
     "encode",
     "hadamard",
     "quantize",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import DTYPES, head_dims, seeds
-from tolerances import assert_same_bits
+from strategies import DTYPES, Case, cases, head_dims, seeds
+from tolerances import assert_attention, assert_same_bits
 
-from adamas_core import KVCache, attend, calibrate, decode_attention, encode, select_topk
+from adamas_core import KVCache, attend, calibrate, decode_attention, encode, reference, select_topk
 
 RNG = np.random.default_rng
 
@@ -98,6 +99,29 @@ def test_decode_is_select_then_attend(G: int, metric: str) -> None:
     expected, expected_lse = attend(q, k, v, indices, return_lse=True)
     assert_same_bits(out, expected)
     assert_same_bits(lse, expected_lse)
+
+
+@given(case=cases(["normal"]), budget=st.sampled_from([1, 16, 100, None]), dense=st.booleans())
+def test_decode_is_the_reference(
+    backend: ModuleType, case: Case, budget: int | None, dense: bool
+) -> None:
+    """Ragged or not, causal, sparse or dense: what the specification says, within tolerance."""
+    L = case.q.shape[2]
+    count = None if np.ndim(case.length) == 0 else np.maximum(case.length, L)
+    if case.k.shape[2] < L:
+        return
+    cache = KVCache(
+        thresholds=[-0.9, 0, 0.9],
+        dense_layers=[0] if dense else [],
+        backend=backend.__name__.rpartition(".")[2],
+    )
+    cache.append(case.k, case.v, count=count)
+    out, lse = decode_attention(case.q, cache, budget, return_lse=True)
+    exact, exact_lse = reference.decode_attention(
+        case.q.astype(np.float64), cache, budget, return_lse=True
+    )
+    assert_attention(out, exact, case.q.dtype)
+    np.testing.assert_allclose(lse, exact_lse, rtol=2e-6, atol=4e-6)
 
 
 def test_dense_where_the_budget_covers_or_the_layer_is_dense() -> None:

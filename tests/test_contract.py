@@ -22,6 +22,11 @@ def test_signature(backend: ModuleType, name: str) -> None:
     assert arguments(getattr(backend, name)) == arguments(getattr(adamas_core, name))
 
 
+def test_decode_attention_of_the_reference() -> None:
+    name = "decode_attention"
+    assert arguments(getattr(reference, name)) == arguments(getattr(adamas_core, name))
+
+
 def test_encode_of_a_backend(backend: ModuleType) -> None:
     assert arguments(backend.encode) == arguments(reference.encode)
 
