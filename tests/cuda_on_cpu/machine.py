@@ -40,7 +40,8 @@ OPTIONS = (
     "-fcf-protection=none",
     "-fsanitize=address,alignment",
     "-fno-sanitize-recover=all",
-    "-fsanitize-sections=cuda_shared",
+    "-fno-pie",
+    "-no-pie",
 )
 # Kind of order in which threads and blocks are resumed, and the seed of a random one.
 ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))
@@ -58,7 +59,8 @@ class Program:
     def __init__(self, name: str, source: str, included: dict[str, str], kernels: Sequence[str]):
         """`source` includes only what is `included`; `kernels` are expressions, as f<int, 3>."""
         self.kernels = list(kernels)
-        self._path = _built(name, source, included, self.kernels)
+        path = _built(name, source, included, self.kernels)
+        self._command = [str(path), *_shared_variables(path)]
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
 
@@ -67,7 +69,7 @@ class Program:
         if self._process is None:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
-                [self._path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
         process = self._process
         assert process.stdin is not None
@@ -126,7 +128,7 @@ static worker::Runner bind_kernel(uint32_t kernel, const worker::Values& values)
   }}
   shim::fail("no such kernel");
 }}
-int main() {{ return worker::serve(bind_kernel); }}
+int main(int count, char** words) {{ return worker::serve(count, words, bind_kernel); }}
 """
     own = {path.name: path.read_text() for path in sorted(HERE.glob("*.hpp"))}
     files = {name: source, **included, **own, "main.cpp": main}
@@ -144,6 +146,15 @@ int main() {{ return worker::serve(bind_kernel); }}
                 raise RuntimeError(f"g++ on {name}:\n{done.stderr[:6000]}")
             os.replace(built, program)
     return program
+
+
+def _shared_variables(program: Path) -> list[str]:
+    """Address and size, in hexadecimal, of each static variable of the kernels' functions."""
+    listed = subprocess.run(
+        ["nm", "--print-size", program], capture_output=True, text=True, check=True
+    ).stdout
+    found = [line.split() for line in listed.splitlines() if " _ZZN12_GLOBAL__N_1" in line]
+    return [word for address, size, kind, _ in found if kind in "bd" for word in (address, size)]
 
 
 class Extent(NamedTuple):
