@@ -9,9 +9,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from .hadamard import hadamard
-from .quantize import encode, quantize, quantize_query
+from .quantize import encode, encode_query, encode_step, quantize, quantize_query
 
-__all__ = ["encode", "hadamard", "quantize", "quantize_query", "why_not"]
+__all__ = [
+    "encode",
+    "encode_query",
+    "encode_step",
+    "hadamard",
+    "quantize",
+    "quantize_query",
+    "why_not",
+]
 
 
 def why_not() -> str | None:

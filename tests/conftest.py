@@ -30,16 +30,13 @@ def backend(request: pytest.FixtureRequest) -> ModuleType:
 PENDING = {"score", "topk", "attend", "select_topk"}
 
 
-@pytest.fixture(scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Every backend but the reference, to be held against it; all take and return NumPy arrays.
+@pytest.fixture(scope="session")
+def gpu() -> Iterator[Any]:
+    """The GPU backend, taking and returning NumPy arrays.
 
-    The GPU backend runs on this machine's GPU, or where there is none on the CPU, through the shim
-    in cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
+    It runs on this machine's GPU, or where there is none on the CPU, through the shim in
+    cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
     """
-    if request.param != "gpu":
-        yield load(request.param)
-        return
     from cuda_on_cpu import machine
 
     from adamas_core import gpu
@@ -57,6 +54,16 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield WithoutPending(gpu)
 
 
+@pytest.fixture(
+    scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"]
+)
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """Every backend but the reference, to be held against it."""
+    if request.param == "gpu":
+        return request.getfixturevalue("gpu")
+    return load(request.param)
+
+
 class WithoutPending:
     """The GPU backend's functions; a test of one that is not written yet is skipped."""
 
@@ -70,10 +77,7 @@ class WithoutPending:
 
 
 class OnDevice(WithoutPending):
-    """The same for NumPy arrays, on a real GPU: copied there, and what comes of it back.
-
-    An array that the function wrote into and gave back is copied into the caller's own.
-    """
+    """The same for NumPy arrays, on a real GPU: copied there, and back where they were written."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import cupy
@@ -81,12 +85,17 @@ class OnDevice(WithoutPending):
         function = super().__getattr__(name)
 
         @wraps(function)
-        def call(*arguments: Any) -> Any:
-            there = [moved(x) if isinstance(x, np.ndarray) else x for x in arguments]
-            result = function(*there)
-            for x, copy in zip(arguments, there, strict=True):
-                if result is copy and isinstance(x, np.ndarray):
-                    x[...] = cupy.asnumpy(copy)
+        def call(*arguments: Any, **named: Any) -> Any:
+            given = [x for x in (*arguments, *named.values()) if isinstance(x, np.ndarray)]
+            there = {id(x): moved(x) for x in given}
+            result = function(
+                *(there.get(id(x), x) for x in arguments),
+                **{name: there.get(id(x), x) for name, x in named.items()},
+            )
+            for x in given:
+                if x.flags.writeable:
+                    x[...] = cupy.asnumpy(there[id(x)])
+                if result is there[id(x)]:
                     return x
             if isinstance(result, tuple):
                 return tuple(map(cupy.asnumpy, result))

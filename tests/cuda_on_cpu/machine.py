@@ -199,7 +199,9 @@ class Cpu:
         """Run a kernel of the registry in all orders."""
         program = self._programs.get(kernel.file)
         if program is None:
-            expressions = [k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants]
+            expressions = [
+                k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
+            ]
             program = Program(kernel.file, kernel.source, headers(), expressions)
             self._programs[kernel.file] = program
         launch(program, kernel.expression(variant), grid, threads, arguments, shared)
@@ -229,7 +231,7 @@ def launch(
     arguments: Sequence[Argument],
     shared: int = 0,
 ) -> None:
-    """Run a kernel on NumPy arrays, in place; KernelFault where the shim or the sanitizer objects."""
+    """Run a kernel on NumPy arrays, in place; KernelFault where the shim or sanitizer objects."""
     grid = (*grid, 1, 1)[:3]
     if not (1 <= grid[0] < 2**31 and all(1 <= n < 2**16 for n in grid[1:])):
         raise KernelFault(f"{expression}: a grid of {grid}")
@@ -251,7 +253,16 @@ def launch(
     answers = []
     for order, seed in ORDERS:
         header = struct.pack(
-            "<12I", program.kernels.index(expression), *grid, threads, 1, 1, shared, *counts, order, seed
+            "<12I",
+            program.kernels.index(expression),
+            *grid,
+            threads,
+            1,
+            1,
+            shared,
+            *counts,
+            order,
+            seed,
         )
         try:
             answers.append(program.run(header + body, size))
@@ -323,7 +334,7 @@ def installed() -> Iterator[Cpu]:
     from adamas_core.gpu import _launch
 
     cpu, before = Cpu(), _launch.device
-    _launch.device = lambda: cpu  # type: ignore[assignment]
+    _launch.device = lambda: cpu
     try:
         yield cpu
     finally:
