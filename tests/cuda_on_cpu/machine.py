@@ -38,7 +38,8 @@ OPTIONS = (
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-fcf-protection=none",
-    "-fsanitize=address,alignment",
+    # Beside memory: what x86-64 and a GPU do differently, or not at all, without a word.
+    "-fsanitize=address,alignment,bounds,shift,float-cast-overflow",
     "-fno-sanitize-recover=all",
     "-fno-pie",
     "-no-pie",

@@ -91,7 +91,7 @@ inline unsigned char* dynamic_shared;
 }
 
 // The machinery itself is not checked, which makes the whole twice as fast.
-#define SHIM_FAST __attribute__((no_sanitize("address", "alignment")))
+#define SHIM_FAST __attribute__((no_sanitize("address", "undefined")))
 
 constexpr int LANES = 32, MOST_THREADS = 1024;
 constexpr size_t STACK = 256 * 1024;  // AddressSanitizer's frames are large
