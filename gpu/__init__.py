@@ -1,11 +1,58 @@
-"""The GPU backend: in this release only the sentence that says why there is none."""
+"""The GPU backend: CUDA C++ in kernels/, launched through CuPy on its current stream.
+
+The functions have the names, arguments, dtypes and results of ``adamas_core.reference``, on CuPy's
+arrays. CuPy is imported at the first call, not before.
+"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 
-def why_not() -> str:
-    """Say in one sentence why the GPU backend cannot be used."""
-    return (
-        "the CUDA kernels are not part of adamas-core 0.1; "
-        "give NumPy arrays to use the CPU backend instead"
-    )
+from .hadamard import hadamard
+from .quantize import encode, encode_query, encode_step, quantize, quantize_query
+
+__all__ = [
+    "encode",
+    "encode_query",
+    "encode_step",
+    "hadamard",
+    "quantize",
+    "quantize_query",
+    "why_not",
+]
+
+
+def why_not() -> str | None:
+    """Say in one sentence why the GPU backend cannot be used, or None where it can."""
+    if find_spec("cupy") is None:
+        return 'CuPy is not installed: pip install "adamas-core[gpu]"'
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported: {' '.join(str(error).split())}"
+    runtime = cupy.cuda.runtime
+    driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if driver == 0:
+        return "no NVIDIA driver is loaded on this machine"
+    if driver // 1000 < built_for // 1000:
+        return (
+            f"the NVIDIA driver goes up to CUDA {_version(driver)} and CuPy is built for CUDA "
+            f"{_version(built_for)}: update the driver, or install cupy-cuda{driver // 1000}x"
+        )
+    try:
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        return f"the NVIDIA driver is there, but gives no device: {error}"
+    if devices == 0:
+        return "the NVIDIA driver is there, but no device (CUDA_VISIBLE_DEVICES may hide it)"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # what a missing library raises differs between releases of CuPy
+        reason = " ".join(str(error).split())
+        return f"NVRTC, which compiles the kernels, cannot be loaded: {reason}"
+    return None
+
+
+def _version(number: int) -> str:
+    """CUDA's number of a version, 12080, as people write it."""
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,62 @@
+"""Every kernel and the template arguments that it is compiled for: the one list of them.
+
+The launchers name their variants by it, benchmarks/cuda_report.py compiles all of it for every
+architecture, and the tests build all of it for the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "kernels"
+
+# What common.cuh calls the elements of an array, by the name of its dtype.
+ELEMENTS = {"float16": "Half", "bfloat16": "BFloat16", "float32": "float"}
+
+# Coordinates a lane, N of rows.cuh: Dt / 32 for Dt up to 2048, and 1 for all below 32.
+VALUES = (1, 2, 4, 8, 16, 32, 64)
+
+# Template arguments of one variant, in the order of the template's parameters.
+Variant = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A __global__ function of one of the .cu files.
+
+    `exact` says that its bits are promised: no multiplication and addition is fused.
+    """
+
+    file: str
+    name: str
+    variants: tuple[Variant, ...] = ((),)
+    exact: bool = True
+
+    def expression(self, variant: Variant) -> str:
+        """The variant in C++: name<arguments>."""
+        if variant not in self.variants:
+            raise ValueError(f"{self.name}<{variant}> is no variant listed in gpu/_kernels.py")
+        return f"{self.name}<{', '.join(map(str, variant))}>" if variant else self.name
+
+    @property
+    def source(self) -> str:
+        """The text of its file."""
+        return (FOLDER / self.file).read_text(encoding="utf-8")
+
+
+def headers() -> dict[str, str]:
+    """Name and text of what the .cu files include."""
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.cuh"))}
+
+
+_ROWS = tuple(product(ELEMENTS.values(), VALUES))
+_TRANSFORMED = tuple((n,) for n in VALUES)
+
+HADAMARD = Kernel("hadamard.cu", "hadamard", _ROWS)
+QUANTIZE = Kernel("quantize.cu", "quantize", _TRANSFORMED)
+QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _TRANSFORMED)
+ENCODE = Kernel("quantize.cu", "encode", _ROWS)
+
+KERNELS = (HADAMARD, QUANTIZE, QUANTIZE_QUERY, ENCODE)

@@ -1,0 +1,100 @@
+"""Compiling one variant of a kernel with NVRTC, which needs no GPU.
+
+CuPy's RawModule would compile too, but puts -ftz=true behind the caller's options, which flushes
+subnormal numbers to zero and changes promised bits; so NVRTC is called here, and CuPy only loads.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ._kernels import FOLDER, Kernel, Variant
+
+OPTIONS = ("-std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+
+
+class Binary(NamedTuple):
+    """A compiled variant: what CuPy loads, the kernel's name in it, and what ptxas said."""
+
+    code: bytes
+    symbol: str
+    log: str
+
+
+class Resources(NamedTuple):
+    """What one thread, and for `shared` one block, of a compiled variant takes."""
+
+    registers: int
+    stack: int  # bytes of local memory, spills included
+    spills: int  # bytes stored and loaded
+    shared: int  # bytes of static shared memory
+
+
+def resources(binary: Binary) -> Resources:
+    """Out of the messages of ptxas, which machine code has and PTX has not."""
+    for part in binary.log.split("Compiling entry function")[1:]:
+        if f"'{binary.symbol}'" in part.partition("\n")[0]:
+            return Resources(
+                registers=_number(r"Used (\d+) registers", part),
+                stack=_number(r"(\d+) bytes stack frame", part),
+                spills=sum(_number(rf"(\d+) bytes spill {what}", part) for what in _SPILLS),
+                shared=_number(r"(\d+) bytes smem", part, otherwise=0),
+            )
+    raise ValueError(f"ptxas says nothing of {binary.symbol}:\n{binary.log}")
+
+
+_SPILLS = ("stores", "loads")
+
+
+def _number(pattern: str, text: str, otherwise: int | None = None) -> int:
+    found = re.search(pattern, text)
+    if found:
+        return int(found[1])
+    if otherwise is None:
+        raise ValueError(f"no {pattern!r} in what ptxas says:\n{text}")
+    return otherwise
+
+
+def options(kernel: Kernel, architecture: str) -> tuple[str, ...]:
+    """Of NVRTC, for an architecture such as sm_90 (machine code) or compute_90 (PTX)."""
+    fused = "--fmad=false" if kernel.exact else "--fmad=true"
+    return (*OPTIONS, fused, f"--gpu-architecture={architecture}", "--ptxas-options=-v")
+
+
+def compile_variant(kernel: Kernel, variant: Variant, architecture: str) -> Binary:
+    """Compile, or raise RuntimeError with the compiler's messages."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(kernel.source, kernel.file, (), ())
+    try:
+        expression = kernel.expression(variant)
+        nvrtc.addNameExpression(program, expression)
+        try:
+            nvrtc.compileProgram(program, (*options(kernel, architecture), f"-I{FOLDER}"))
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise RuntimeError(f"{kernel.file}: {expression} for {architecture}:\n{log}") from error
+        machine_code = architecture.startswith("sm_")
+        code = nvrtc.getCUBIN(program) if machine_code else nvrtc.getPTX(program)
+        return Binary(
+            code if isinstance(code, bytes) else code.encode(),
+            nvrtc.getLoweredName(program, expression),
+            nvrtc.getProgramLog(program),
+        )
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def architecture_for(capability: str) -> str:
+    """What to compile for on a device of a compute capability such as "90".
+
+    A device that is newer than NVRTC gets PTX of the newest architecture that NVRTC knows, which
+    the driver translates.
+    """
+    from cupy.cuda import nvrtc
+
+    known = sorted(int(number) for number in nvrtc.getSupportedArchs())
+    if int(capability) in known:
+        return f"sm_{capability}"
+    return f"compute_{max(n for n in known if n < int(capability))}"

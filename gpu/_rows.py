@@ -1,0 +1,56 @@
+"""Rows of head_dim coordinates as the kernels take them: four axes, strides, a warp a row."""
+
+from __future__ import annotations
+
+import math
+
+from ._kernels import ELEMENTS, VALUES
+from ._launch import Array
+
+LANES = 32
+THREADS = 128  # four rows a block: small blocks leave no multiprocessor idle behind a long one
+TILE = 64  # tokens a tile of the key planes
+
+
+def padded(D: int) -> int:
+    """Dt: D rounded up to a power of two."""
+    return 1 << (D - 1).bit_length()
+
+
+def words(D: int) -> int:
+    """P: words a bit plane."""
+    return -(-padded(D) // 64)
+
+
+def per_lane(D: int) -> int:
+    """N of rows.cuh: coordinates a lane holds."""
+    n = max(padded(D) // LANES, 1)
+    assert n in VALUES, f"head_dim {D} is above 2048"
+    return n
+
+
+def element(x: Array) -> str:
+    """The name that common.cuh gives to x's dtype."""
+    return ELEMENTS[x.dtype.name]
+
+
+def scale(D: int) -> float:
+    """Of the transform; launching rounds it to float32."""
+    return float(padded(D) ** -0.5)
+
+
+def with_four_axes(x: Array) -> Array:
+    """A view (batch, heads, tokens, D); more than four axes are copied if they must be."""
+    if x.ndim > 4:
+        return x.reshape((math.prod(x.shape[:-3]), *x.shape[-3:]))
+    return x.reshape((1,) * (4 - x.ndim) + x.shape) if x.ndim < 3 else x[(None,) * (4 - x.ndim)]
+
+
+def leading_strides(x: Array) -> tuple[int, ...]:
+    """Strides of all axes but the last, in elements."""
+    return tuple(step // x.itemsize for step in x.strides[:-1])
+
+
+def blocks(rows: int) -> tuple[int]:
+    """The grid of a launch with a warp a row."""
+    return (-(-rows * LANES // THREADS),)

@@ -1,0 +1,62 @@
+// What all kernels share. No CUDA header is included, so that compiling needs NVRTC alone and not
+// the toolkit's folder of headers; tests/cuda_on_cpu/shim.hpp stands in for the compiler's built-in
+// names where the same files run on a CPU, and defines ON_CPU.
+//
+// Arguments of a kernel are arrays (pointers), Int or float and nothing else: gpu/_launch.py passes
+// every Python int as 64 bits and every float as 32.
+#pragma once
+
+typedef long long Int;
+typedef unsigned long long Word;  // 64 coordinates of a bit plane
+
+constexpr int LANES = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+#ifndef ON_CPU
+// Dynamic shared memory under a name and a type; all of a kernel's names stand for the same bytes.
+#define DYN_SHARED(type, name)                                    \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(dynamic_shared)
+
+__device__ __forceinline__ float half_bits_to_float(unsigned short bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+
+__device__ __forceinline__ unsigned short float_to_half_bits(float x) {  // half to even
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+#endif
+
+// The 16-bit element types: their bits. Two lie in one 32-bit word, the first in the lower half.
+struct Half {
+  unsigned short bits;
+};
+struct BFloat16 {
+  unsigned short bits;
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(Half x) { return half_bits_to_float(x.bits); }
+__device__ __forceinline__ float to_float(BFloat16 x) {
+  return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
+}
+
+// Round to an element type, half to even; NaN stays NaN.
+__device__ __forceinline__ void from_float(float& to, float x) { to = x; }
+__device__ __forceinline__ void from_float(Half& to, float x) { to.bits = float_to_half_bits(x); }
+__device__ __forceinline__ void from_float(BFloat16& to, float x) {
+  const unsigned bits = __float_as_uint(x);
+  const unsigned half_to_even = bits + 0x7fffu + ((bits >> 16) & 1u);
+  to.bits = x != x ? 0x7fffu : static_cast<unsigned short>(half_to_even >> 16);
+}
+
+__device__ __forceinline__ int lane_index() { return threadIdx.x % LANES; }
+
+// This warp's number in the whole launch; blocks have one axis, of whole warps.
+__device__ __forceinline__ Int warp_index() {
+  return (static_cast<Int>(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
+}

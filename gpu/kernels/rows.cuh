@@ -1,0 +1,121 @@
+// A row of head_dim coordinates in the registers of one warp: lane l holds coordinates l, l + 32,
+// l + 64, ... in x[0], x[1], x[2], ... So a warp reads 32 neighbours at a time, a ballot gives 32
+// neighbouring bits of a plane, and butterflies of strides from 32 on stay inside a lane.
+//
+// N = max(Dt / 32, 1) values a lane. Where Dt < 32 the lanes from Dt on hold 0 and count for nothing.
+#pragma once
+#include "common.cuh"
+
+// Where a row stands in (batch, head, token) of an array whose token axis runs fastest.
+struct Place {
+  unsigned batch, head, token;
+};
+
+// A launch has fewer than 2^31 rows, so 32-bit divisions do, which cost a quarter of 64-bit ones.
+__device__ __forceinline__ Place place_of(Int row, Int heads, Int tokens) {
+  const unsigned r = static_cast<unsigned>(row), n = static_cast<unsigned>(tokens);
+  const unsigned h = static_cast<unsigned>(heads);
+  return {r / n / h, r / n % h, r % n};
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void load_row(float (&x)[N], const T* row, Int D) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const int i = lane_index() + LANES * j;
+    x[j] = i < D ? to_float(row[i]) : 0.0f;
+  }
+}
+
+// The transform, in the order that its bits depend on: strides 1, 2, 4, ..., then the scale. The
+// partner with the lower index gets a + b, the other a - b.
+template <int N>
+__device__ __forceinline__ void transform(float (&x)[N], Int Dt, float scale) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int stride = 1; stride < LANES; stride *= 2) {
+    if (N == 1 && stride >= Dt) break;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const float other = __shfl_xor_sync(ALL_LANES, x[j], stride);
+      x[j] = lane & stride ? __fsub_rn(other, x[j]) : __fadd_rn(x[j], other);
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < N; step *= 2) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (j & step) continue;
+      const float a = x[j], b = x[j + step];
+      x[j] = __fadd_rn(a, b);
+      x[j + step] = __fsub_rn(a, b);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j) x[j] = __fmul_rn(x[j], scale);
+}
+
+// Lane p gets word p of the bit plane in which coordinate lane + 32 j is bit(j). P = N / 2 rounded
+// up is at most 32, so every word has a lane; the lanes from P on get 0. Bits from Dt on are 0.
+template <int N, typename Bit>
+__device__ __forceinline__ Word pack(Int Dt, Bit bit) {
+  const int lane = lane_index();
+  Word mine = 0;
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const bool counts = N > 1 || lane < Dt;
+    const Word half = __ballot_sync(ALL_LANES, counts && bit(j));
+    if (lane == j / 2) mine |= half << (j % 2 * 32);
+  }
+  return mine;
+}
+
+// P, words a bit plane.
+template <int N>
+__device__ __forceinline__ constexpr int words() {
+  return (N + 1) / 2;
+}
+
+// Both planes of a row's codes: lane p writes word p to high[p * step] and low[p * step]. The code
+// is the number of thresholds below x, which for NaN is 0.
+template <int N>
+__device__ __forceinline__ void write_codes(
+    const float (&x)[N], Int Dt, const float* thresholds, Word* high, Word* low, int step) {
+  const float t0 = thresholds[0], t1 = thresholds[1], t2 = thresholds[2];
+  const auto code = [&](int j) { return (t0 < x[j]) + (t1 < x[j]) + (t2 < x[j]); };
+  const Word upper = pack<N>(Dt, [&](int j) { return code(j) >= 2; });
+  const Word lower = pack<N>(Dt, [&](int j) { return code(j) % 2 == 1; });
+  const int p = lane_index();
+  if (p < words<N>()) {
+    high[p * step] = upper;
+    low[p * step] = lower;
+  }
+}
+
+// The weighted metric's planes of a query, `bits` times P words: the signs, then the weights
+// rint(|x| / m * wmax) from their most significant bit; m leaves NaN out, as fmaxf does.
+template <int N>
+__device__ __forceinline__ void write_query(const float (&x)[N], Int Dt, int bits, Word* planes) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int j = 0; j < N; ++j) largest = fmaxf(largest, fabsf(x[j]));
+#pragma unroll
+  for (int step = 1; step < LANES; step *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
+  }
+  const float wmax = static_cast<float>((1 << (bits - 1)) - 1);
+  unsigned weight[N];
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const float share = __fdiv_rn(fabsf(x[j]), largest);
+    weight[j] = share == share ? static_cast<unsigned>(rintf(__fmul_rn(share, wmax))) : 0u;
+  }
+  const int p = lane_index();
+  const Word signs = pack<N>(Dt, [&](int j) { return x[j] > 0.0f; });
+  if (p < words<N>()) planes[p] = signs;
+  for (int b = bits - 2; b >= 0; --b) {
+    planes += words<N>();
+    const Word plane = pack<N>(Dt, [&](int j) { return (weight[j] >> b & 1u) != 0; });
+    if (p < words<N>()) planes[p] = plane;
+  }
+}
