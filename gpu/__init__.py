@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from .attend import attend
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
+from .score import score
+from .select import select_topk
+from .topk import topk
 
-__all__ = ["encode", "hadamard", "quantize", "quantize_query", "why_not"]
+__all__ = [
+    "attend",
+    "encode",
+    "hadamard",
+    "quantize",
+    "quantize_query",
+    "score",
+    "select_topk",
+    "topk",
+    "why_not",
+]
 
 
 def why_not() -> str | None:
