@@ -1,0 +1,320 @@
+"""Launches kernels on this CPU: a device for adamas_core.gpu, with NumPy as its array module.
+
+Each .cu file becomes one program with all its variants, built once for the same text and options.
+A launch is sent to that program's process, so a deadlock, a crash or a report of AddressSanitizer
+is a KernelFault here, and the next launch starts another process.
+
+The process holds the arguments in memory of exactly their extent, each with AddressSanitizer's red
+zones around it. Every launch runs once for each of ORDERS and must give the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adamas_core.gpu._kernels import KERNELS, Kernel, Variant, headers
+from adamas_core.gpu._launch import SHARED_MOST, Argument
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent.parent / "build" / "cuda_on_cpu"
+OPTIONS = (
+    "-std=c++20",
+    "-O1",
+    "-g1",
+    "-w",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fcf-protection=none",
+    "-fsanitize=address,alignment",
+    "-fno-sanitize-recover=all",
+    "-fsanitize-sections=cuda_shared",
+)
+# Kind of order in which threads and blocks are resumed, and the seed of a random one.
+ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))
+PATIENCE = 60.0  # seconds for one launch
+POISON = 0xA5
+
+
+class KernelFault(Exception):
+    """A kernel did what it must not do; the text is the report."""
+
+
+class Program:
+    """One .cu file, built for the CPU, and the process that runs it."""
+
+    def __init__(self, name: str, source: str, included: dict[str, str], kernels: Sequence[str]):
+        """`source` includes only what is `included`; `kernels` are expressions, as f<int, 3>."""
+        self.kernels = list(kernels)
+        self._path = _built(name, source, included, self.kernels)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+
+    def run(self, request: bytes, answer: int) -> bytes:
+        """Send a request and return the answer's bytes."""
+        if self._process is None:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+            self._process = subprocess.Popen(
+                [self._path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            )
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            got = bytearray()
+            while len(got) < answer + 1:
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+                if not ready:
+                    process.kill()
+                    raise KernelFault(f"no answer within {PATIENCE:.0f} s")
+                part = os.read(process.stdout.fileno(), 1 << 20)
+                if not part:
+                    raise KernelFault(self._report())
+                got += part
+        except BrokenPipeError:
+            raise KernelFault(self._report()) from None
+        except KernelFault:
+            self.close()
+            raise
+        return bytes(got[:answer])
+
+    def _report(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace")
+        return text[:4000] or f"the process ended with {code}"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate()
+            self._errors.close()
+            self._process = None
+
+
+def _built(name: str, source: str, included: dict[str, str], kernels: list[str]) -> Path:
+    """The program's path, compiled if it is not there yet."""
+    cases = "\n".join(
+        f"    case {i}: return worker::bound({kernel}, values);" for i, kernel in enumerate(kernels)
+    )
+    # In an unnamed namespace, static variables of templates are ones that AddressSanitizer pads.
+    main = f"""
+#include "worker.hpp"
+namespace {{
+#include "{name}"
+}}
+static worker::Runner bind_kernel(uint32_t kernel, const worker::Values& values) {{
+  switch (kernel) {{
+{cases}
+  }}
+  shim::fail("no such kernel");
+}}
+int main() {{ return worker::serve(bind_kernel); }}
+"""
+    own = {path.name: path.read_text() for path in sorted(HERE.glob("*.hpp"))}
+    files = {name: source, **included, **own, "main.cpp": main}
+    key = sha256(repr((OPTIONS, sorted(files.items()))).encode()).hexdigest()[:24]
+    program = BUILD / f"{Path(name).stem}-{key}"
+    if not program.is_file():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            for file, text in files.items():
+                (Path(folder) / file).write_text(text)
+            built = Path(folder) / "program"
+            command = ["g++", *OPTIONS, "main.cpp", "-o", built.name]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"g++ on {name}:\n{done.stderr[:6000]}")
+            os.replace(built, program)
+    return program
+
+
+class Extent(NamedTuple):
+    """The bytes that an array spans in memory, from its lowest address to behind its highest."""
+
+    first: int
+    end: int
+
+
+def extent(x: np.ndarray[Any, Any]) -> Extent:
+    """Of an array at any strides."""
+    address = x.__array_interface__["data"][0]
+    if x.size == 0:
+        return Extent(address, address)
+    reach = [(n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)]
+    first = address + sum(r for r in reach if r < 0)
+    return Extent(first, address + sum(r for r in reach if r > 0) + x.itemsize)
+
+
+def _memory(at: Extent) -> memoryview:
+    import ctypes
+
+    return memoryview((ctypes.c_char * (at.end - at.first)).from_address(at.first)).cast("B")
+
+
+class Cpu:
+    """A device for adamas_core.gpu._launch."""
+
+    def __init__(self) -> None:
+        self.xp = poisoned_numpy()
+        self._programs: dict[str, Program] = {}
+
+    def launch(
+        self,
+        kernel: Kernel,
+        variant: Variant,
+        grid: tuple[int, ...],
+        threads: int,
+        arguments: Sequence[Argument],
+        shared: int = 0,
+    ) -> None:
+        """Run a kernel of the registry in all orders."""
+        program = self._programs.get(kernel.file)
+        if program is None:
+            expressions = [k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants]
+            program = Program(kernel.file, kernel.source, headers(), expressions)
+            self._programs[kernel.file] = program
+        launch(program, kernel.expression(variant), grid, threads, arguments, shared)
+
+    def close(self) -> None:
+        """End the processes."""
+        for program in self._programs.values():
+            program.close()
+
+
+def poisoned_numpy() -> Any:
+    """NumPy, but what nobody has written is noise that no test expects."""
+
+    def empty(shape: Any, dtype: Any = np.float64) -> np.ndarray[Any, Any]:
+        x = np.empty(shape, dtype)
+        x.view(np.uint8).fill(POISON) if x.ndim else None
+        return x
+
+    return SimpleNamespace(**{**vars(np), "empty": empty})
+
+
+def launch(
+    program: Program,
+    expression: str,
+    grid: tuple[int, ...],
+    threads: int,
+    arguments: Sequence[Argument],
+    shared: int = 0,
+) -> None:
+    """Run a kernel on NumPy arrays, in place; KernelFault where the shim or the sanitizer objects."""
+    grid = (*grid, 1, 1)[:3]
+    if not (1 <= grid[0] < 2**31 and all(1 <= n < 2**16 for n in grid[1:])):
+        raise KernelFault(f"{expression}: a grid of {grid}")
+    if not 1 <= threads <= 1024 or not 0 <= shared <= SHARED_MOST:
+        raise KernelFault(f"{expression}: {threads} threads, {shared} bytes of shared memory")
+    arrays = [x for x in arguments if isinstance(x, np.ndarray)]
+    buffers = _merged([extent(x) for x in arrays])
+    packed = [_packed(x, buffers) for x in arguments]
+    held = [bytes(_memory(at)) for at in buffers]
+    body = b"".join(
+        [
+            *(struct.pack("<QQ", at.end - at.first, at.first % 16) for at in buffers),
+            *packed,
+            *held,
+        ]
+    )
+    counts = (len(buffers), len(packed))
+    size = sum(map(len, held))
+    answers = []
+    for order, seed in ORDERS:
+        header = struct.pack(
+            "<12I", program.kernels.index(expression), *grid, threads, 1, 1, shared, *counts, order, seed
+        )
+        try:
+            answers.append(program.run(header + body, size))
+        except KernelFault as fault:
+            raise KernelFault(f"{expression}, order {order}, seed {seed}: {fault}") from None
+    if any(answer != answers[0] for answer in answers):
+        raise KernelFault(f"{expression}: the result depends on the order of the threads")
+    _put_back(expression, arrays, buffers, held, answers[0])
+
+
+def _merged(extents: list[Extent]) -> list[Extent]:
+    """Extents that overlap become one buffer; neighbours stay apart, each with its red zones."""
+    merged: list[Extent] = []
+    for at in sorted(set(extents)):
+        if merged and at.first < merged[-1].end:
+            merged[-1] = Extent(merged[-1].first, max(merged[-1].end, at.end))
+        else:
+            merged.append(at)
+    return merged
+
+
+def _packed(x: Argument, buffers: list[Extent]) -> bytes:
+    """One argument as worker.hpp's Argument."""
+    if x is None:
+        return struct.pack("<QQQ", ord("0"), 0, 0)
+    if isinstance(x, np.ndarray):
+        at = extent(x)
+        number = next(
+            i
+            for i, b in enumerate(buffers)
+            if (b.first <= at.first and at.end <= b.end and (at.first < b.end or b == at))
+        )
+        address = x.__array_interface__["data"][0]
+        return struct.pack("<QQQ", ord("p"), number, address - buffers[number].first)
+    if isinstance(x, int):
+        return struct.pack("<QqQ", ord("i"), x, 0)
+    if isinstance(x, float):
+        return struct.pack("<QfxxxxQ", ord("f"), x, 0)
+    raise TypeError(f"a {type(x)} is no argument of a kernel")
+
+
+def _put_back(
+    expression: str,
+    arrays: list[np.ndarray[Any, Any]],
+    buffers: list[Extent],
+    held: list[bytes],
+    answer: bytes,
+) -> None:
+    offset = 0
+    for at, before in zip(buffers, held, strict=True):
+        after = answer[offset : offset + len(before)]
+        offset += len(before)
+        if after == before:
+            continue
+        for x in arrays:
+            if not x.flags.writeable and at.first <= extent(x).first < at.end:
+                raise KernelFault(f"{expression}: writes into a read-only array")
+        _memory(at)[:] = after
+
+
+def missing() -> str | None:
+    """Why this machine cannot build the programs, or None."""
+    return None if shutil.which("g++") else "g++ is not installed"
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[Cpu]:
+    """Inside the block adamas_core.gpu runs on this CPU."""
+    from adamas_core.gpu import _launch
+
+    cpu, before = Cpu(), _launch.device
+    _launch.device = lambda: cpu  # type: ignore[assignment]
+    try:
+        yield cpu
+    finally:
+        _launch.device = before
+        cpu.close()

@@ -1,0 +1,469 @@
+// CUDA C++ on a CPU, for tests: this header stands in for what NVRTC has built in, so that g++
+// compiles the very .cu files of gpu/kernels/ and worker.hpp runs them.
+//
+// Blocks run one after the other. A block's threads are fibers, switched only where a thread waits
+// for others: barriers, shuffles, ballots. The order in which the threads that can go on are
+// resumed is the tester's choice, so a result that leans on an order, because a barrier is missing,
+// differs from one order to another.
+//
+// What it refuses, beyond what AddressSanitizer sees: lanes that wait at different barriers, a lane
+// outside its own mask, a shuffle from a lane that takes no part (its value is noise), deadlock.
+// What it cannot see: races between blocks, and the GPU's memory model.
+#pragma once
+#define ON_CPU 1
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <type_traits>
+#include <vector>
+
+#include <sys/mman.h>
+#include <unistd.h>
+#if !defined(__x86_64__) || defined(SHIM_UCONTEXT)
+#include <ucontext.h>
+#endif
+
+// ---- keywords -----------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __align__(n) alignas(n)
+#define __launch_bounds__(...)
+// Static shared memory lies in a section of its own, which is poisoned before every block.
+// AddressSanitizer pads its variables because -fsanitize-sections names it.
+#define __shared__ static __attribute__((section("cuda_shared")))
+#define DYN_SHARED(type, name) type* const name = reinterpret_cast<type*>(shim::dynamic_shared)
+
+// ---- vector types -------------------------------------------------------------------------------
+
+#define SHIM_VECTORS(T, name, align2, align4)                                              \
+  struct name##2 { alignas(align2) T x; T y; };                                            \
+  struct name##3 { T x, y, z; };                                                           \
+  struct name##4 { alignas(align4) T x; T y, z, w; };                                      \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                               \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                       \
+  inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+SHIM_VECTORS(unsigned char, uchar, 2, 4)
+SHIM_VECTORS(unsigned short, ushort, 4, 8)
+SHIM_VECTORS(short, short, 4, 8)
+SHIM_VECTORS(unsigned, uint, 8, 16)
+SHIM_VECTORS(int, int, 8, 16)
+SHIM_VECTORS(float, float, 8, 16)
+SHIM_VECTORS(double, double, 16, 16)
+SHIM_VECTORS(unsigned long long, ulonglong, 16, 16)
+SHIM_VECTORS(long long, longlong, 16, 16)
+#undef SHIM_VECTORS
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+inline dim3 gridDim, blockDim;
+inline uint3 blockIdx, threadIdx;
+constexpr int warpSize = 32;
+
+// ---- fibers -------------------------------------------------------------------------------------
+
+namespace shim {
+
+inline unsigned char* dynamic_shared;
+
+[[noreturn]] inline void fail(const char* format, ...) {
+  std::fprintf(stderr, "cuda_on_cpu: block (%u, %u, %u), thread %u: ", blockIdx.x, blockIdx.y,
+               blockIdx.z, threadIdx.x);
+  va_list arguments;
+  va_start(arguments, format);
+  std::vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  std::fputc('\n', stderr);
+  std::fflush(stderr);
+  _exit(3);
+}
+
+constexpr int LANES = 32, MOST_THREADS = 1024;
+constexpr size_t STACK = 256 * 1024;  // AddressSanitizer's frames are large
+
+enum class State { ready, at_block_barrier, at_warp_barrier, done };
+
+struct Fiber {
+#if defined(__x86_64__) && !defined(SHIM_UCONTEXT)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t context;
+#endif
+  bool started = false;
+  State state = State::done;
+  uint3 index{};
+  int line = 0;                // of the barrier that it waits at
+  unsigned mask = 0;           // lanes that it waits for, itself included
+  unsigned long long given = 0, got = 0;  // what it brings to a warp's exchange, and takes away
+  int source = 0;              // of a shuffle
+};
+
+inline Fiber fibers[MOST_THREADS];
+inline Fiber scheduler;
+inline int current, threads;  // the running fiber, and how many the block has
+inline void (*body)();        // the kernel with its arguments bound
+
+#if defined(__x86_64__) && !defined(SHIM_UCONTEXT)
+// Saves the registers that a function must keep and goes on with another stack.
+extern "C" void shim_switch(void** from, void* to);
+asm(R"(
+.text
+.p2align 4
+.globl shim_switch
+.type shim_switch, @function
+shim_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size shim_switch, .-shim_switch
+)");
+inline void switch_to(Fiber& from, Fiber& to) {
+  shim_switch(&from.stack_pointer, to.stack_pointer);
+}
+#else
+inline void switch_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+#endif
+
+inline void leave() { switch_to(fibers[current], scheduler); }
+
+// A fiber lives as long as the process and runs a thread of one block after the other.
+inline void fiber_main() {
+  for (;;) {
+    body();
+    fibers[current].state = State::done;
+    leave();
+  }
+}
+
+inline void start(Fiber& fiber) {
+  // The lowest page stays out of reach: a stack that overflows ends the process.
+  void* memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED || mprotect(memory, 4096, PROT_NONE)) fail("no memory for a stack");
+#if defined(__x86_64__) && !defined(SHIM_UCONTEXT)
+  // On entry the stack pointer is 8 behind a multiple of 16, as if fiber_main had been called.
+  void** top = reinterpret_cast<void**>(static_cast<char*>(memory) + STACK) - 2;
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(&fiber_main);
+  fiber.stack_pointer = top - 6;  // six registers, all zero
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = memory;
+  fiber.context.uc_stack.ss_size = STACK;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, &fiber_main, 0);
+#endif
+  fiber.started = true;
+}
+
+// ---- barriers -----------------------------------------------------------------------------------
+
+inline int thread_of(int lane) { return current / LANES * LANES + lane; }
+inline bool in_block(int lane) { return thread_of(lane) < threads; }
+
+// Waits for all threads of the block that have not ended. `line` tells barriers apart.
+inline void block_barrier(int line) {
+  fibers[current].line = line;
+  fibers[current].state = State::at_block_barrier;
+  leave();
+}
+
+// Lets the threads at a barrier of the block go on if no other is left running.
+inline bool release_block() {
+  int line = 0, waiting = 0;
+  for (int i = 0; i < threads; ++i) {
+    if (fibers[i].state == State::done) continue;
+    if (fibers[i].state != State::at_block_barrier) return false;
+    if (line && fibers[i].line != line) {
+      fail("__syncthreads() of line %d meets that of line %d", line, fibers[i].line);
+    }
+    line = fibers[i].line;
+    ++waiting;
+  }
+  for (int i = 0; i < threads; ++i) {
+    if (fibers[i].state == State::at_block_barrier) fibers[i].state = State::ready;
+  }
+  return waiting > 0;
+}
+
+// Brings `given` to the lanes of mask, waits until all of them have come to the same line, and
+// takes away what `take` makes of the warp for this lane. The last lane to come does it for all,
+// since a lane that goes on may bring something new before a slow one has looked.
+template <typename Take>
+inline unsigned long long exchange(
+    int line, unsigned mask, unsigned long long given, int source, Take take) {
+  Fiber& self = fibers[current];
+  const int lane = current % LANES;
+  if (!(mask >> lane & 1)) fail("line %d: lane %d is not in its own mask %08x", line, lane, mask);
+  self.line = line;
+  self.mask = mask;
+  self.given = given;
+  self.source = source;
+  self.state = State::at_warp_barrier;
+  for (int i = 0; i < LANES; ++i) {
+    if (!(mask >> i & 1)) continue;
+    if (!in_block(i)) fail("line %d: mask %08x names lane %d, which the block lacks", line, mask, i);
+    const Fiber& other = fibers[thread_of(i)];
+    if (other.state == State::done) {
+      fail("line %d: mask %08x names lane %d, which has ended", line, mask, i);
+    }
+    if (other.state != State::at_warp_barrier || other.line != line || other.mask != mask) {
+      leave();
+      return self.got;
+    }
+  }
+  for (int i = 0; i < LANES; ++i) {
+    if (mask >> i & 1) fibers[thread_of(i)].got = take(i);
+  }
+  for (int i = 0; i < LANES; ++i) {
+    if (mask >> i & 1) fibers[thread_of(i)].state = State::ready;
+  }
+  return self.got;
+}
+
+inline const Fiber& lane(int i) { return fibers[thread_of(i)]; }
+
+template <typename T>
+inline unsigned long long to_word(T value) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+  unsigned long long word = 0;
+  std::memcpy(&word, &value, sizeof(T));
+  return word;
+}
+
+template <typename T>
+inline T from_word(unsigned long long word) {
+  T value;
+  std::memcpy(&value, &word, sizeof(T));
+  return value;
+}
+
+// A shuffle: each lane names the lane that it takes from. One that takes no part gives noise.
+template <typename T>
+inline T shuffle(int line, unsigned mask, T value, int source) {
+  return from_word<T>(exchange(line, mask, to_word(value), source, [mask](int i) {
+    const int from = lane(i).source;
+    return mask >> from & 1 ? lane(from).given : 0xdeadbeefdeadbeefull;
+  }));
+}
+
+inline int segment(int width) { return current % LANES / width * width; }
+
+template <typename T>
+inline T shfl(int line, unsigned mask, T value, int from, int width = LANES) {
+  return shuffle(line, mask, value, segment(width) + (from & (width - 1)));
+}
+
+template <typename T>
+inline T shfl_xor(int line, unsigned mask, T value, int step, int width = LANES) {
+  const int self = current % LANES, from = self ^ step;
+  return shuffle(line, mask, value, from < segment(width) + width ? from : self);
+}
+
+template <typename T>
+inline T shfl_up(int line, unsigned mask, T value, unsigned step, int width = LANES) {
+  const int self = current % LANES, from = self - static_cast<int>(step);
+  return shuffle(line, mask, value, from >= segment(width) ? from : self);
+}
+
+template <typename T>
+inline T shfl_down(int line, unsigned mask, T value, unsigned step, int width = LANES) {
+  const int self = current % LANES, from = self + static_cast<int>(step);
+  return shuffle(line, mask, value, from < segment(width) + width ? from : self);
+}
+
+inline unsigned ballot(int line, unsigned mask, bool bit) {
+  return static_cast<unsigned>(exchange(line, mask, bit, 0, [mask](int) {
+    unsigned long long bits = 0;
+    for (int i = 0; i < LANES; ++i) {
+      if (mask >> i & 1) bits |= lane(i).given << i;
+    }
+    return bits;
+  }));
+}
+
+template <typename T>
+inline unsigned match_any(int line, unsigned mask, T value) {
+  return static_cast<unsigned>(exchange(line, mask, to_word(value), 0, [mask](int me) {
+    unsigned long long bits = 0;
+    for (int i = 0; i < LANES; ++i) {
+      if (mask >> i & 1 && lane(i).given == lane(me).given) bits |= 1ull << i;
+    }
+    return bits;
+  }));
+}
+
+template <typename T, typename Combine>
+inline T reduce(int line, unsigned mask, T value, Combine combine) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
+  return from_word<T>(exchange(line, mask, to_word(value), 0, [mask, combine](int me) {
+    T total = from_word<T>(lane(me).given);
+    for (int i = 0; i < LANES; ++i) {
+      if (mask >> i & 1 && i != me) total = combine(total, from_word<T>(lane(i).given));
+    }
+    return to_word(total);
+  }));
+}
+
+inline int syncthreads_count(int line, bool bit) {
+  fibers[current].given = bit;
+  block_barrier(line);
+  int count = 0;
+  for (int i = 0; i < threads; ++i) {
+    if (fibers[i].state != State::done) count += static_cast<int>(fibers[i].given);
+  }
+  block_barrier(-line);  // nobody brings something new before all have looked
+  return count;
+}
+
+inline int syncthreads_and(int line, bool bit) { return syncthreads_count(line, !bit) == 0; }
+
+}  // namespace shim
+
+#define __syncthreads() shim::block_barrier(__LINE__)
+#define __syncthreads_count(bit) shim::syncthreads_count(__LINE__, (bit))
+#define __syncthreads_or(bit) (shim::syncthreads_count(__LINE__, (bit)) > 0)
+#define __syncthreads_and(bit) shim::syncthreads_and(__LINE__, (bit))
+#define SHIM_FIRST(first, ...) first
+#define __syncwarp(...) \
+  ((void)shim::ballot(__LINE__, SHIM_FIRST(__VA_ARGS__ __VA_OPT__(, ) 0xffffffffu), false))
+#define __shfl_sync(...) shim::shfl(__LINE__, __VA_ARGS__)
+#define __shfl_xor_sync(...) shim::shfl_xor(__LINE__, __VA_ARGS__)
+#define __shfl_up_sync(...) shim::shfl_up(__LINE__, __VA_ARGS__)
+#define __shfl_down_sync(...) shim::shfl_down(__LINE__, __VA_ARGS__)
+#define __ballot_sync(mask, bit) shim::ballot(__LINE__, (mask), (bit))
+#define __any_sync(mask, bit) (shim::ballot(__LINE__, (mask), (bit)) != 0)
+#define __all_sync(mask, bit) (shim::ballot(__LINE__, (mask), !(bit)) == 0)
+#define __match_any_sync(mask, value) shim::match_any(__LINE__, (mask), (value))
+#define __reduce_add_sync(mask, value) \
+  shim::reduce(__LINE__, (mask), (value), [](auto a, auto b) { return a + b; })
+#define __reduce_min_sync(mask, value) \
+  shim::reduce(__LINE__, (mask), (value), [](auto a, auto b) { return a < b ? a : b; })
+#define __reduce_max_sync(mask, value) \
+  shim::reduce(__LINE__, (mask), (value), [](auto a, auto b) { return a > b ? a : b; })
+#define __reduce_or_sync(mask, value) \
+  shim::reduce(__LINE__, (mask), (value), [](auto a, auto b) { return a | b; })
+
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// ---- arithmetic ---------------------------------------------------------------------------------
+// g++ is told -ffp-contract=off and keeps IEEE's rounding, NaN and subnormal numbers.
+
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+template <typename A, typename B>
+inline auto min(A a, B b) { return std::min<std::common_type_t<A, B>>(a, b); }
+template <typename A, typename B>
+inline auto max(A a, B b) { return std::max<std::common_type_t<A, B>>(a, b); }
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+inline int __clzll(long long x) {
+  return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64;
+}
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+
+inline unsigned __float_as_uint(float x) { return shim::from_word<unsigned>(shim::to_word(x)); }
+inline int __float_as_int(float x) { return shim::from_word<int>(shim::to_word(x)); }
+inline float __uint_as_float(unsigned x) { return shim::from_word<float>(x); }
+inline float __int_as_float(int x) { return shim::from_word<float>(shim::to_word(x)); }
+inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
+
+inline float half_bits_to_float(unsigned short bits) {
+  // Widened by numbers: _Float16 is not in every g++.
+  const int exponent = bits >> 10 & 31;
+  const float fraction = static_cast<float>(bits & 1023);
+  float size = exponent == 0 ? std::ldexp(fraction, -24)
+                             : std::ldexp(fraction + 1024.0f, exponent - 25);
+  if (exponent == 31) size = bits & 1023 ? NAN : INFINITY;
+  return bits >> 15 ? -size : size;
+}
+
+inline unsigned short float_to_half_bits(float x) {
+  const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
+  if (std::isnan(x)) return 0x7fff;
+  const float size = std::fabs(x);
+  if (size >= 65520.0f) return sign | 0x7c00;  // halfway to what would be the next number
+  if (size < 6.103515625e-05f) {  // 2**-14: subnormal, in steps of 2**-24
+    return sign | static_cast<unsigned short>(std::nearbyint(std::ldexp(size, 24)));
+  }
+  int exponent;
+  const float fraction = std::frexp(size, &exponent);  // 0.5 <= fraction < 1
+  const int rounded = static_cast<int>(std::nearbyint(std::ldexp(fraction, 11)));  // 1024 to 2048
+  return sign | static_cast<unsigned short>(((exponent + 13) << 10) + rounded);
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+
+template <typename T> inline T __ldg(const T* p) { return *p; }
+template <typename T> inline T __ldcg(const T* p) { return *p; }
+template <typename T> inline T __ldcs(const T* p) { return *p; }
+template <typename T> inline void __stcs(T* p, T value) { *p = value; }
+template <typename T> inline void __stcg(T* p, T value) { *p = value; }
+
+namespace shim {
+template <typename T, typename Change>
+inline T change(T* p, Change f) {
+  const T old = *p;
+  *p = f(old);
+  return old;
+}
+}  // namespace shim
+
+template <typename T, typename V>
+inline T atomicAdd(T* p, V v) { return shim::change(p, [v](T old) { return static_cast<T>(old + v); }); }
+template <typename T, typename V>
+inline T atomicSub(T* p, V v) { return shim::change(p, [v](T old) { return static_cast<T>(old - v); }); }
+template <typename T, typename V>
+inline T atomicMin(T* p, V v) { return shim::change(p, [v](T old) { return min(old, static_cast<T>(v)); }); }
+template <typename T, typename V>
+inline T atomicMax(T* p, V v) { return shim::change(p, [v](T old) { return max(old, static_cast<T>(v)); }); }
+template <typename T, typename V>
+inline T atomicOr(T* p, V v) { return shim::change(p, [v](T old) { return static_cast<T>(old | v); }); }
+template <typename T, typename V>
+inline T atomicAnd(T* p, V v) { return shim::change(p, [v](T old) { return static_cast<T>(old & v); }); }
+template <typename T, typename V>
+inline T atomicExch(T* p, V v) { return shim::change(p, [v](T) { return static_cast<T>(v); }); }
+template <typename T, typename C, typename V>
+inline T atomicCAS(T* p, C compare, V v) {
+  return shim::change(p, [=](T old) { return old == static_cast<T>(compare) ? static_cast<T>(v) : old; });
+}
+inline unsigned atomicInc(unsigned* p, unsigned top) {
+  return shim::change(p, [top](unsigned old) { return old >= top ? 0 : old + 1; });
+}

@@ -1,0 +1,182 @@
+// The program around one .cu file: it reads launches from standard input, runs them and writes the
+// arrays back to standard output. machine.py writes the requests and gives the list of kernels.
+//
+// A request is a Header, `buffers` sizes (Buffer), `arguments` arguments (Argument), the bytes of
+// all buffers; the answer is the bytes of all buffers. What goes wrong ends the process, with the
+// reason on standard error.
+#pragma once
+#include "shim.hpp"
+
+#include <functional>
+#include <numeric>
+#include <tuple>
+#include <utility>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+// The fibers' stacks are none that AddressSanitizer knows, so it must not invent stacks of its own.
+extern "C" const char* __asan_default_options() {
+  return "detect_stack_use_after_return=0:detect_leaks=0:abort_on_error=0:color=never";
+}
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
+// Bounds of the section of static shared memory; weak, since a file may have none.
+extern "C" unsigned char __start_cuda_shared[] __attribute__((weak));
+extern "C" unsigned char __stop_cuda_shared[] __attribute__((weak));
+
+namespace worker {
+
+struct Header {
+  uint32_t kernel, grid[3], block[3], shared, buffers, arguments, order, seed;
+};
+struct Buffer {
+  uint64_t size, offset;  // offset: of the first byte from a multiple of 16
+};
+struct Argument {
+  uint64_t kind, value, offset;  // kind 'p': buffer and offset; '0': null; 'i': int; 'f': float
+};
+enum Order : uint32_t { ascending, descending, random };
+
+struct Values {
+  std::vector<Argument> arguments;
+  std::vector<unsigned char*> memory;
+};
+
+template <typename T>
+T converted(const Values& values, size_t i) {
+  const Argument& a = values.arguments[i];
+  if constexpr (std::is_pointer_v<T>) {
+    if (a.kind == '0') return nullptr;
+    if (a.kind != 'p') shim::fail("argument %zu is no array, and the kernel takes a pointer", i);
+    return reinterpret_cast<T>(values.memory[a.value] + a.offset);
+  } else if constexpr (std::is_same_v<T, float>) {
+    if (a.kind != 'f') shim::fail("argument %zu is no float, and the kernel takes one", i);
+    return shim::from_word<float>(a.value);
+  } else {
+    static_assert(std::is_same_v<T, long long>, "kernels take pointers, Int and float");
+    if (a.kind != 'i') shim::fail("argument %zu is no int, and the kernel takes Int", i);
+    return static_cast<long long>(a.value);
+  }
+}
+
+using Runner = std::function<void()>;
+
+template <typename... T, size_t... i>
+Runner bound_with(void (*kernel)(T...), const Values& values, std::index_sequence<i...>) {
+  if (values.arguments.size() != sizeof...(T)) {
+    shim::fail("%zu arguments, and the kernel takes %zu", values.arguments.size(), sizeof...(T));
+  }
+  auto arguments = std::make_tuple(converted<T>(values, i)...);
+  return [=] { std::apply(kernel, arguments); };
+}
+
+template <typename... T>
+Runner bound(void (*kernel)(T...), const Values& values) {
+  return bound_with(kernel, values, std::index_sequence_for<T...>{});
+}
+
+inline Runner runner;
+
+// A plain memset is AddressSanitizer's, which objects to the gaps between the variables.
+__attribute__((no_sanitize("address"))) inline void poison(
+    unsigned char* from, unsigned char* to, unsigned char value) {
+  for (volatile unsigned char* p = from; p < to; ++p) *p = value;
+}
+
+inline void run_block(uint32_t order, std::mt19937& generator, size_t shared) {
+  // Another value for each order, so that what was never written cannot agree between orders.
+  const unsigned char noise = order == ascending ? 0xff : order == descending ? 0xa5 : 0x3c;
+  poison(__start_cuda_shared, __stop_cuda_shared, noise);
+  std::memset(shim::dynamic_shared, noise, shared);
+  std::vector<int> turn(shim::threads);
+  std::iota(turn.begin(), turn.end(), 0);
+  if (order == descending) std::reverse(turn.begin(), turn.end());
+  for (int i = 0; i < shim::threads; ++i) {
+    shim::Fiber& fiber = shim::fibers[i];
+    if (!fiber.started) shim::start(fiber);
+    fiber.state = shim::State::ready;
+    const unsigned n = static_cast<unsigned>(i);
+    fiber.index = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
+  }
+  for (;;) {
+    if (order == random) std::shuffle(turn.begin(), turn.end(), generator);
+    bool moved = false, all_done = true;
+    for (int i : turn) {
+      if (shim::fibers[i].state == shim::State::ready) {
+        moved = true;
+        shim::current = i;
+        threadIdx = shim::fibers[i].index;
+        shim::switch_to(shim::scheduler, shim::fibers[i]);
+      }
+      all_done = all_done && shim::fibers[i].state == shim::State::done;
+    }
+    if (all_done) return;
+    if (moved || shim::release_block()) continue;
+    for (int i = 0; i < shim::threads; ++i) {
+      const shim::Fiber& f = shim::fibers[i];
+      if (f.state == shim::State::done) continue;
+      threadIdx = f.index;
+      shim::fail("deadlock: waits at line %d%s", f.line,
+                 f.state == shim::State::at_warp_barrier ? " for its warp" : " for its block");
+    }
+  }
+}
+
+inline void run_grid(const Header& h) {
+  gridDim = {h.grid[0], h.grid[1], h.grid[2]};
+  blockDim = {h.block[0], h.block[1], h.block[2]};
+  shim::threads = static_cast<int>(h.block[0] * h.block[1] * h.block[2]);
+  const uint64_t blocks = uint64_t{h.grid[0]} * h.grid[1] * h.grid[2];
+  std::mt19937 generator(h.seed);
+  std::vector<uint64_t> turn(blocks);
+  std::iota(turn.begin(), turn.end(), uint64_t{0});
+  if (h.order == descending) std::reverse(turn.begin(), turn.end());
+  if (h.order == random) std::shuffle(turn.begin(), turn.end(), generator);
+  for (uint64_t b : turn) {
+    blockIdx = {static_cast<unsigned>(b % h.grid[0]), static_cast<unsigned>(b / h.grid[0] % h.grid[1]),
+                static_cast<unsigned>(b / h.grid[0] / h.grid[1])};
+    run_block(h.order, generator, h.shared);
+  }
+}
+
+inline bool read_all(void* to, size_t size) {
+  return size == 0 || std::fread(to, 1, size, stdin) == size;
+}
+
+template <typename Bind>
+int serve(Bind bind_kernel) {
+  Header h;
+  while (read_all(&h, sizeof h)) {
+    std::vector<Buffer> buffers(h.buffers);
+    Values values;
+    values.arguments.resize(h.arguments);
+    if (!read_all(buffers.data(), buffers.size() * sizeof(Buffer)) ||
+        !read_all(values.arguments.data(), h.arguments * sizeof(Argument))) {
+      return 1;
+    }
+    std::vector<unsigned char*> allocated;
+    for (const Buffer& b : buffers) {
+      auto* base = static_cast<unsigned char*>(std::malloc(b.offset + b.size));
+      ASAN_POISON_MEMORY_REGION(base, b.offset);
+      allocated.push_back(base);
+      values.memory.push_back(base + b.offset);
+      if (!read_all(base + b.offset, b.size)) return 1;
+    }
+    shim::dynamic_shared = static_cast<unsigned char*>(std::malloc(h.shared));
+    runner = bind_kernel(h.kernel, values);
+    shim::body = [] { runner(); };
+    run_grid(h);
+    std::free(shim::dynamic_shared);
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      std::fwrite(values.memory[i], 1, buffers[i].size, stdout);
+      std::free(allocated[i]);
+    }
+    std::fputc('.', stdout);  // an answer even where no buffer has a byte
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+}  // namespace worker
