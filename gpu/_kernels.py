@@ -72,7 +72,9 @@ _SCAN = tuple(
 # aligned, single elements elsewhere and where q is float32 and k is not.
 _ATTEND = tuple(
     (q, k, DT, vector)
-    for q, k, DT in product(ELEMENTS.values(), ELEMENTS.values(), (32, 64, 128, 256, 512, 1024, 2048))
+    for q, k, DT in product(
+        ELEMENTS.values(), ELEMENTS.values(), (32, 64, 128, 256, 512, 1024, 2048)
+    )
     for vector in (1, 4 if k == "float" else 8)
     if q == k or (q == "float" and vector == 1)
     if DT <= 256 or vector == 1

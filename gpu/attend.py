@@ -22,16 +22,16 @@ class Splits(NamedTuple):
 
     partial: Array  # (rows, splits, D + 2), float32
     finished: Array  # (rows,), uint32, 0 between launches
-    count: int
+    number: int
 
 
 def no_splits(rows: int, tokens: int, D: int) -> Splits:
     """As many splits of each row's tokens as fill the chip."""
     xp = _launch.device().xp
     fill = -(-BLOCKS * _launch.multiprocessors() // rows)
-    count = max(min(fill, tokens // LEAST), 1)
-    partial = xp.empty((rows, count if count > 1 else 0, D + 2), np.float32)
-    return Splits(partial, xp.zeros((rows,), np.uint32), count)
+    number = max(min(fill, tokens // LEAST), 1)
+    partial = xp.empty((rows, number if number > 1 else 0, D + 2), np.float32)
+    return Splits(partial, xp.zeros((rows,), np.uint32), number)
 
 
 def attend_into(
@@ -61,7 +61,7 @@ def attend_into(
     _launch.device().launch(
         ATTEND,
         (element(q), element(k), DT, vector),
-        (B * H * L, splits.count),
+        (B * H * L, splits.number),
         THREADS,
         (
             *(q, *leading_strides(q), k, *leading_strides(k), v, *leading_strides(v)),

@@ -42,7 +42,8 @@ def plan(
     most = min(HELD // queries, MOST)
     fill = -(-BLOCKS * _launch.multiprocessors() // (B * H_kv * form.groups))
     chunks = max(-(-capacity // most), min(fill, capacity // LEAST), 1)
-    size = -(-(-(-capacity // TILE)) // chunks) * TILE
+    tiles = -(-capacity // TILE)
+    size = -(-tiles // chunks) * TILE
     candidates = no_candidates(B * H_kv * rows, chunks, K, size)
     return Plan(form, chunks, size + PAD, queries, candidates)
 

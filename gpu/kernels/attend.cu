@@ -119,7 +119,10 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   constexpr int PER = DT / (VEC * SHARERS);                     // vectors a lane
   constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens the block takes at once
   constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // and a team beside each other
-  constexpr bool EARLY = PER * VEC < 64;  // registers hold a value beside its key and the query
+  // Up to Dt = 1024 the registers hold a value beside its key and the query; above, the query stays
+  // in shared memory, each thread's share written by itself, and values come after their keys.
+  constexpr bool EARLY = PER * VEC < 64;
+  __shared__ float shared_query[EARLY ? 1 : DT];
   __shared__ double shared_sums[ATTEND_WARPS * DT / 2];  // float (ATTEND_WARPS, DT), or double (DT)
   __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS];
   __shared__ int last, not_finite;
@@ -138,13 +141,14 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
 
   const Rows<TK> k{k_data, k_b, k_h, k_s}, v{v_data, v_b, v_h, v_s};
   const TQ* q = q_data + b * q_b + h * q_h + l * q_l;
-  float query[PER][VEC], sum[PER][VEC];
+  float query[EARLY ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
   for (int i = 0; i < PER; ++i) {
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
       const int d = (i * SHARERS + lane) * VEC + j;
-      query[i][j] = d < D ? to_float(q[d]) : 0.0f;
+      float& mine = EARLY ? query[EARLY ? i : 0][j] : shared_query[EARLY ? 0 : d];
+      mine = d < D ? to_float(q[d]) : 0.0f;
       sum[i][j] = 0;
     }
   }
@@ -179,7 +183,11 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
 #pragma unroll
       for (int i = 0; i < PER; ++i) {
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) dot += query[i][j] * to_float(keys[a][i].x[j]);
+        for (int j = 0; j < VEC; ++j) {
+          const float x = EARLY ? query[EARLY ? i : 0][j]
+                                : shared_query[EARLY ? 0 : (i * SHARERS + lane) * VEC + j];
+          dot += x * to_float(keys[a][i].x[j]);
+        }
       }
 #pragma unroll
       for (int stride = SHARERS / 2; stride > 0; stride /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, stride);
@@ -230,6 +238,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
 #pragma unroll
       for (int j = 0; j < VEC; ++j) sums[warp * DT + (i * SHARERS + lane) * VEC + j] = sum[i][j];
     }
+  }
+  if (threadIdx.x % LANES == 0) {
     tops[warp] = top;
     masses[warp] = mass;
   }

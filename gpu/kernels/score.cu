@@ -8,7 +8,7 @@ template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256) score(
     const Word* query, Int parts, const Word* planes, Int p_plane, Int p_batch, Int p_head,
     const int* lengths, Int length, Int H_kv, Int G, Int L, Int S, unsigned short* distances) {
-  __shared__ __align__(16) unsigned queries[QUERIES * PLANES * 2 * P];
+  alignas(16) __shared__ unsigned queries[QUERIES * PLANES * 2 * P];
   const int b = blockIdx.z / H_kv, head = blockIdx.z % H_kv;
   const int rows = G * L, first_row = blockIdx.y * QUERIES;
   const int count = min(rows - first_row, QUERIES);

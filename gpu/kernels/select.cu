@@ -15,12 +15,12 @@ __device__ __forceinline__ int chunk_size(int n, int chunks) {
 // Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv. Dynamic shared memory:
 // min(QUERIES, G L) rows of `stride` distances, stride >= chunk_size(capacity, chunks).
 template <int PLANES, int P, int QUERIES>
-__global__ void __launch_bounds__(256, 2) select_chunks(
+__global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
     const Word* query, Int parts, const Word* planes, Int p_plane, Int p_batch, Int p_head,
     const int* lengths, Int length, Int H_kv, Int G, Int L, Int stride, Int K, Int sinks, Int recent,
     unsigned short* candidate_distances, int* candidate_tokens, Int slots, int* indices) {
   DYN_SHARED(unsigned short, distances);
-  __shared__ __align__(16) unsigned queries[QUERIES * PLANES * 2 * P];
+  alignas(16) __shared__ unsigned queries[QUERIES * PLANES * 2 * P];
   __shared__ SelectionScratch scratch;
   const int b = blockIdx.z / H_kv, head = blockIdx.z % H_kv;
   const int rows = G * L, first_row = blockIdx.y * QUERIES;
