@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent.parent / "build" / "cuda_on_cpu"
 OPTIONS = (
     "-std=c++20",
-    "-O1",
+    "-O2",
     "-g1",
     "-w",
     "-fno-strict-aliasing",

@@ -79,17 +79,30 @@ Runner bound(void (*kernel)(T...), const Values& values) {
 
 inline Runner runner;
 
+// A random order, drawn cheaply: it is drawn anew whenever all threads wait.
+struct Generator {
+  uint64_t state;
+  template <typename T>
+  SHIM_FAST void shuffle(std::vector<T>& turn) {
+    for (size_t n = turn.size(); n > 1; --n) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      std::swap(turn[n - 1], turn[(state >> 33) % n]);
+    }
+  }
+};
+
 // A plain memset is AddressSanitizer's, which objects to the gaps between the variables.
 __attribute__((no_sanitize("address"))) inline void poison(
     unsigned char* from, unsigned char* to, unsigned char value) {
   for (volatile unsigned char* p = from; p < to; ++p) *p = value;
 }
 
-inline void run_block(uint32_t order, std::mt19937& generator, size_t shared) {
+SHIM_FAST inline void run_block(uint32_t order, Generator& generator, size_t shared) {
   // Another value for each order, so that what was never written cannot agree between orders.
   const unsigned char noise = order == ascending ? 0xff : order == descending ? 0xa5 : 0x3c;
   poison(__start_cuda_shared, __stop_cuda_shared, noise);
   std::memset(shim::dynamic_shared, noise, shared);
+  std::fill_n(shim::waiting_lanes, shim::MOST_THREADS / shim::LANES, 0u);
   std::vector<int> turn(shim::threads);
   std::iota(turn.begin(), turn.end(), 0);
   if (order == descending) std::reverse(turn.begin(), turn.end());
@@ -101,7 +114,7 @@ inline void run_block(uint32_t order, std::mt19937& generator, size_t shared) {
     fiber.index = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
   }
   for (;;) {
-    if (order == random) std::shuffle(turn.begin(), turn.end(), generator);
+    if (order == random) generator.shuffle(turn);
     bool moved = false, all_done = true;
     for (int i : turn) {
       if (shim::fibers[i].state == shim::State::ready) {
@@ -118,8 +131,9 @@ inline void run_block(uint32_t order, std::mt19937& generator, size_t shared) {
       const shim::Fiber& f = shim::fibers[i];
       if (f.state == shim::State::done) continue;
       threadIdx = f.index;
-      shim::fail("deadlock: waits at line %d%s", f.line,
-                 f.state == shim::State::at_warp_barrier ? " for its warp" : " for its block");
+      if (f.state == shim::State::at_block_barrier) continue;  // it waits for one of the others
+      shim::fail("deadlock at line %d: lanes %08x are asked for, and %08x wait at warp barriers",
+                 f.line, f.mask, shim::waiting_lanes[i / shim::LANES]);
     }
   }
 }
@@ -129,11 +143,11 @@ inline void run_grid(const Header& h) {
   blockDim = {h.block[0], h.block[1], h.block[2]};
   shim::threads = static_cast<int>(h.block[0] * h.block[1] * h.block[2]);
   const uint64_t blocks = uint64_t{h.grid[0]} * h.grid[1] * h.grid[2];
-  std::mt19937 generator(h.seed);
+  Generator generator{h.seed};
   std::vector<uint64_t> turn(blocks);
   std::iota(turn.begin(), turn.end(), uint64_t{0});
   if (h.order == descending) std::reverse(turn.begin(), turn.end());
-  if (h.order == random) std::shuffle(turn.begin(), turn.end(), generator);
+  if (h.order == random) generator.shuffle(turn);
   for (uint64_t b : turn) {
     blockIdx = {static_cast<unsigned>(b % h.grid[0]), static_cast<unsigned>(b / h.grid[0] % h.grid[1]),
                 static_cast<unsigned>(b / h.grid[0] / h.grid[1])};
