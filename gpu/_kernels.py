@@ -84,6 +84,7 @@ SCORE = Kernel("score.cu", "score", _SCAN)
 TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks")
 MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates")
 SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCAN)
+APPEND = Kernel("append.cu", "append", tuple((name,) for name in ELEMENTS.values()))
 ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
 
 KERNELS = (
@@ -96,4 +97,5 @@ KERNELS = (
     MERGE_CANDIDATES,
     SELECT_CHUNKS,
     ATTEND,
+    APPEND,
 )

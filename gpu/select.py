@@ -60,7 +60,8 @@ def select_coded(
 ) -> None:
     """Select for coded queries (B, H, L, R) into indices (B, H, L, K); nothing is allocated.
 
-    The queries are the last L of lengths (B,) tokens, or of `length` where that is None.
+    The queries are the last L of lengths (B,) tokens, of which there are at most `length`, or of
+    `length` where lengths is None.
     """
     _, H, L, _ = query.shape
     B, H_kv = planes.shape[1:3]

@@ -26,10 +26,6 @@ def backend(request: pytest.FixtureRequest) -> ModuleType:
     return load(request.param)
 
 
-# Of the GPU backend's functions, those that it does not have yet.
-PENDING = {"score", "topk", "attend", "select_topk"}
-
-
 @pytest.fixture(scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Every backend but the reference, to be held against it; all take and return NumPy arrays.
@@ -37,8 +33,19 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     The GPU backend runs on this machine's GPU, or where there is none on the CPU, through the shim
     in cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
     """
-    if request.param != "gpu":
-        yield load(request.param)
+    yield from opened(request.param)
+
+
+@pytest.fixture(scope="session", params=(*BACKENDS, "gpu"))
+def every(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Every backend, as `kernels` has them, the reference included."""
+    yield from opened(request.param)
+
+
+def opened(name: str) -> Iterator[Any]:
+    """A backend by its name, for as long as a fixture needs it."""
+    if name != "gpu":
+        yield load(name)
         return
     from cuda_on_cpu import machine
 
@@ -54,31 +61,22 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     if no_compiler is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(no_compiler)
     with machine.installed():
-        yield WithoutPending(gpu)
+        yield gpu
 
 
-class WithoutPending:
-    """The GPU backend's functions; a test of one that is not written yet is skipped."""
-
-    def __init__(self, backend: ModuleType) -> None:
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> Any:
-        if name in PENDING:
-            pytest.skip(f"gpu.{name} is not written yet")
-        return getattr(self._backend, name)
-
-
-class OnDevice(WithoutPending):
-    """The same for NumPy arrays, on a real GPU: copied there, and what comes of it back.
+class OnDevice:
+    """The GPU backend's functions for NumPy arrays: copied to a GPU, and what comes of it back.
 
     An array that the function wrote into and gave back is copied into the caller's own.
     """
 
+    def __init__(self, backend: ModuleType) -> None:
+        self._backend = backend
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import cupy
 
-        function = super().__getattr__(name)
+        function = getattr(self._backend, name)
 
         @wraps(function)
         def call(*arguments: Any) -> Any:

@@ -3,7 +3,9 @@
 // Bound by the bytes of the codes and, from a few queries a KV head on, of the distances.
 #include "score.cuh"
 
-// Grid: chunks of tokens, groups of QUERIES of the G L queries of a KV head, B H_kv.
+// Grid: chunks of tokens, groups of QUERIES of the G L queries of a KV head, B H_kv. query (B, H, L,
+// parts * P); planes (2, B, H_kv, T, 8, P, 8) with the strides of its first three axes, in words.
+// Sequence b has lengths[b] tokens, at most `length`, or `length` where lengths is null.
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256) score(
     const Word* query, Int parts, const Word* planes, Int p_plane, Int p_batch, Int p_head,
@@ -16,7 +18,7 @@ __global__ void __launch_bounds__(256) score(
   load_queries<PLANES, P, QUERIES>(queries, query + row * parts * P, parts, count);
   __syncthreads();
 
-  const int n = lengths ? lengths[b] : length;
+  const int n = lengths ? min(static_cast<Int>(lengths[b]), length) : length;
   const int tiles = (S + TILE - 1) / TILE;
   const int chunk = (tiles + gridDim.x - 1) / gridDim.x;
   const int first = blockIdx.x * chunk;

@@ -12,7 +12,8 @@ __device__ __forceinline__ int chunk_size(int n, int chunks) {
   return ((n + TILE - 1) / TILE + chunks - 1) / chunks * TILE;
 }
 
-// Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv. Dynamic shared memory:
+// Arguments as of score.cu. Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv.
+// Candidates (B H L, chunks, slots), indices (B, H, L, K). Dynamic shared memory:
 // min(QUERIES, G L) rows of `stride` distances, stride >= chunk_size(capacity, chunks).
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
   load_queries<PLANES, P, QUERIES>(queries, query + row * parts * P, parts, count);
   __syncthreads();
 
-  const int n = lengths ? lengths[b] : length;
+  const int n = lengths ? min(static_cast<Int>(lengths[b]), length) : length;
   const int size = chunk_size(n, gridDim.x), start = blockIdx.x * size, step = stride;
   const Word* const high = planes + b * p_batch + head * p_head;
   score_tiles<PLANES, P, QUERIES>(
