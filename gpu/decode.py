@@ -90,7 +90,7 @@ class DecodeStep:
         All are of the cache's dtype. The result is `out`, which the next call overwrites, with its
         log-sum-exp in `lse`. Tokens that the cache has no room for are lost.
         """
-        B, H_kv, S, D = k.shape
+        _, H_kv, S, D = k.shape
         capacity = cache.k.shape[2]
         elements = k.size
         _launch.device().launch(

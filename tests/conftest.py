@@ -26,7 +26,9 @@ def backend(request: pytest.FixtureRequest) -> ModuleType:
     return load(request.param)
 
 
-@pytest.fixture(scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"])
+@pytest.fixture(
+    scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"]
+)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Every backend but the reference, to be held against it; all take and return NumPy arrays.
 
