@@ -83,7 +83,7 @@ def _view(name: str, x: Array) -> np.ndarray[Any, Any]:
         if device == _CUDA:
             from .gpu import why_not
 
-            reason = f" {why_not()}"
+            reason = f" {why_not() or 'adamas_core.gpu has the same functions for CuPy arrays'}"
         raise ValueError(
             f"{name} lies on device {where} with shape {tuple(x.shape)} and dtype {x.dtype}; "
             f"expected the CPU's memory, and no array is copied between devices.{reason}"

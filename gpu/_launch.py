@@ -96,8 +96,13 @@ class CupyDevice:
         return self.xp.RawModule(path=str(path)).get_function(symbol)
 
 
-@cache
 def device() -> Device:
+    """Where the backend runs."""
+    return cupy_device()
+
+
+@cache
+def cupy_device() -> CupyDevice:
     """CuPy's device; RuntimeError with the reason where there is none."""
     from . import why_not
 

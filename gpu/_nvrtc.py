@@ -6,6 +6,7 @@ subnormal numbers to zero and changes promised bits; so NVRTC is called here, an
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from ._kernels import FOLDER, Kernel, Variant
@@ -19,6 +20,40 @@ class Binary(NamedTuple):
     code: bytes
     symbol: str
     log: str
+
+
+class Resources(NamedTuple):
+    """What one thread, and for `shared` one block, of a compiled variant takes."""
+
+    registers: int
+    stack: int  # bytes of local memory, spills included
+    spills: int  # bytes stored and loaded
+    shared: int  # bytes of static shared memory
+
+
+def resources(binary: Binary) -> Resources:
+    """Out of the messages of ptxas, which machine code has and PTX has not."""
+    for part in binary.log.split("Compiling entry function")[1:]:
+        if f"'{binary.symbol}'" in part.partition("\n")[0]:
+            return Resources(
+                registers=_number(r"Used (\d+) registers", part),
+                stack=_number(r"(\d+) bytes stack frame", part),
+                spills=sum(_number(rf"(\d+) bytes spill {what}", part) for what in _SPILLS),
+                shared=_number(r"(\d+) bytes smem", part, otherwise=0),
+            )
+    raise ValueError(f"ptxas says nothing of {binary.symbol}:\n{binary.log}")
+
+
+_SPILLS = ("stores", "loads")
+
+
+def _number(pattern: str, text: str, otherwise: int | None = None) -> int:
+    found = re.search(pattern, text)
+    if found:
+        return int(found[1])
+    if otherwise is None:
+        raise ValueError(f"no {pattern!r} in what ptxas says:\n{text}")
+    return otherwise
 
 
 def options(kernel: Kernel, architecture: str) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from adamas_core.codes import KeyCodes
 from adamas_core.dispatch import BACKENDS, load
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -26,29 +27,13 @@ def backend(request: pytest.FixtureRequest) -> ModuleType:
     return load(request.param)
 
 
-@pytest.fixture(
-    scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"]
-)
-def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Every backend but the reference, to be held against it; all take and return NumPy arrays.
+@pytest.fixture(scope="session")
+def gpu() -> Iterator[Any]:
+    """The GPU backend, taking and returning NumPy arrays.
 
-    The GPU backend runs on this machine's GPU, or where there is none on the CPU, through the shim
-    in cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
+    It runs on this machine's GPU, or where there is none on the CPU, through the shim in
+    cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
     """
-    yield from opened(request.param)
-
-
-@pytest.fixture(scope="session", params=(*BACKENDS, "gpu"))
-def every(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Every backend, as `kernels` has them, the reference included."""
-    yield from opened(request.param)
-
-
-def opened(name: str) -> Iterator[Any]:
-    """A backend by its name, for as long as a fixture needs it."""
-    if name != "gpu":
-        yield load(name)
-        return
     from cuda_on_cpu import machine
 
     from adamas_core import gpu
@@ -66,11 +51,24 @@ def opened(name: str) -> Iterator[Any]:
         yield gpu
 
 
-class OnDevice:
-    """The GPU backend's functions for NumPy arrays: copied to a GPU, and what comes of it back.
+@pytest.fixture(
+    scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"]
+)
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """Every backend but the reference, to be held against it."""
+    if request.param == "gpu":
+        return request.getfixturevalue("gpu")
+    return load(request.param)
 
-    An array that the function wrote into and gave back is copied into the caller's own.
-    """
+
+@pytest.fixture(scope="session", params=(*BACKENDS, "gpu"))
+def every(request: pytest.FixtureRequest) -> Any:
+    """Every backend, the reference and the GPU's included."""
+    return request.getfixturevalue("gpu") if request.param == "gpu" else load(request.param)
+
+
+class OnDevice:
+    """The GPU backend for NumPy arrays, on a real GPU: copied there, and back where written."""
 
     def __init__(self, backend: ModuleType) -> None:
         self._backend = backend
@@ -81,12 +79,18 @@ class OnDevice:
         function = getattr(self._backend, name)
 
         @wraps(function)
-        def call(*arguments: Any) -> Any:
-            there = [moved(x) if isinstance(x, np.ndarray) else x for x in arguments]
-            result = function(*there)
-            for x, copy in zip(arguments, there, strict=True):
-                if result is copy and isinstance(x, np.ndarray):
-                    x[...] = cupy.asnumpy(copy)
+        def call(*arguments: Any, **named: Any) -> Any:
+            given = [x for x in (*arguments, *named.values()) if isinstance(x, np.ndarray)]
+            there = {id(x): moved(x) for x in given}
+            there |= {id(x): moved_codes(x) for x in arguments if isinstance(x, KeyCodes)}
+            result = function(
+                *(there.get(id(x), x) for x in arguments),
+                **{name: there.get(id(x), x) for name, x in named.items()},
+            )
+            for x in given:
+                if x.flags.writeable:
+                    x[...] = cupy.asnumpy(there[id(x)])
+                if result is there[id(x)]:
                     return x
             if isinstance(result, tuple):
                 return tuple(map(cupy.asnumpy, result))
@@ -107,6 +111,13 @@ def moved(x: np.ndarray[Any, Any]) -> Any:
     memory = cupy.asarray(raw)
     first = x.__array_interface__["data"][0] - at.first
     return cupy.ndarray(x.shape, x.dtype, memory.data + first, x.strides)
+
+
+def moved_codes(codes: KeyCodes) -> Any:
+    """What the GPU backend reads of codes, on the device."""
+    return SimpleNamespace(
+        planes=moved(codes.planes), thresholds=moved(codes.thresholds), length=codes.length
+    )
 
 
 def _bytes_at(first: int, end: int) -> memoryview:

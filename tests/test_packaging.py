@@ -34,7 +34,8 @@ t = np.array([-1, 0, 1], np.float32)
 planes = np.zeros((2, 1, 2, 1, 8, 2, 8), np.uint64)
 _pack.append(k, t, planes, 0)
 assert np.array_equal(planes, adamas_core.reference.encode(k, t))
-assert adamas_core.gpu.why_not()
+adamas_core.gpu.why_not()
+assert all(k.source for k in adamas_core.gpu._kernels.KERNELS)
 print(adamas_core.__file__, adamas_core.reference.__file__, _pack.__file__, sep="\\n")
 """
 

@@ -33,6 +33,7 @@ def facts() -> dict[str, str]:
     compiled = util.find_spec("adamas_core.cpu._pack") is not None
     missing = [name for name in EXTRAS if util.find_spec(name) is None]
     import_module("adamas_core.cpu")
+    no_gpu = why_not()
     return {
         "adamas-core": f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
         "libraries": ", ".join(
@@ -43,7 +44,7 @@ def facts() -> dict[str, str]:
         "threads": f"{numba.get_num_threads()} (NUMBA_NUM_THREADS)",
         "SIMD": f"{llvm.get_host_cpu_name()}: "
         + (", ".join(name for name in SIMD if features.get(name)) or "none that is used"),
-        "GPU": f"none: {why_not()}",
+        "GPU": "usable" if no_gpu is None else f"none: {no_gpu}",
         "llama": "complete"
         if not missing
         else f'{", ".join(missing)} missing: pip install "adamas-core[llama]"',

@@ -193,7 +193,6 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
       for (int stride = SHARERS / 2; stride > 0; stride /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, stride);
       logit[a] = scale * dot;
       if (token[a] >= 0) larger = fmaxf(larger, logit[a]);
-      if (!EARLY) load(v, token[a], values[a]);
     }
     const float kept = share(top, larger);
     top = larger;
@@ -205,6 +204,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
     }
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
+      if (!EARLY) load(v, token[a], values[a]);
       // Not `share`: an infinite logit has to become NaN.
       const float p = token[a] >= 0 ? expf(logit[a] - top) : 0.0f;
       mass += p;

@@ -42,7 +42,8 @@ OPTIONS = (
     "-fcf-protection=none",
     "-fsanitize=address,alignment",
     "-fno-sanitize-recover=all",
-    "-fsanitize-sections=cuda_shared",
+    "-fno-pie",
+    "-no-pie",
 )
 # Kind of order in which threads and blocks are resumed, and the seed of a random one.
 ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))
@@ -60,7 +61,8 @@ class Program:
     def __init__(self, name: str, source: str, included: dict[str, str], kernels: Sequence[str]):
         """`source` includes only what is `included`; `kernels` are expressions, as f<int, 3>."""
         self.kernels = list(kernels)
-        self._path = _built(name, source, included, self.kernels)
+        path = _built(name, source, included, self.kernels)
+        self._command = [str(path), *_shared_variables(path)]
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
 
@@ -69,7 +71,7 @@ class Program:
         if self._process is None:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
-                [self._path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
         process = self._process
         assert process.stdin is not None
@@ -128,7 +130,7 @@ static worker::Runner bind_kernel(uint32_t kernel, const worker::Values& values)
   }}
   shim::fail("no such kernel");
 }}
-int main() {{ return worker::serve(bind_kernel); }}
+int main(int count, char** words) {{ return worker::serve(count, words, bind_kernel); }}
 """
     own = {path.name: path.read_text() for path in sorted(HERE.glob("*.hpp"))}
     files = {name: source, **included, **own, "main.cpp": main}
@@ -146,6 +148,15 @@ int main() {{ return worker::serve(bind_kernel); }}
                 raise RuntimeError(f"g++ on {name}:\n{done.stderr[:6000]}")
             os.replace(built, program)
     return program
+
+
+def _shared_variables(program: Path) -> list[str]:
+    """Address and size, in hexadecimal, of each static variable of the kernels' functions."""
+    listed = subprocess.run(
+        ["nm", "--print-size", program], capture_output=True, text=True, check=True
+    ).stdout
+    found = [line.split() for line in listed.splitlines() if " _ZZN12_GLOBAL__N_1" in line]
+    return [word for address, size, kind, _ in found if kind in "bd" for word in (address, size)]
 
 
 class Extent(NamedTuple):
@@ -190,7 +201,9 @@ class Cpu:
         """Run a kernel of the registry in all orders."""
         program = self._programs.get(kernel.file)
         if program is None:
-            expressions = [k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants]
+            expressions = [
+                k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
+            ]
             program = Program(kernel.file, kernel.source, headers(), expressions)
             self._programs[kernel.file] = program
         launch(program, kernel.expression(variant), grid, threads, arguments, shared)
@@ -232,7 +245,7 @@ def launch(
     arguments: Sequence[Argument],
     shared: int = 0,
 ) -> None:
-    """Run a kernel on NumPy arrays, in place; KernelFault where the shim or the sanitizer objects."""
+    """Run a kernel on NumPy arrays, in place; KernelFault where the shim or sanitizer objects."""
     grid = (*grid, 1, 1)[:3]
     if not (1 <= grid[0] < 2**31 and all(1 <= n < 2**16 for n in grid[1:])):
         raise KernelFault(f"{expression}: a grid of {grid}")
@@ -254,7 +267,16 @@ def launch(
     answers = []
     for order, seed in ORDERS:
         header = struct.pack(
-            "<12I", program.kernels.index(expression), *grid, threads, 1, 1, shared, *counts, order, seed
+            "<12I",
+            program.kernels.index(expression),
+            *grid,
+            threads,
+            1,
+            1,
+            shared,
+            *counts,
+            order,
+            seed,
         )
         try:
             answers.append(program.run(header + body, size))

@@ -38,9 +38,10 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
-// Static shared memory lies in a section of its own, which is poisoned before every block.
-// AddressSanitizer pads its variables because -fsanitize-sections names it.
-#define __shared__ static __attribute__((section("cuda_shared")))
+// Blocks run one after the other, so one copy does. machine.py finds these variables by their
+// symbols, for poisoning them before every block: the only static variables inside functions of the
+// unnamed namespace that holds the .cu file. (g++ ignores a section attribute in templates.)
+#define __shared__ static
 #define DYN_SHARED(type, name) type* const name = reinterpret_cast<type*>(shim::dynamic_shared)
 
 // ---- vector types -------------------------------------------------------------------------------

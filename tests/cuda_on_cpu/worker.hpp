@@ -22,10 +22,6 @@ extern "C" const char* __asan_default_options() {
 #define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
-// Bounds of the section of static shared memory; weak, since a file may have none.
-extern "C" unsigned char __start_cuda_shared[] __attribute__((weak));
-extern "C" unsigned char __stop_cuda_shared[] __attribute__((weak));
-
 namespace worker {
 
 struct Header {
@@ -91,16 +87,25 @@ struct Generator {
   }
 };
 
-// A plain memset is AddressSanitizer's, which objects to the gaps between the variables.
+// Where the file's static shared memory lies; the program is linked to run at fixed addresses.
+struct Variable {
+  unsigned char* address;
+  size_t size;
+};
+inline std::vector<Variable> shared_variables;
+
+// A plain memset is AddressSanitizer's, which objects to its own padding of a variable.
 __attribute__((no_sanitize("address"))) inline void poison(
-    unsigned char* from, unsigned char* to, unsigned char value) {
-  for (volatile unsigned char* p = from; p < to; ++p) *p = value;
+    const Variable& variable, unsigned char value) {
+  for (size_t i = 0; i < variable.size; ++i) {
+    const_cast<volatile unsigned char&>(variable.address[i]) = value;
+  }
 }
 
 SHIM_FAST inline void run_block(uint32_t order, Generator& generator, size_t shared) {
   // Another value for each order, so that what was never written cannot agree between orders.
   const unsigned char noise = order == ascending ? 0xff : order == descending ? 0xa5 : 0x3c;
-  poison(__start_cuda_shared, __stop_cuda_shared, noise);
+  for (const Variable& variable : shared_variables) poison(variable, noise);
   std::memset(shim::dynamic_shared, noise, shared);
   std::fill_n(shim::waiting_lanes, shim::MOST_THREADS / shim::LANES, 0u);
   std::vector<int> turn(shim::threads);
@@ -159,8 +164,13 @@ inline bool read_all(void* to, size_t size) {
   return size == 0 || std::fread(to, 1, size, stdin) == size;
 }
 
+// The program's arguments are address and size, in hexadecimal, of each shared variable.
 template <typename Bind>
-int serve(Bind bind_kernel) {
+int serve(int count, char** words, Bind bind_kernel) {
+  for (int i = 1; i + 1 < count; i += 2) {
+    auto* address = reinterpret_cast<unsigned char*>(std::strtoull(words[i], nullptr, 16));
+    shared_variables.push_back({address, std::strtoull(words[i + 1], nullptr, 16)});
+  }
   Header h;
   while (read_all(&h, sizeof h)) {
     std::vector<Buffer> buffers(h.buffers);

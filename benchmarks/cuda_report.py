@@ -1,0 +1,50 @@
+"""Registers and spills of every CUDA kernel, by compiling it with NVRTC; no GPU is needed.
+
+    python benchmarks/cuda_report.py
+
+writes benchmarks/results/cuda_report.md and ends with 1 where a variant spills. Needs the extra
+cuda-check.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from adamas_core.gpu._kernels import KERNELS
+from adamas_core.gpu._nvrtc import Resources, compile_variant, resources
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+RESULT = Path(__file__).parent / "results" / "cuda_report.md"
+
+
+def cell(used: Resources) -> str:
+    """Registers, and whatever should be 0 where it is not."""
+    more = [f"{n} {name}" for name, n in used._asdict().items() if name != "registers" and n]
+    return ", ".join([str(used.registers), *more])
+
+
+def main() -> int:
+    from cupy.cuda import nvrtc
+
+    lines = [
+        f"Registers a thread, NVRTC {'.'.join(map(str, nvrtc.getVersion()))}. A cell says more "
+        "only where a variant has a stack, spills or static shared memory, in bytes.",
+        "",
+        f"| kernel | {' | '.join(ARCHITECTURES)} |",
+        f"| --- |{' ---: |' * len(ARCHITECTURES)}",
+    ]
+    spills = 0
+    for kernel in KERNELS:
+        for variant in kernel.variants:
+            used = [resources(compile_variant(kernel, variant, a)) for a in ARCHITECTURES]
+            spills += sum(u.spills > 0 for u in used)
+            lines.append(f"| `{kernel.expression(variant)}` | {' | '.join(map(cell, used))} |")
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+    print(f"{RESULT}: {len(lines) - 4} variants, {spills} with spills")
+    return int(spills > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

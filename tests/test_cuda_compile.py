@@ -1,0 +1,80 @@
+"""Every kernel and template variant compiles for real architectures, and none spills registers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from adamas_core.gpu._kernels import FOLDER, KERNELS, Kernel
+from adamas_core.gpu._nvrtc import Binary, compile_variant, resources
+
+# A100; H100 and H200; B200.
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nvrtc() -> None:
+    """CuPy's NVRTC, which needs neither GPU nor driver; under CI it must be there."""
+    try:
+        from cupy.cuda import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # CuPy absent, or the library that it loads
+        reason = f"NVRTC is not at hand ({error}): pip install 'adamas-core[cuda-check]'"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_no_variant_spills(kernel: Kernel, architecture: str) -> None:
+    for variant in kernel.variants:
+        used = resources(compile_variant(kernel, variant, architecture))
+        assert used.spills == 0, f"{kernel.expression(variant)} on {architecture}: {used}"
+        assert used.registers <= 255
+
+
+def test_every_file_is_in_the_registry() -> None:
+    assert {kernel.file for kernel in KERNELS} == {path.name for path in FOLDER.glob("*.cu")}
+
+
+def test_a_spill_is_seen() -> None:
+    """As many live numbers as no thread has registers for."""
+    text = """
+    template <int N> __global__ void __launch_bounds__(1024) f(float* x) {
+      float v[N];
+    #pragma unroll
+      for (int i = 0; i < N; ++i) v[i] = x[i * 1024 + threadIdx.x];
+      __syncthreads();
+    #pragma unroll
+      for (int i = 0; i < N; ++i) x[i * 1024 + threadIdx.x] = v[(i * 7) % N] * v[N - 1 - i];
+    }
+    """
+
+    class Spilling(Kernel):
+        source = text
+
+    used = resources(compile_variant(Spilling("f.cu", "f", ((200,),)), (200,), "sm_90"))
+    assert used.spills > 0
+
+
+def test_promised_bits_are_compiled_without_fused_or_flushed_arithmetic() -> None:
+    for kernel in KERNELS:
+        if kernel.exact:
+            ptx = compile_variant(kernel, kernel.variants[0], "compute_80").code.decode()
+            assert ".ftz" not in ptx
+            # A correctly rounded division brings its own fused steps only in machine code.
+            assert "fma.rn.f32" not in ptx
+
+
+def test_messages_of_another_kernel_are_not_taken() -> None:
+    with pytest.raises(ValueError, match="says nothing of g"):
+        resources(Binary(b"", "g", "ptxas info : Compiling entry function 'f' for 'sm_90'"))
+
+
+def test_a_file_that_does_not_compile() -> None:
+    class Broken(Kernel):
+        source = "__global__ void f() { nonsense(); }"
+
+    with pytest.raises(RuntimeError, match=r"f\.cu: f for sm_90:\n.*nonsense"):
+        compile_variant(Broken("f.cu", "f"), (), "sm_90")
