@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from .attend import attend
+from .decode import DecodeStep, DeviceCache, device_cache
 from .hadamard import hadamard
 from .quantize import encode, encode_query, encode_step, quantize, quantize_query
+from .score import score
+from .select import select_topk
+from .topk import topk
 
 __all__ = [
+    "DecodeStep",
+    "DeviceCache",
+    "attend",
+    "device_cache",
     "encode",
     "encode_query",
     "encode_step",
     "hadamard",
     "quantize",
     "quantize_query",
+    "score",
+    "select_topk",
+    "topk",
     "why_not",
 ]
 

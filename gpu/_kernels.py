@@ -59,4 +59,43 @@ QUANTIZE = Kernel("quantize.cu", "quantize", _TRANSFORMED)
 QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _TRANSFORMED)
 ENCODE = Kernel("quantize.cu", "encode", _ROWS)
 
-KERNELS = (HADAMARD, QUANTIZE, QUANTIZE_QUERY, ENCODE)
+# PLANES, P, QUERIES of score.cuh: the paper's metric, and the weighted one with 3, 4 and up to 8
+# bits. More than one query at once up to head_dim 256; 8 bits at P = 32 would not fit uint16.
+PLANES = (2, 3, 4, 8)
+_SCAN = tuple(
+    (planes, P, queries)
+    for planes, P, queries in product(PLANES, (1, 2, 4, 8, 16, 32), (1, 8))
+    if (P <= 4 or queries == 1) and (planes, P) != (8, 32)
+)
+
+# TQ, TK, DT, VEC of attend.cu: vectors of 16 bytes where head_dim is usual and the rows are
+# aligned, single elements elsewhere and where q is float32 and k is not.
+_ATTEND = tuple(
+    (q, k, DT, vector)
+    for q, k, DT in product(
+        ELEMENTS.values(), ELEMENTS.values(), (32, 64, 128, 256, 512, 1024, 2048)
+    )
+    for vector in (1, 4 if k == "float" else 8)
+    if q == k or (q == "float" and vector == 1)
+    if DT <= 256 or vector == 1
+)
+
+SCORE = Kernel("score.cu", "score", _SCAN)
+TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks")
+MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates")
+SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCAN)
+APPEND = Kernel("append.cu", "append", tuple((name,) for name in ELEMENTS.values()))
+ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
+
+KERNELS = (
+    HADAMARD,
+    QUANTIZE,
+    QUANTIZE_QUERY,
+    ENCODE,
+    SCORE,
+    TOPK_CHUNKS,
+    MERGE_CANDIDATES,
+    SELECT_CHUNKS,
+    ATTEND,
+    APPEND,
+)

@@ -45,6 +45,15 @@ class Device(Protocol):
     ) -> None:
         """Run `grid` blocks of `threads` threads, each with `shared` bytes of dynamic memory."""
 
+    def multiprocessors(self) -> int:
+        """How many blocks it takes to fill the device, at one each."""
+
+    def capturing(self) -> bool:
+        """Whether the current stream is being captured in a CUDA graph."""
+
+    def address(self, x: Array) -> int:
+        """Of an array's first element."""
+
 
 class CupyDevice:
     """CuPy's current device and stream."""
@@ -72,6 +81,15 @@ class CupyDevice:
             function.max_dynamic_shared_size_bytes = shared
         function(grid, (threads,), tuple(map(_converted, arguments)), shared_mem=shared)
 
+    def multiprocessors(self) -> int:
+        return int(self.xp.cuda.Device().attributes["MultiProcessorCount"])
+
+    def capturing(self) -> bool:
+        return bool(self.xp.cuda.get_current_stream().is_capturing())
+
+    def address(self, x: Array) -> int:
+        return int(x.data.ptr)
+
     def _load(self, kernel: Kernel, variant: Variant) -> Any:
         architecture = architecture_for(self.xp.cuda.Device().compute_capability)
         path, symbol = _cached(kernel, variant, architecture)
@@ -92,6 +110,21 @@ def cupy_device() -> CupyDevice:
     if reason is not None:
         raise RuntimeError(reason)
     return CupyDevice()
+
+
+def multiprocessors() -> int:
+    """Of the current device; what the tests run on answers for itself."""
+    return device().multiprocessors()
+
+
+def capturing() -> bool:
+    """Whether the current stream is being captured in a CUDA graph."""
+    return device().capturing()
+
+
+def address(x: Array) -> int:
+    """Of an array's first element."""
+    return device().address(x)
 
 
 def _converted(argument: Argument) -> Any:

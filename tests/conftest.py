@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from adamas_core.codes import KeyCodes
 from adamas_core.dispatch import BACKENDS, load
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -24,10 +25,6 @@ settings.load_profile("ci")
 def backend(request: pytest.FixtureRequest) -> ModuleType:
     """Every backend, held against an oracle from elsewhere or a known answer."""
     return load(request.param)
-
-
-# Of the GPU backend's functions, those that it does not have yet.
-PENDING = {"score", "topk", "attend", "select_topk"}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +48,7 @@ def gpu() -> Iterator[Any]:
     if no_compiler is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(no_compiler)
     with machine.installed():
-        yield WithoutPending(gpu)
+        yield gpu
 
 
 @pytest.fixture(
@@ -64,30 +61,28 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     return load(request.param)
 
 
-class WithoutPending:
-    """The GPU backend's functions; a test of one that is not written yet is skipped."""
+@pytest.fixture(scope="session", params=(*BACKENDS, "gpu"))
+def every(request: pytest.FixtureRequest) -> Any:
+    """Every backend, the reference and the GPU's included."""
+    return request.getfixturevalue("gpu") if request.param == "gpu" else load(request.param)
+
+
+class OnDevice:
+    """The GPU backend for NumPy arrays, on a real GPU: copied there, and back where written."""
 
     def __init__(self, backend: ModuleType) -> None:
         self._backend = backend
 
-    def __getattr__(self, name: str) -> Any:
-        if name in PENDING:
-            pytest.skip(f"gpu.{name} is not written yet")
-        return getattr(self._backend, name)
-
-
-class OnDevice(WithoutPending):
-    """The same for NumPy arrays, on a real GPU: copied there, and back where they were written."""
-
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import cupy
 
-        function = super().__getattr__(name)
+        function = getattr(self._backend, name)
 
         @wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
             given = [x for x in (*arguments, *named.values()) if isinstance(x, np.ndarray)]
             there = {id(x): moved(x) for x in given}
+            there |= {id(x): moved_codes(x) for x in arguments if isinstance(x, KeyCodes)}
             result = function(
                 *(there.get(id(x), x) for x in arguments),
                 **{name: there.get(id(x), x) for name, x in named.items()},
@@ -116,6 +111,13 @@ def moved(x: np.ndarray[Any, Any]) -> Any:
     memory = cupy.asarray(raw)
     first = x.__array_interface__["data"][0] - at.first
     return cupy.ndarray(x.shape, x.dtype, memory.data + first, x.strides)
+
+
+def moved_codes(codes: KeyCodes) -> Any:
+    """What the GPU backend reads of codes, on the device."""
+    return SimpleNamespace(
+        planes=moved(codes.planes), thresholds=moved(codes.thresholds), length=codes.length
+    )
 
 
 def _bytes_at(first: int, end: int) -> memoryview:

@@ -54,10 +54,10 @@ def exact(
 
 
 @given(case=cases(UNIT), data=st.data())
-def test_within_tolerance(backend: ModuleType, case: Case, data: st.DataObject) -> None:
+def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
     indices = data.draw(choices(case))
     scale = data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]]))
-    out, lse = backend.attend(case.q, case.k, case.v, indices, scale, True)
+    out, lse = every.attend(case.q, case.k, case.v, indices, scale, True)
     expected, expected_lse = exact(case, indices, scale or case.q.shape[-1] ** -0.5)
     assert_attention(out, expected, case.q.dtype)
     assert lse.dtype == np.float32
@@ -74,20 +74,20 @@ def test_nan_and_infinities_flow(kernels: ModuleType, case: Case, data: st.DataO
     np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
 
 
-def test_a_hard_maximum(backend: ModuleType) -> None:
+def test_a_hard_maximum(every: ModuleType) -> None:
     """Logits of thousands, which exp alone would overflow."""
     q = np.full((1, 1, 1, 64), 100, np.float32)
     k = np.stack([np.full(64, x, np.float32) for x in (-100, 99, 100)])[None, None]
     v = np.eye(3, 64, dtype=np.float32)[None, None]
-    out, lse = backend.attend(q, k, v, np.array([[[[0, 1, 2]]]], np.int32), None, True)
+    out, lse = every.attend(q, k, v, np.array([[[[0, 1, 2]]]], np.int32), None, True)
     np.testing.assert_array_equal(out[0, 0, 0, :3], [0, 0, 1])
     assert lse == np.float32(100 * 100 * 64 / 8)
 
 
-def test_no_token(backend: ModuleType) -> None:
+def test_no_token(every: ModuleType) -> None:
     q = np.ones((1, 2, 1, 8), np.float32)
     k = np.ones((1, 1, 5, 8), np.float32)
-    out, lse = backend.attend(q, k, k, np.full((1, 2, 1, 3), -1, np.int32), None, True)
+    out, lse = every.attend(q, k, k, np.full((1, 2, 1, 3), -1, np.int32), None, True)
     assert not out.any()
     assert (lse == -np.inf).all()
 

@@ -79,14 +79,14 @@ def test_weighted_ranks_as_the_inner_product(backend: ModuleType, case: Any, bit
     np.testing.assert_array_equal((2 * got)[visible], (const - twice)[visible])
 
 
-def test_golden(backend: ModuleType) -> None:
+def test_golden(every: ModuleType) -> None:
     codes = np.array([[0, 1, 2, 3], [3, 3, 0, 0]])  # two tokens, Dt = 4
     t = np.array([0.5, 1.5, 2.5], np.float32)
     rows = reference.quantize(codes.astype(np.float32), t)
     planes = to_planes(rows[None, None])
     e = reference.quantize(np.array([[[[1, 1, 1, 1]]]], np.float32), t)
-    got = backend.score(e, planes, 2, "manhattan")
+    got = every.score(e, planes, 2, "manhattan")
     np.testing.assert_array_equal(got, np.array([[[[4, 6]]]], np.uint16))
     q = reference.quantize_query(np.array([[[[7, -3, 0, 1]]]], np.float32))  # e 3 0 0 3, w 7 3 0 1
-    got = backend.score(q, planes, 2, "weighted")
+    got = every.score(q, planes, 2, "weighted")
     np.testing.assert_array_equal(got, np.array([[[[24, 12]]]], np.uint16))

@@ -48,10 +48,10 @@ def test_forced_tokens(backend: ModuleType, d: NDArray[np.uint16], data: st.Data
         assert set(got[row]) - {-1} == kept | set(nearest)
 
 
-def test_golden(backend: ModuleType) -> None:
+def test_golden(every: ModuleType) -> None:
     d = np.array([[[[5, 1, 7, 1, 1, 65535]]]], np.uint16)
-    assert backend.topk(d, 2).tolist() == [[[[3, 4]]]]
-    assert backend.topk(d, 4).tolist() == [[[[0, 1, 3, 4]]]]
-    assert backend.topk(d, 6).tolist() == [[[[0, 1, 2, 3, 4, -1]]]]
-    assert backend.topk(d, 3, sinks=1, recent=1).tolist() == [[[[0, 3, 4]]]]
-    assert backend.topk(d, 2, sinks=2).tolist() == [[[[0, 1]]]]
+    assert every.topk(d, 2).tolist() == [[[[3, 4]]]]
+    assert every.topk(d, 4).tolist() == [[[[0, 1, 3, 4]]]]
+    assert every.topk(d, 6).tolist() == [[[[0, 1, 2, 3, 4, -1]]]]
+    assert every.topk(d, 3, sinks=1, recent=1).tolist() == [[[[0, 3, 4]]]]
+    assert every.topk(d, 2, sinks=2).tolist() == [[[[0, 1]]]]

@@ -19,9 +19,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -207,6 +209,18 @@ class Cpu:
             self._programs[kernel.file] = program
         launch(program, kernel.expression(variant), grid, threads, arguments, shared)
 
+    def multiprocessors(self) -> int:
+        """Few, so that small inputs are split too, and into uneven numbers."""
+        return 3
+
+    def capturing(self) -> bool:
+        """Never."""
+        return False
+
+    def address(self, x: np.ndarray[Any, Any]) -> int:
+        """Of an array's first element."""
+        return extent(x).first
+
     def close(self) -> None:
         """End the processes."""
         for program in self._programs.values():
@@ -329,15 +343,26 @@ def missing() -> str | None:
     return None if shutil.which("g++") else "g++ is not installed"
 
 
+# What the launchers cut long inputs by, made small enough for the tests' inputs to be cut as well:
+# module, name and value.
+SMALL = (
+    ("topk", "CHUNK", 128),
+    ("topk", "MERGE_HELD", 200),
+    ("select", "MOST", 128),
+    ("select", "LEAST", 64),
+    ("attend", "LEAST", 5),
+)
+
+
 @contextlib.contextmanager
 def installed() -> Iterator[Cpu]:
     """Inside the block adamas_core.gpu runs on this CPU."""
     from adamas_core.gpu import _launch
 
-    cpu, before = Cpu(), _launch.device
-    _launch.device = lambda: cpu
-    try:
+    cpu = Cpu()
+    with contextlib.ExitStack() as stack:
+        stack.callback(cpu.close)
+        for module, name, value in (("_launch", "device", lambda: cpu), *SMALL):
+            home = import_module(f"{_launch.__package__}.{module}")
+            stack.enter_context(patch.object(home, name, value))
         yield cpu
-    finally:
-        _launch.device = before
-        cpu.close()

@@ -338,6 +338,26 @@ inline T reduce(int line, unsigned mask, T value, Combine combine) {
   }));
 }
 
+// mma.m16n8k32 of unsigned and signed bytes, in the layout that score.cuh tells.
+inline void multiply_bytes(int line, int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  const int g = current % LANES / 4, t = current % LANES % 4;
+  unsigned rows[2][8], columns[2][8];  // 32 bytes each: of the rows g, g + 8; the columns 2t, 2t + 1
+  const auto from = [&](unsigned word, int lane) { return shuffle(line, ~0u, word, lane); };
+  for (int i = 0; i < 8; ++i) {
+    for (int half = 0; half < 2; ++half) {
+      rows[half][i] = from(a[i / 4 * 2 + half], 4 * g + i % 4);
+      columns[half][i] = from(b[i / 4], 4 * (2 * t + half) + i % 4);
+    }
+  }
+  for (int i = 0; i < 32; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      const int x = rows[j / 2][i / 4] >> 8 * (i % 4) & 255;
+      const int y = static_cast<signed char>(columns[j % 2][i / 4] >> 8 * (i % 4));
+      d[j] += x * y;
+    }
+  }
+}
+
 inline int syncthreads_count(int line, bool bit) {
   fibers[current].given = bit;
   block_barrier(line);

@@ -1,0 +1,305 @@
+// attend: softmax attention of each query over its chosen tokens, or over all that it sees.
+//
+// Bounded by the latency of scattered rows: K rows of k and of v a query, read once, several of
+// each in flight a lane. A row of the work is one query of one head; its tokens are split over
+// blocks where the rows alone would not fill the chip, and the last block of a row to finish
+// merges their partial sums.
+
+#include "score.cuh"
+
+constexpr int ATTEND_THREADS = 128;
+constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
+
+// -inf, the largest logit of no token.
+__device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Vector {
+  T x[N];
+};
+
+// An array (B, heads, tokens, D), its strides in elements; the last axis is contiguous.
+template <typename T>
+struct Rows {
+  const T* data;
+  Int b_stride, head_stride, token_stride;
+
+  __device__ const T* row(int b, int head, Int token) const {
+    return data + b * b_stride + head * head_stride + token * token_stride;
+  }
+};
+
+// The tokens of one query: `indices`, those below 0 left out, or without them 0 to count - 1.
+// An index of S or above is left out too, so that nothing is read outside of k and v; *beyond
+// becomes one more than the largest such.
+struct Tokens {
+  const int* indices;
+  int count, S;
+  unsigned* beyond;
+
+  __device__ int operator()(int i) const {
+    if (i >= count) return -1;
+    if (!indices) return i;
+    const int token = indices[i];
+    if (token < S) return token;
+    if (beyond) atomicMax(beyond, token + 1u);
+    return -1;
+  }
+};
+
+__device__ __forceinline__ bool is_finite(float x) { return x - x == 0; }
+
+// exp(x - top), where the largest of several x is `top`; -inf stands for no token at all.
+__device__ __forceinline__ float share(float x, float top) { return x == top ? 1.0f : expf(x - top); }
+
+// One row in float64, by the whole block: for results that float32 cannot hold. What is NaN or
+// infinite in the reference, which sums in float64, then is so here, and nothing else is.
+template <int DT, typename TQ, typename TK>
+__device__ void attend_in_double(
+  const TQ* q, Rows<TK> k, Rows<TK> v, int b, int head, Tokens tokens, int D, float scale,
+    double* sums, TQ* out, float* lse) {
+  __shared__ double logits[ATTEND_THREADS];
+  __shared__ double tops[ATTEND_WARPS];
+  const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+  auto logit = [&](int token) {
+    const TK* key = k.row(b, head, token);
+    double dot = 0;
+    for (int d = lane; d < D; d += LANES) dot += static_cast<double>(to_float(q[d])) * to_float(key[d]);
+    for (int stride = LANES / 2; stride > 0; stride /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, stride);
+    return scale * dot;
+  };
+  auto larger = [](double x, double y) { return x > y || x != x ? x : y; };  // a NaN stays
+
+  double top = no_token();
+  for (int i = warp; i < tokens.count; i += ATTEND_WARPS) {
+    const int token = tokens(i);
+    if (token >= 0) top = larger(logit(token), top);
+  }
+  if (lane == 0) tops[warp] = top;
+  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) sums[d] = 0;
+  __syncthreads();
+  top = no_token();
+  for (int w = 0; w < ATTEND_WARPS; ++w) top = larger(tops[w], top);
+
+  double mass = 0;
+  for (int start = 0; start < tokens.count; start += ATTEND_THREADS) {
+    const int n = min(ATTEND_THREADS, tokens.count - start);
+    for (int i = warp; i < n; i += ATTEND_WARPS) {
+      const int token = tokens(start + i);
+      const double p = token >= 0 ? exp(logit(token) - top) : 0;
+      if (lane == 0) logits[i] = p;
+    }
+    __syncthreads();
+    for (int i = 0; i < n; ++i) mass += logits[i];
+    for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
+      for (int i = 0; i < n; ++i) {
+        const int token = tokens(start + i);
+        if (token >= 0) sums[d] += logits[i] * to_float(v.row(b, head, token)[d]);
+      }
+    }
+    __syncthreads();
+  }
+  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) from_float(out[d], static_cast<float>(sums[d] / mass));
+  if (threadIdx.x == 0) *lse = static_cast<float>(top + log(mass));
+}
+
+// Grid: rows of q (B, H, L, D), splits of a row's tokens. q, k and v with the strides of their first
+// three axes, in elements. indices (B, H, L, K), or null for dense
+// attention, in which the queries are the last L of lengths[b] tokens, or of S where lengths is
+// null. D <= DT; with VEC > 1 every row of k and v is aligned to VEC elements and VEC divides D.
+// out (B, H, L, D), lse (B, H, L). With several splits `partial` (rows, splits, D + 2) holds their
+// sums, and `finished` (rows,) is 0 before and after.
+template <typename TQ, typename TK, int DT, int VEC>
+__global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
+    const TQ* q_data, Int q_b, Int q_h, Int q_l, const TK* k_data, Int k_b,
+    Int k_h, Int k_s, const TK* v_data, Int v_b, Int v_h, Int v_s,
+    const int* indices, const int* lengths, Int H, Int H_kv, Int L, Int S, Int K, Int D, float scale,
+    TQ* out, float* lse, float* partial, unsigned* finished, unsigned* beyond) {
+  constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // that share a token
+  constexpr int PER = DT / (VEC * SHARERS);                     // vectors a lane
+  constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens the block takes at once
+  constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // and a team beside each other
+  // Up to Dt = 1024 the registers hold a value beside its key and the query; above, the query stays
+  // in shared memory, each thread's share written by itself, and values come after their keys.
+  constexpr bool EARLY = PER * VEC < 64;
+  __shared__ float shared_query[EARLY ? 1 : DT];
+  __shared__ double shared_sums[ATTEND_WARPS * DT / 2];  // float (ATTEND_WARPS, DT), or double (DT)
+  __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS];
+  __shared__ int last, not_finite;
+  float* sums = reinterpret_cast<float*>(shared_sums);
+  const int lane = threadIdx.x % SHARERS, team = threadIdx.x / SHARERS, warp = threadIdx.x / LANES;
+
+  const Int row = blockIdx.x;
+  const int l = row % L, h = row / L % H, b = row / (L * H);
+  const int head = h / (H / H_kv);
+  const int n = lengths ? lengths[b] : S;
+  const int count = indices ? K : visible_tokens(n, l, L);
+  const Tokens tokens{indices ? indices + row * K : nullptr, count, static_cast<int>(S), beyond};
+  const int splits = gridDim.y;
+  const int size = (count + splits - 1) / splits;
+  const int begin = min(static_cast<int>(blockIdx.y) * size, count), end = min(begin + size, count);
+
+  const Rows<TK> k{k_data, k_b, k_h, k_s}, v{v_data, v_b, v_h, v_s};
+  const TQ* q = q_data + b * q_b + h * q_h + l * q_l;
+  float query[EARLY ? PER : 1][VEC], sum[PER][VEC];
+#pragma unroll
+  for (int i = 0; i < PER; ++i) {
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) {
+      const int d = (i * SHARERS + lane) * VEC + j;
+      float& mine = EARLY ? query[EARLY ? i : 0][j] : shared_query[EARLY ? 0 : d];
+      mine = d < D ? to_float(q[d]) : 0.0f;
+      sum[i][j] = 0;
+    }
+  }
+
+  // Softmax on the run: with `top` the largest logit so far, mass = sum of exp(logit - top) and
+  // sum = sum of exp(logit - top) v.
+  float top = no_token(), mass = 0;
+  using Part = Vector<TK, VEC>;
+  const auto load = [&](const Rows<TK>& rows, int token, Part (&parts)[PER]) {
+    const TK* const from = rows.row(b, head, max(token, 0));
+#pragma unroll
+    for (int i = 0; i < PER; ++i) {
+      const int d = (i * SHARERS + lane) * VEC;
+      parts[i] = token >= 0 && d < D ? *reinterpret_cast<const Part*>(from + d) : Part{};
+    }
+  };
+  for (int start = begin; start < end; start += TEAMS * AHEAD) {
+    Part keys[AHEAD][PER], values[AHEAD][PER];
+    int token[AHEAD];
+#pragma unroll
+    for (int a = 0; a < AHEAD; ++a) {
+      const int at = start + a * TEAMS + team;
+      token[a] = at < end ? tokens(at) : -1;
+      load(k, token[a], keys[a]);
+      if (EARLY) load(v, token[a], values[a]);
+    }
+    float logit[AHEAD];
+    float larger = top;
+#pragma unroll
+    for (int a = 0; a < AHEAD; ++a) {
+      float dot = 0;
+#pragma unroll
+      for (int i = 0; i < PER; ++i) {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) {
+          const float x = EARLY ? query[EARLY ? i : 0][j]
+                                : shared_query[EARLY ? 0 : (i * SHARERS + lane) * VEC + j];
+          dot += x * to_float(keys[a][i].x[j]);
+        }
+      }
+#pragma unroll
+      for (int stride = SHARERS / 2; stride > 0; stride /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, stride);
+      logit[a] = scale * dot;
+      if (token[a] >= 0) larger = fmaxf(larger, logit[a]);
+    }
+    const float kept = share(top, larger);
+    top = larger;
+    mass *= kept;
+#pragma unroll
+    for (int i = 0; i < PER; ++i) {
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) sum[i][j] *= kept;
+    }
+#pragma unroll
+    for (int a = 0; a < AHEAD; ++a) {
+      if (!EARLY) load(v, token[a], values[a]);
+      // Not `share`: an infinite logit has to become NaN.
+      const float p = token[a] >= 0 ? expf(logit[a] - top) : 0.0f;
+      mass += p;
+#pragma unroll
+      for (int i = 0; i < PER; ++i) {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) sum[i][j] += p * to_float(values[a][i].x[j]);
+      }
+    }
+  }
+
+  // Merge the teams of a warp, then the warps.
+#pragma unroll
+  for (int stride = SHARERS; stride < LANES; stride *= 2) {
+    const float other_top = __shfl_xor_sync(ALL_LANES, top, stride);
+    const float larger = fmaxf(top, other_top);
+    const float own = share(top, larger), other = share(other_top, larger);
+    mass = own * mass + other * __shfl_xor_sync(ALL_LANES, mass, stride);
+    top = larger;
+#pragma unroll
+    for (int i = 0; i < PER; ++i) {
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) {
+        sum[i][j] = own * sum[i][j] + other * __shfl_xor_sync(ALL_LANES, sum[i][j], stride);
+      }
+    }
+  }
+  if (threadIdx.x % LANES < SHARERS) {
+#pragma unroll
+    for (int i = 0; i < PER; ++i) {
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) sums[warp * DT + (i * SHARERS + lane) * VEC + j] = sum[i][j];
+    }
+  }
+  if (threadIdx.x % LANES == 0) {
+    tops[warp] = top;
+    masses[warp] = mass;
+  }
+  if (threadIdx.x == 0) not_finite = 0;
+  __syncthreads();
+
+  // The row's sums, here of the warps and below of the splits: part i of n stands `step` floats
+  // behind part i - 1, with the mass and the top behind it.
+  float row_top = no_token(), row_mass = 0;
+  for (int w = 0; w < ATTEND_WARPS; ++w) row_top = fmaxf(row_top, tops[w]);
+  for (int w = 0; w < ATTEND_WARPS; ++w) row_mass += share(tops[w], row_top) * masses[w];
+  auto sum_of_warps = [&](int d) {
+    float total = 0;
+    for (int w = 0; w < ATTEND_WARPS; ++w) total += share(tops[w], row_top) * sums[w * DT + d];
+    return total;
+  };
+
+  float* parts = partial + row * splits * (D + 2);
+  if (splits > 1) {
+    float* part = parts + blockIdx.y * (D + 2);
+    for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) part[d] = sum_of_warps(d);
+    if (threadIdx.x == 0) {
+      part[D] = row_top;
+      part[D + 1] = row_mass;
+    }
+    __threadfence();  // the parts are seen before the count
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(&finished[row], 1u) == splits - 1u;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) finished[row] = 0;
+    row_top = no_token(), row_mass = 0;
+    for (int i = 0; i < splits; ++i) row_top = fmaxf(row_top, __ldcg(parts + i * (D + 2) + D));
+    for (int i = 0; i < splits; ++i) {
+      const float* other = parts + i * (D + 2);
+      row_mass += share(__ldcg(other + D), row_top) * __ldcg(other + D + 1);
+    }
+  }
+  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
+    float total = 0;
+    if (splits == 1) {
+      total = sum_of_warps(d);
+    } else {
+      for (int i = 0; i < splits; ++i) {
+        const float* other = parts + i * (D + 2);
+        total += share(__ldcg(other + D), row_top) * __ldcg(other + d);
+      }
+    }
+    // A token at the top has exp(0) = 1, so mass is 0 only where there is no token.
+    const float x = row_mass == 0 ? 0.0f : total / row_mass;
+    if (!is_finite(x)) not_finite = 1;
+    from_float(out[row * D + d], x);
+  }
+  if (threadIdx.x == 0) {
+    lse[row] = row_top + logf(row_mass);
+    if (row_mass != 0 && !is_finite(lse[row])) not_finite = 1;
+  }
+  __syncthreads();
+  if (not_finite) {
+    attend_in_double<DT>(q, k, v, b, head, tokens, D, scale, shared_sums, out + row * D, lse + row);
+  }
+}

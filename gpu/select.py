@@ -1,0 +1,107 @@
+"""From a raw query to token indices, without distances in global memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from . import _launch
+from ._kernels import SELECT_CHUNKS
+from ._launch import Array
+from ._rows import TILE
+from .quantize import encode_query
+from .score import THREADS, Scan, codes_arguments, device_lengths, scan
+from .topk import Candidates, merge_candidates, no_candidates
+
+if TYPE_CHECKING:
+    from adamas_core.codes import KeyCodes
+
+HELD = 16384  # distances that a block keeps in shared memory, of all its queries: 32 KB
+PAD = 8  # between two queries' distances, so that a warp's stores for several meet no bank twice
+MOST, LEAST = 8192, 1024  # tokens a chunk; smaller ones do not pay for their selection
+BLOCKS = 4  # a multiprocessor; more chunks than fill them so do not pay
+
+
+class Plan(NamedTuple):
+    """How a selection is cut into chunks, and the memory that it needs."""
+
+    scan: Scan
+    chunks: int
+    stride: int  # of a query's distances in shared memory
+    queries: int  # that stand there
+    candidates: Candidates
+
+
+def plan(
+    metric: str, width: int, P: int, B: int, H_kv: int, rows: int, capacity: int, K: int
+) -> Plan:
+    """For `rows` queries, of `width` words, of each of B H_kv heads and up to `capacity` tokens."""
+    form = scan(metric, width, P, rows)
+    queries = min(form.variant[2], rows)
+    most = min(HELD // queries, MOST)
+    fill = -(-BLOCKS * _launch.multiprocessors() // (B * H_kv * form.groups))
+    chunks = max(-(-capacity // most), min(fill, capacity // LEAST), 1)
+    tiles = -(-capacity // TILE)
+    size = -(-tiles // chunks) * TILE
+    candidates = no_candidates(B * H_kv * rows, chunks, K, size)
+    return Plan(form, chunks, size + PAD, queries, candidates)
+
+
+def select_coded(
+    query: Array,
+    planes: Array,
+    lengths: Array | None,
+    length: int,
+    cut: Plan,
+    indices: Array,
+    sinks: int,
+    recent: int,
+) -> None:
+    """Select for coded queries (B, H, L, R) into indices (B, H, L, K); nothing is allocated.
+
+    The queries are the last L of lengths (B,) tokens, of which there are at most `length`, or of
+    `length` where lengths is None.
+    """
+    _, H, L, _ = query.shape
+    B, H_kv = planes.shape[1:3]
+    K = indices.shape[-1]
+    _launch.device().launch(
+        SELECT_CHUNKS,
+        cut.scan.variant,
+        (cut.chunks, cut.scan.groups, B * H_kv),
+        THREADS,
+        (
+            query,
+            cut.scan.parts,
+            *codes_arguments(planes, lengths, length),
+            *(H_kv, H // H_kv, L, cut.stride, K, sinks, recent),
+            *cut.candidates,
+            indices,
+        ),
+        shared=2 * cut.queries * cut.stride,
+    )
+    if cut.chunks > 1:
+        merge_candidates(cut.candidates, indices, K, sinks, recent)
+
+
+def select_topk(
+    q: Array,
+    codes: KeyCodes,
+    budget: int,
+    metric: str = "weighted",
+    query_bits: int = 4,
+    sinks: int = 0,
+    recent: int = 0,
+) -> Array:
+    """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
+    B, H, L, _ = q.shape
+    planes = codes.planes
+    H_kv, P = planes.shape[2], planes.shape[5]
+    indices = _launch.device().xp.empty((B, H, L, budget), np.int32)
+    if indices.size:
+        query = encode_query(q, codes.thresholds, H_kv, metric, query_bits)
+        lengths, S = device_lengths(codes.length)
+        cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, budget)
+        select_coded(query, planes, lengths, S, cut, indices, sinks, recent)
+    return indices
