@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from .reference.score import INVISIBLE
+
 NDArray = np.ndarray[Any, Any]
 
 METRICS = ("weighted", "manhattan")
 FLOATS = ("float16", "bfloat16", "float32")
-INVISIBLE = 65535  # score's mark of a token that a query does not see
 MAX_HEAD_DIM = 2048  # 3 * 7 * 2048 = 43008 is the largest distance that must fit below INVISIBLE
 
 _checked: ContextVar[bool] = ContextVar(

@@ -10,8 +10,7 @@ import numpy as np
 from . import checks
 from .dispatch import Array, int_or_view, load, numpy_views, returner
 from .ops import DEFAULT_BACKEND, hadamard, thresholds_array
-
-TILE = 64  # tokens a tile of the planes
+from .reference.quantize import TILE
 
 # The published code's thresholds, the same for queries and keys (arXiv 2510.18413).
 PAPER = np.array([-10, 0, 10], np.float32)

@@ -6,6 +6,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from adamas_core.reference.quantize import TILE
+
 from ._array import FLOAT32, LANES, address, dtype_code, widen_row, with_four_axes
 from ._jit import inlined, kernel, part
 from ._simd import (
@@ -27,8 +29,6 @@ try:
     from ._pack import append
 except ImportError:  # a source tree whose compiled module was never built
     append = None  # type: ignore[assignment]
-
-TILE = 64  # tokens a tile: 8 groups of 8
 
 # Keys up to which one thread is done before a parallel kernel has been called: 0.5 us a key at
 # D = 128 against 13 us a call.

@@ -6,6 +6,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from adamas_core.reference.quantize import TILE
+from adamas_core.reference.score import INVISIBLE
+
 from ._array import address
 from ._jit import inlined, kernel, part
 from ._simd import (
@@ -17,8 +20,6 @@ from ._simd import (
     store_uint16,
     zero_words,
 )
-from .quantize import TILE
-from .topk import INVISIBLE
 
 BLOCK = 8  # tiles a thread scores for every query head in turn; 16 KiB of codes at D = 128
 

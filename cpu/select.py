@@ -9,14 +9,16 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from adamas_core.reference.quantize import TILE
+from adamas_core.reference.score import INVISIBLE
+
 from ._array import address, dtype_code
 from ._jit import kernel, launch, part, threads_for
 from ._simd import load_int32, load_int64, store_int32, store_int64
 from .hadamard import scratch_floats, transform, transformed_size
-from .quantize import TILE, bucketize, weigh
+from .quantize import bucketize, weigh
 from .score import score_tiles, visible_tokens
 from .topk import (
-    INVISIBLE,
     STEP,
     append_run,
     append_topk,

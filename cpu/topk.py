@@ -12,6 +12,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from adamas_core.reference.score import INVISIBLE
+
 from ._array import address, with_four_axes
 from ._jit import inlined, kernel, part
 from ._simd import (
@@ -26,7 +28,6 @@ from ._simd import (
     store_uint16,
 )
 
-INVISIBLE = 65535  # the distance of a token that a query does not see
 STEP = 64  # distances a mask
 
 

@@ -9,7 +9,6 @@ from ._launch import Array
 
 LANES = 32
 THREADS = 128  # four rows a block: small blocks leave no multiprocessor idle behind a long one
-TILE = 64  # tokens a tile of the key planes
 
 
 def padded(D: int) -> int:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamas_core.reference.quantize import TILE
+
 from . import _launch
 from ._kernels import APPEND
 from ._launch import Array
-from ._rows import TILE, element, leading_strides, words
+from ._rows import element, leading_strides, words
 from .attend import attend_into, no_splits
 from .quantize import encode_step
 from .select import plan, select_coded

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adamas_core.reference.quantize import TILE
+
 from . import _launch
 from ._kernels import ENCODE, QUANTIZE, QUANTIZE_QUERY
 from ._launch import Argument, Array
 from ._rows import (
     THREADS,
-    TILE,
     blocks,
     element,
     leading_strides,

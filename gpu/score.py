@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adamas_core.reference.quantize import TILE
+
 from . import _launch
 from ._kernels import PLANES, SCORE
 from ._launch import Argument, Array
-from ._rows import TILE, leading_strides
+from ._rows import leading_strides
 
 THREADS = 256
 TILES = 32  # a block of `score`, 4 for each of its warps

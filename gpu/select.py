@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from adamas_core.reference.quantize import TILE
+
 from . import _launch
 from ._kernels import SELECT_CHUNKS
 from ._launch import Array
-from ._rows import TILE
 from .quantize import encode_query
 from .score import THREADS, Scan, codes_arguments, device_lengths, scan
 from .topk import Candidates, merge_candidates, no_candidates
