@@ -8,11 +8,12 @@ from .attend import attend
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
 from .score import score
-from .select import select_topk
+from .select import attend_topk, select_topk
 from .topk import topk
 
 __all__ = [
     "attend",
+    "attend_topk",
     "encode",
     "hadamard",
     "quantize",

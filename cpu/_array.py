@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ._jit import inlined
@@ -21,19 +22,27 @@ from ._simd import (
 )
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
-_CODES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+_NAMES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+_codes: dict[np.dtype[Any], int] = {}
+
+try:
+    from ._address import address
+except ImportError:  # a source tree whose compiled module was never built
+
+    def address(array: NDArray[Any]) -> int:
+        """Of the first element; read-only arrays have one too. The caller keeps the array alive."""
+        return array.__array_interface__["data"][0]
+
 
 LANES = 16  # float32 a vector
+LINE = 64  # bytes of a cache line
 
 
 def dtype_code(array: NDArray[Any]) -> int:
-    """By name, so that nothing here imports ml_dtypes."""
-    return _CODES[array.dtype.name]
-
-
-def address(array: NDArray[Any]) -> int:
-    """Of the first element; read-only arrays have one too. The caller keeps the array alive."""
-    return array.__array_interface__["data"][0]
+    code = _codes.get(array.dtype)
+    if code is None:  # by name, so that nothing here imports ml_dtypes
+        code = _codes[array.dtype] = _NAMES[array.dtype.name]
+    return code
 
 
 def with_four_axes(array: NDArray[Any]) -> NDArray[Any]:
@@ -42,6 +51,15 @@ def with_four_axes(array: NDArray[Any]) -> NDArray[Any]:
     if missing >= 0:
         return array[(None,) * missing]
     return array.reshape(-1, *array.shape[-3:])
+
+
+@inlined
+def aligned(array):
+    """The first line's address in a scratch array that is a line longer than needed.
+
+    It does not keep the array alive.
+    """
+    return (array.ctypes.data + LINE - 1) // LINE * LINE
 
 
 @inlined

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.extending import register_model
 from numba.core.imputils import lower_builtin
@@ -224,6 +224,12 @@ def count_bits(builder: Any, word: Any) -> Any:
 def lowest_bit(builder: Any, word: Any) -> Any:
     """The number of the lowest bit that is set; 64 where none is."""
     return call(builder, "llvm.cttz.i64", I64, word, I1(0))
+
+
+@operation(types.int64, types.uint64)
+def highest_bit(builder: Any, word: Any) -> Any:
+    """The number of the highest bit that is set; -1 where none is."""
+    return builder.sub(I64(63), call(builder, "llvm.ctlz.i64", I64, word, I1(0)))
 
 
 # ---- sixteen float32 ---------------------------------------------------------------------------
@@ -475,8 +481,59 @@ load_uint16, store_uint16 = _scalar(types.uint16, I16, 2)
 load_scalar_float32, store_scalar_float32 = _scalar(types.float32, F32, 4)
 
 
+@operation(types.voidptr, types.int64)
+def pointer(builder: Any, address: Any) -> Any:
+    """For numba.carray."""
+    return builder.inttoptr(address, ir.IntType(8).as_pointer())
+
+
+def _prefetch(locality: int) -> Any:
+    @operation(types.void, types.int64)
+    def prefetch(builder: Any, address: Any) -> None:
+        """Ask for a cache line that will be read; any address is harmless."""
+        pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+        arguments = (pointer, I32(0), I32(locality), I32(1))
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), *arguments)
+
+    return prefetch
+
+
+prefetch = _prefetch(3)  # into all caches
+prefetch_far = _prefetch(2)  # into the second level, for later
+
+
+# ---- between threads ---------------------------------------------------------------------------
+
+
+@operation(types.int64, types.int64)
+def take_next(builder: Any, address: Any) -> Any:
+    """Count the int64 at address up; what it was before. What was written earlier is seen by who
+    sees the new count."""
+    pointer = builder.inttoptr(address, I64.as_pointer())
+    return builder.atomic_rmw("add", pointer, I64(1), "seq_cst")
+
+
+@operation(types.int64, types.int64)
+def load_shared(builder: Any, address: Any) -> Any:
+    """The int64 at address, which other threads count up."""
+    return builder.load_atomic(builder.inttoptr(address, I64.as_pointer()), "acquire", 8)
+
+
+# Numba's own get_num_threads and set_num_threads keep a kernel from being cached. These call the
+# same functions of its threading layer by the names that its generated code uses.
+
+
+@operation(types.int64)
+def threads_allowed(builder: Any) -> Any:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(I64, []), "get_num_threads"
+    )
+    return builder.call(function, [])
+
+
 @operation(types.void, types.int64)
-def prefetch(builder: Any, address: Any) -> None:
-    """Ask for a cache line that will be read soon; any address is harmless."""
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+def allow_threads(builder: Any, count: Any) -> None:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [I32]), "set_num_threads"
+    )
+    builder.call(function, [builder.trunc(count, I32)])

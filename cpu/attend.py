@@ -13,6 +13,7 @@ from ._array import (
     FLOAT16,
     FLOAT32,
     LANES,
+    LINE,
     address,
     dtype_code,
     item_bytes,
@@ -21,13 +22,15 @@ from ._array import (
     narrow_row,
     widen_row,
 )
-from ._jit import inlined, kernel, launch, part, threads_for
+from ._jit import inlined, invoke, kernel, opaque
 from ._simd import (
+    allow_threads,
     exp,
     larger_number,
     largest_of,
     load_float32,
     load_int32,
+    load_int64,
     load_scalar_float32,
     multiply_add,
     prefetch,
@@ -35,14 +38,15 @@ from ._simd import (
     store_int64,
     store_scalar_float32,
     sum_of,
+    threads_allowed,
     to_all,
 )
+from ._step import step_at, step_record
 from .dense import attend_dense
 
 BATCH = 4  # rows read together
 PARTIAL = 128  # rows summed before their sum joins the total: float32 sums stay short
 PRODUCTS_A_THREAD = 250_000  # of query and key, 0.1 ms: what waking another thread costs
-LINE = 64  # bytes
 
 
 def attend(
@@ -55,91 +59,109 @@ def attend(
 ) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
     """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D)."""
     B, H, L, D = q.shape
-    scale = D**-0.5 if scale is None else float(scale)
     out = np.empty(q.shape, q.dtype)
     lse = np.empty((B, H, L), np.float32)
     if indices is None:
-        attend_dense(q, k, v, scale, out, lse)
+        attend_dense(q, k, v, D**-0.5 if scale is None else float(scale), out, lse)
     elif out.size:
-        H_kv, S = k.shape[1:3]
         indices = np.ascontiguousarray(indices, np.int32)
-        parts = min(threads_for(out.size * indices.shape[-1], PRODUCTS_A_THREAD), B * H * L)
-        first_bad = np.empty(parts, np.int64)
-        launch(
-            *(parts, _attend),
-            *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D),
-            *(address(k), *k.strides[:3], address(v), *v.strides[:3]),
-            *(dtype_code(k), H_kv, S, address(indices), indices.shape[-1]),
-            *(scale, parts, address(out), address(lse), address(first_bad)),
+        no_codes = (0, 0, 0, 0, *k.shape[1:3], 0, 0, 0)
+        no_selection = (0, indices.shape[-1], 0, 0, 0, address(indices))
+        fields = (
+            *(0, 0, 0, attend_rows.address),
+            *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, 0),
+            *(*no_codes, *no_selection, *attention(k, v, scale, out, lse)),
         )
-        if first_bad.max() >= 0:
-            raise IndexError(f"index {first_bad.max()} is out of range: k and v hold {S} tokens")
+        bad = _attend(step_record(fields))
+        if bad >= 0:
+            raise IndexError(f"index {bad} is out of range: k and v hold {k.shape[2]} tokens")
     return (out, lse) if return_lse else out
 
 
+def attention(
+    k: NDArray, v: NDArray, scale: float | None, out: NDArray, lse: NDArray
+) -> tuple[float, ...]:
+    """The last fields of a step's record: what to attend to, and where to."""
+    return (
+        *(address(k), *k.strides[:3], address(v), *v.strides[:3], dtype_code(k)),
+        *(address(out), address(lse), k.shape[3] ** -0.5 if scale is None else float(scale)),
+    )
+
+
 @kernel
-def _attend(
-    q, q_dtype, q_b, q_h, q_l, B, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s, dtype, H_kv, S,
-    indices, K, scale, parts, out, lse, first_bad,
-):  # fmt: skip
-    for i in prange(parts):
-        start = B * H * L * i // parts
-        end = B * H * L * (i + 1) // parts
-        floats = np.empty(3 * (D + LANES) + K + LANES, np.float32)
-        tokens = np.empty((2, K), np.int64)
-        # A constant dtype makes each of these calls a function of its own.
-        if dtype == FLOAT32:
-            bad = _attend_rows(
-                q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s,
-                FLOAT32, H_kv, S, indices, K, np.float32(scale), start, end, out, lse,
-                floats, tokens,
-            )  # fmt: skip
-        elif dtype == FLOAT16:
-            bad = _attend_rows(
-                q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s,
-                FLOAT16, H_kv, S, indices, K, np.float32(scale), start, end, out, lse,
-                floats, tokens,
-            )  # fmt: skip
-        else:
-            bad = _attend_rows(
-                q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s,
-                BFLOAT16, H_kv, S, indices, K, np.float32(scale), start, end, out, lse,
-                floats, tokens,
-            )  # fmt: skip
-        store_int64(first_bad + 8 * i, bad)
+def _attend(steps):
+    """Returns an index that is out of range, or -1."""
+    step = steps[0]
+    rows = step.B * step.H * step.L
+    allowed = threads_allowed()
+    work = rows * step.D * step.budget
+    threads = allowed if work >= 2 * PRODUCTS_A_THREAD else 1
+    bad = np.empty(threads, np.int64)
+    at, function = steps.ctypes.data, step.attend_rows
+    scratch_bytes = attend_scratch(step.D, step.budget)
+    allow_threads(threads)
+    for i in prange(threads):
+        scratch = np.empty(scratch_bytes, np.uint8)
+        start, end = rows * i // threads, rows * (i + 1) // threads
+        bad[i] = invoke(function, (at, start, end, scratch.ctypes.data))
+        scratch[0] = 0  # it is freed after its last use by name
+    allow_threads(allowed)
+    return bad.max()
 
 
-@part
-def _attend_rows(
-    q, q_dtype, q_b, q_h, q_l, H, L, D, k, k_b, k_h, k_s, v, v_b, v_h, v_s, dtype, H_kv, S,
-    indices, K, scale, start, end, out, lse, floats, tokens,
-):  # fmt: skip
-    """Rows start .. end of (B, H, L); returns an index that is out of range, or -1.
+@inlined
+def attend_scratch(D, K):
+    """Bytes that attend_rows needs: two rows' tokens, the scaled query, two sums, the logits."""
+    floats = 3 * (D + LANES) + K + LANES
+    return 4 * floats + 16 * K + LINE
+
+
+@opaque
+def attend_rows(step, start, end, scratch):
+    """Attend for rows start .. end of (B, H, L); an index that is out of range, or -1.
+
+    A constant dtype makes each of these calls a function of its own.
+    """
+    given = step_at(step)
+    if given.kv_dtype == FLOAT32:
+        return _attend_rows(given, FLOAT32, start, end, scratch)
+    if given.kv_dtype == FLOAT16:
+        return _attend_rows(given, FLOAT16, start, end, scratch)
+    return _attend_rows(given, BFLOAT16, start, end, scratch)
+
+
+@inlined
+def _attend_rows(step, dtype, start, end, scratch):
+    """The same for one dtype of keys and values.
 
     Memory is kept busy: the values of a row are asked for while its logits are summed, and the
     keys of the next row while its values are.
     """
-    G = H // H_kv
+    q, H, L, D = step.q, step.H, step.L, step.D
+    k, k_b, k_h, k_s = step.k, step.k_b, step.k_h, step.k_s
+    v_s, S, indices, K = step.v_s, step.S, step.indices, step.budget
+    G = H // step.H_kv
     padded = (D + LANES - 1) // LANES * LANES
-    query = floats.ctypes.data
+    tokens = (scratch + 7) // 8 * 8  # of two rows, in turn
+    query = tokens + 16 * K
     sums = query + 4 * padded
     p = sums + 8 * padded
-    n, bad = _choose(indices + 4 * K * start, K, S, tokens[start % 2])
+    n, bad = _choose(indices + 4 * K * start, K, S, tokens + 8 * K * (start % 2))
     b, h, l = _split(start, H, L)
     keys = k + b * k_b + h // G * k_h
     for i in range(0, n, BATCH):
-        _ask_for(keys, k_s, item_bytes(dtype) * D, tokens[start % 2], i, n)
+        _ask_for(keys, k_s, item_bytes(dtype) * D, tokens + 8 * K * (start % 2), i, n)
     for row in range(start, end):
         if bad >= 0:
             return bad
-        source = q + b * q_b + h * q_h + l * q_l
-        values = v + b * v_b + h // G * v_h
-        chosen = tokens[row % 2]
-        _scaled_query(source, q_dtype, D, scale, query)
+        source = q + b * step.q_b + h * step.q_h + l * step.q_l
+        values = step.v + b * step.v_b + h // G * step.v_h
+        chosen = tokens + 8 * K * (row % 2)
+        _scaled_query(source, step.q_dtype, D, np.float32(step.scale), query)
         _logits(query, D, keys, k_s, values, v_s, dtype, chosen, n, p)
         largest, mass = _softmax(p, n)
 
-        following = tokens[(row + 1) % 2]
+        following = tokens + 8 * K * ((row + 1) % 2)
         following_n = 0
         if row + 1 < end:
             following_n, bad = _choose(indices + 4 * K * (row + 1), K, S, following)
@@ -151,10 +173,10 @@ def _attend_rows(
         if n > 0:
             for d in range(0, D, LANES):
                 store_float32(sums + 4 * d, load_float32(sums + 4 * d) / to_all(mass))
-            store_scalar_float32(lse + 4 * row, largest + np.float32(math.log(mass)))
+            store_scalar_float32(step.lse + 4 * row, largest + np.float32(math.log(mass)))
         else:
-            store_scalar_float32(lse + 4 * row, np.float32(-np.inf))
-        narrow_row(sums, D, out + item_bytes(q_dtype) * D * row, q_dtype)
+            store_scalar_float32(step.lse + 4 * row, np.float32(-np.inf))
+        narrow_row(sums, D, step.out + item_bytes(step.q_dtype) * D * row, step.q_dtype)
         n = following_n
     return bad
 
@@ -176,9 +198,14 @@ def _choose(indices, K, S, tokens):
         if token >= S:
             return n, np.int64(token)
         if token >= 0:
-            tokens[n] = token
+            store_int64(tokens + 8 * n, np.int64(token))
             n += 1
     return n, np.int64(-1)
+
+
+@inlined
+def _token(tokens, i):
+    return load_int64(tokens + 8 * i)
 
 
 @inlined
@@ -192,7 +219,7 @@ def _scaled_query(q, dtype, D, scale, query):
 def _ask_for(base, stride, octets, tokens, first, n):
     """Ask for a batch of rows."""
     for i in range(first, min(first + BATCH, n)):
-        row = base + stride * tokens[i]
+        row = base + stride * _token(tokens, i)
         for offset in range(0, octets, LINE):
             prefetch(row + offset)
 
@@ -205,10 +232,10 @@ def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
     batches = n - n % BATCH
     for i in range(0, batches, BATCH):
         _ask_for(v, v_s, size * D, tokens, i, n)
-        a = k + k_s * tokens[i]
-        b = k + k_s * tokens[i + 1]
-        c = k + k_s * tokens[i + 2]
-        d = k + k_s * tokens[i + 3]
+        a = k + k_s * _token(tokens, i)
+        b = k + k_s * _token(tokens, i + 1)
+        c = k + k_s * _token(tokens, i + 2)
+        d = k + k_s * _token(tokens, i + 3)
         sum_a = sum_b = sum_c = sum_d = to_all(np.float32(0))
         for j in range(0, whole, LANES):
             x = load_float32(query + 4 * j)
@@ -229,7 +256,7 @@ def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
         store_scalar_float32(logits + 4 * i + 8, sum_of(sum_c))
         store_scalar_float32(logits + 4 * i + 12, sum_of(sum_d))
     for i in range(batches, n):
-        a = k + k_s * tokens[i]
+        a = k + k_s * _token(tokens, i)
         sum_a = to_all(np.float32(0))
         for j in range(0, D, LANES):
             x = load_float32(query + 4 * j)
@@ -273,7 +300,7 @@ def _sum_values(D, padded, v, v_s, dtype, tokens, n, p, sums, keys, k_s, followi
                 _add_values(D, v, v_s, dtype, tokens, i, p, partial)
             else:
                 for j in range(i, n):
-                    _add_value(D, v + v_s * tokens[j], dtype, p + 4 * j, partial)
+                    _add_value(D, v + v_s * _token(tokens, j), dtype, p + 4 * j, partial)
         for d in range(0, D, LANES):
             sum_ = load_float32(sums + 4 * d) + load_float32(partial + 4 * d)
             store_float32(sums + 4 * d, sum_)
@@ -284,10 +311,10 @@ def _add_values(D, v, v_s, dtype, tokens, i, p, partial):
     """partial (D,) += p_j v_j of a batch of rows, the first of which is the i-th chosen."""
     size = item_bytes(dtype)
     whole = D - D % LANES
-    a = v + v_s * tokens[i]
-    b = v + v_s * tokens[i + 1]
-    c = v + v_s * tokens[i + 2]
-    d = v + v_s * tokens[i + 3]
+    a = v + v_s * _token(tokens, i)
+    b = v + v_s * _token(tokens, i + 1)
+    c = v + v_s * _token(tokens, i + 2)
+    d = v + v_s * _token(tokens, i + 3)
     p_a = to_all(load_scalar_float32(p + 4 * i))
     p_b = to_all(load_scalar_float32(p + 4 * i + 4))
     p_c = to_all(load_scalar_float32(p + 4 * i + 8))

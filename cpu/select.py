@@ -1,42 +1,68 @@
-"""From raw queries to token indices, with distances in a small scratch alone."""
+"""The fused step: from raw queries to token indices, and on to attention over them.
+
+One parallel region a call, in which whoever is free takes the next piece of work, so that a thread
+that starts late delays no other. A piece is a KV head; or, where heads are few, first a part of a
+head's tokens, and then rows of queries whose candidates from all parts are brought together.
+"""
 
 from __future__ import annotations
 
-from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import carray, prange
 from numpy.typing import NDArray
 
 from adamas_core.reference.quantize import TILE
 from adamas_core.reference.score import INVISIBLE
 
-from ._array import address, dtype_code
-from ._jit import kernel, launch, part, threads_for
-from ._simd import load_int32, load_int64, store_int32, store_int64
+from ._array import LINE, address, aligned, dtype_code, item_bytes
+from ._jit import inlined, invoke, kernel, opaque, part
+from ._simd import (
+    allow_threads,
+    load_int32,
+    load_int64,
+    load_shared,
+    load_uint16,
+    pointer,
+    prefetch,
+    prefetch_far,
+    store_int32,
+    store_int64,
+    store_uint16,
+    take_next,
+    threads_allowed,
+)
+from ._step import step_at, step_record
+from .attend import attend_rows, attend_scratch, attention
 from .hadamard import scratch_floats, transform, transformed_size
 from .quantize import bucketize, weigh
-from .score import score_tiles, visible_tokens
+from .score import (
+    add_tables,
+    distance_of,
+    query_bytes,
+    score_tile,
+    table_bytes,
+    visible_tokens,
+)
 from .topk import (
     STEP,
+    append_newest,
     append_run,
-    append_topk,
     forced_tokens,
     keep_nearest,
+    kth_smallest,
     move_candidate,
 )
 
 if TYPE_CHECKING:
     from adamas_core.codes import KeyCodes
 
-CHUNK = 128 * TILE  # tokens between two selections; 16 KiB of distances a row
-# What a row carries from chunk to chunk.
-FIRST, END = 0, 1  # the tokens that compete are FIRST .. END
-TAKE = 2  # for that many places
-BOUND = 3  # the largest distance that can still take one
-WORDS_A_THREAD = 500_000  # a fifth of a millisecond; another thread costs a tenth to wake
+CHUNK = 128 * TILE  # tokens scored before their distances are looked at; 16 KiB a row
 ROWS = 16  # query rows that share a chunk of codes while it is in cache
+SAMPLE = 16 * TILE  # tokens that give the first bound
+WORDS_A_THREAD = 250_000  # scored in a tenth of a millisecond, which is what waking a thread costs
+AHEAD = 16  # candidates whose codes are asked for before they are ranked again
 
 
 def select_topk(
@@ -47,164 +73,420 @@ def select_topk(
     query_bits: int = 4,
     sinks: int = 0,
     recent: int = 0,
+    prefilter: int = 0,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
-    B, H, L, D = q.shape
-    planes = codes.planes
-    H_kv, P = planes.shape[2], planes.shape[5]
-    indices = np.empty((B, H, L, budget), np.int32)
+    indices = np.empty((*q.shape[:3], budget), np.int32)
     if indices.size:
-        lengths = np.empty(B, np.int64)
-        lengths[:] = codes.length
-        thresholds = np.ascontiguousarray(codes.thresholds, np.float32)
-        weights = 0 if metric == "manhattan" else query_bits - 1
-        # As many parts of the sequence as make every thread busy with whole items.
-        threads = threads_for(
-            B * H * L * planes.shape[3] * TILE * P * (weights + 1), WORDS_A_THREAD
-        )
-        splits = threads // gcd(B * H_kv, threads)
-        # Candidates of a row: up to `budget` kept, and behind them those of one more chunk.
-        # What is counted 64 at a time is rounded up.
-        room = -(-(budget + min(budget, CHUNK)) // STEP) * STEP
-        candidates = np.empty((B * H * L, splits, room), np.int32)
-        ranks = np.empty((B * H * L, splits, room), np.uint16)
-        counts = np.empty((B * H * L, splits), np.int64)
-        launch(
-            *(threads, _select),
-            *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, transformed_size(D)),
-            *(address(planes), *planes.strides[:3], H_kv, P, address(lengths)),
-            *(address(thresholds), weights, budget, sinks, recent),
-            *(splits, room, address(candidates), address(ranks), address(counts)),
-            address(indices),
-        )
+        options = metric, query_bits, sinks, recent, prefilter
+        _run(q, codes, indices, *options, *_NOTHING_TO_ATTEND)
     return indices
 
 
+_NOTHING_TO_ATTEND = (0,) * 11 + (0.0,)
+
+
+def attend_topk(
+    q: NDArray,
+    k: NDArray,
+    v: NDArray,
+    codes: KeyCodes,
+    budget: int,
+    metric: str = "weighted",
+    query_bits: int = 4,
+    sinks: int = 0,
+    recent: int = 0,
+    prefilter: int = 0,
+    scale: float | None = None,
+) -> tuple[NDArray, NDArray[np.float32]]:
+    """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
+    out = np.empty(q.shape, q.dtype)
+    lse = np.empty(q.shape[:3], np.float32)
+    if lse.size:
+        indices = np.empty((*q.shape[:3], budget), np.int32)
+        options = metric, query_bits, sinks, recent, prefilter
+        _run(q, codes, indices, *options, *attention(k, v, scale, out, lse))
+    return out, lse
+
+
+def _run(
+    q: NDArray,
+    codes: KeyCodes,
+    indices: NDArray[np.int32],
+    metric: str,
+    query_bits: int,
+    sinks: int,
+    recent: int,
+    prefilter: int,
+    *attention: float,
+) -> None:
+    B, H, L, D = q.shape
+    planes = codes.planes
+    H_kv, T, _, P = planes.shape[2:6]
+    lengths = np.empty(B, np.int64)
+    lengths[:] = codes.length
+    budget = indices.shape[-1]
+    fields = (
+        *(score_tile.address, collect.address, choose.address, attend_rows.address),
+        *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, transformed_size(D)),
+        *(address(planes), *planes.strides[:3], H_kv, T * TILE, P),
+        *(address(lengths), address(codes.thresholds)),
+        *(0 if metric == "manhattan" else query_bits - 1, budget),
+        *(min(prefilter * budget, T * TILE), sinks, recent, address(indices), *attention),
+    )
+    _step(step_record(fields))
+
+
 @kernel
-def _select(
-    q, dtype, stride_b, stride_h, stride_l, B, H, L, D, Dt,
-    planes, plane_stride, plane_stride_b, plane_stride_h, H_kv, P, lengths,
-    thresholds, weights, budget, sinks, recent,
-    splits, room, candidates, ranks, counts, indices,
-):  # fmt: skip
-    G = H // H_kv
-    query_words = P * max(weights + 1, 2)
-    group = min(ROWS, G * L)
-    for item in prange(B * H_kv * splits):
-        queries = np.empty((group, query_words), np.uint64)
-        floats = np.empty(scratch_floats(Dt), np.float32)
-        distances = np.empty(group * CHUNK + 32, np.uint16)
-        state = np.empty((group, 4), np.int64)
-        head, split = divmod(item, splits)
-        b, h = divmod(head, H_kv)
-        length = load_int64(lengths + 8 * b)
-        high = planes + b * plane_stride_b + h * plane_stride_h
-        # Whole chunks to each split, as evenly as they go.
-        chunks = (length + CHUNK - 1) // CHUNK
-        start = chunks * split // splits * CHUNK
-        end = min(chunks * (split + 1) // splits * CHUNK, length)
-        for first_row in range(0, G * L, ROWS):
-            rows = min(ROWS, G * L - first_row)
-            for i in range(rows):
-                g, l = divmod(first_row + i, L)
-                source = q + b * stride_b + (h * G + g) * stride_h + l * stride_l
-                limits = thresholds + 12 * h
-                _prepare(source, dtype, D, Dt, limits, weights, queries[i], floats)
-            first = splits * (head * G * L + first_row) + split
-            _select_rows(
-                high, high + plane_stride, queries, P, weights, start, end, length,
-                first_row, rows, L, budget, sinks, recent, splits, room,
-                candidates + 4 * room * first, ranks + 2 * room * first, counts + 8 * first,
-                distances, state,
-            )  # fmt: skip
-    for row in prange(B * H * L):
-        visible = visible_tokens(load_int64(lengths + 8 * (row // (H * L))), L, row % L)
-        first = splits * row
-        _gather(
-            splits, room, candidates + 4 * room * first, ranks + 2 * room * first,
-            counts + 8 * first, visible, budget, sinks, recent, indices + 4 * budget * row,
-        )  # fmt: skip
+def _step(steps):
+    step = steps[0]
+    heads = step.B * step.H_kv
+    rows = step.B * step.H * step.L
+    allowed = threads_allowed()
+    work = rows * step.S * step.P * (step.weights + 1)
+    threads = allowed if work >= 2 * WORDS_A_THREAD else 1
+    # Whole heads, or as many parts of each as give every thread two pieces of work.
+    splits = 1
+    if heads % threads != 0 and heads < 4 * threads:
+        splits = max(min(-(-2 * threads // heads), -(-step.S // CHUNK)), 1)
+    first = max(step.budget, step.taken)
+    held = splits * first + STEP
+    candidates = np.empty(rows * held, np.int32)
+    ranks = np.empty(rows * held, np.uint16)
+    counts = np.empty(rows * splits, np.int64)
+    step.splits = splits
+    step.room = -(-(first + max(first, 448)) // STEP) * STEP
+    step.held = held
+    step.candidates = candidates.ctypes.data
+    step.ranks = ranks.ctypes.data
+    step.counts = counts.ctypes.data
+    # Next item, next rows, and how many parts of each head are done.
+    shared = np.zeros(2 + heads, np.int64)
+    at, scratch_bytes = steps.ctypes.data, _layout(step).end
+    allow_threads(threads)
+    for _thread in prange(threads):
+        scratch = np.empty(scratch_bytes, np.uint8)
+        _work(at, splits, threads, candidates, ranks, counts, shared, scratch)
+    allow_threads(allowed)
 
 
 @part
-def _prepare(q, dtype, D, Dt, thresholds, weights, query, floats):
-    """The words of one raw query."""
-    x = floats.ctypes.data
-    words = query.ctypes.data
-    transform(q, dtype, D, Dt, x)
-    if weights == 0:
-        bucketize(x, Dt, thresholds, words, words + 8 * ((Dt + 63) // 64), 8)
+def _work(step, splits, threads, candidates, ranks, counts, shared, scratch):
+    """One thread's share. The arrays are alive as long as the caller holds them by these names."""
+    at = shared.ctypes.data
+    if splits == 1:
+        _whole_heads(step, at, aligned(scratch))
     else:
-        weigh(x, Dt, weights + 1, words)
+        _parts_of_heads(step, threads, at, aligned(scratch))
+
+
+@inlined
+def _whole_heads(address, next_head, scratch):
+    """Heads that no other thread has taken: select for one, then attend to what the last chose.
+
+    While a head's codes are scored, which keeps the arithmetic busy, the keys and values that the
+    last head chose come from memory.
+    """
+    step = step_at(address)
+    rows = step.H // step.H_kv * step.L
+    last = -1
+    while True:
+        head = take_next(next_head)
+        done = head >= step.B * step.H_kv
+        if not done:
+            invoke(step.collect, (address, head, 0, last, scratch))
+            invoke(step.choose, (address, rows * head, rows * (head + 1), scratch))
+        if last >= 0 and step.k != 0:
+            invoke(step.attend_rows, (address, rows * last, rows * (last + 1), scratch))
+        if done:
+            break
+        last = head
+
+
+@inlined
+def _parts_of_heads(address, threads, next_item, scratch):
+    """Parts of heads that no other thread has taken, then rows of heads whose parts are done."""
+    step = step_at(address)
+    heads, rows = step.B * step.H_kv, step.H // step.H_kv * step.L
+    next_unit = next_item + 8
+    parts_done = next_item + 16
+    while True:
+        item = take_next(next_item)
+        if item >= heads * step.splits:
+            break
+        head, split = divmod(item, step.splits)
+        invoke(step.collect, (address, head, split, -1, scratch))
+        take_next(parts_done + 8 * head)
+    unit = max(1, min(rows, heads * rows // (8 * threads)))
+    units = (rows + unit - 1) // unit
+    while True:
+        item = take_next(next_unit)
+        if item >= heads * units:
+            break
+        head, i = divmod(item, units)
+        while load_shared(parts_done + 8 * head) < step.splits:
+            pass  # another thread is about to finish it
+        start = rows * head + unit * i
+        end = min(start + unit, rows * (head + 1))
+        invoke(step.choose, (address, start, end, scratch))
+        if step.k != 0:
+            invoke(step.attend_rows, (address, start, end, scratch))
+
+
+class Layout(NamedTuple):
+    """What a thread's scratch holds, in bytes from its start."""
+
+    queries: int  # prepared
+    x: int  # a transformed query
+    distances: int  # of a chunk
+    near: int  # candidates, and their ranks
+    near_ranks: int
+    state: int  # what a row carries from chunk to chunk
+    end: int
+
+
+@inlined
+def _layout(step):
+    group = min(ROWS, step.H // step.H_kv * step.L)
+    x = group * query_bytes(step.P, step.weights)
+    distances = x + 4 * scratch_floats(step.Dt)
+    near = distances + 2 * group * CHUNK
+    near_ranks = near + 4 * group * step.room
+    state = near_ranks + 2 * group * step.room
+    end = max(state + 8 * FIELDS * group, attend_scratch(step.D, step.budget))
+    return Layout(0, x, distances, near, near_ranks, state, end + LINE)
+
+
+@inlined
+def _locate(step, row):
+    """The batch, KV head, query and address of a row of queries."""
+    head, l = divmod(row, step.L)
+    b, h = divmod(head, step.H)
+    return b, h * step.H_kv // step.H, l, step.q + b * step.q_b + h * step.q_h + l * step.q_l
+
+
+@opaque
+def collect(address, head, split, last, scratch):
+    """Candidates for the rows of one KV head from one part of its tokens.
+
+    Meanwhile the keys and values that head `last` has chosen are asked for, unless it is -1.
+    """
+    step = step_at(address)
+    layout = _layout(step)
+    b, h = divmod(head, step.H_kv)
+    rows = step.H // step.H_kv * step.L
+    length = load_int64(step.lengths + 8 * b)
+    # Whole chunks to each part, as evenly as they go; the newest to the first.
+    chunks = (length + CHUNK - 1) // CHUNK
+    start = chunks * (step.splits - 1 - split) // step.splits * CHUNK
+    end = min(chunks * (step.splits - split) // step.splits * CHUNK, length)
+    wishes = 0 if last < 0 or step.k == 0 else rows * step.budget
+    for first_row in range(0, rows, ROWS):
+        count = min(ROWS, rows - first_row)
+        for i in range(count):
+            query = scratch + layout.queries + i * query_bytes(step.P, step.weights)
+            _prepare(step, rows * head + first_row + i, query, scratch + layout.x)
+        _select_rows(
+            step, layout, scratch, b, h, rows * head + first_row, split, count, start, end, length,
+            last, wishes if first_row == 0 else 0,
+        )  # fmt: skip
+    return 0
 
 
 @part
-def _select_rows(
-    high, low, queries, P, weights, start, end, length, first_row, rows, L, budget, sinks, recent,
-    splits, room, candidates, ranks, counts, distances, state,
-):  # fmt: skip
-    """The nearest of tokens start .. end to each row, into its candidates.
+def _prepare(step, row, query, x):
+    """The words and tables of one raw query."""
+    _, h, _, source = _locate(step, row)
+    words = query + table_bytes(step.P, step.weights)
+    transform(source, step.q_dtype, step.D, step.Dt, x)
+    if step.weights == 0:
+        bucketize(x, step.Dt, step.thresholds + 12 * h, words, words + 8 * step.P, 8)
+    else:
+        weigh(x, step.Dt, step.weights + 1, words)
+        add_tables(query, step.P, step.weights)
 
-    Chunks come in ascending order, as the prefetchers like it. The budget's last distance so far
-    bounds what the next chunk may offer; a token equal to it is newer, and so still wins.
+
+# What a row carries from chunk to chunk.
+FIRST, END = 0, 1  # the tokens that compete are FIRST .. END
+PLACES = 2  # for that many places
+BOUND = 3  # the largest distance that can still take one
+COUNT = 4  # candidates so far
+FIELDS = 5
+
+
+@inlined
+def _select_rows(
+    step, layout, scratch, b, h, first_row, split, rows, start, end, length, last, wishes
+):
+    """The nearest of tokens start .. end to each of some rows of a head, newest first.
+
+    Chunks come newest first, so that among equals who comes first wins, and tokens inside a chunk
+    in ascending order, as the prefetchers like it. A sample, or what the only chunk holds, gives
+    the first bound; from then on the candidates themselves do.
     """
-    largest = 64 * P * 3 * ((1 << weights) - 1 if weights > 0 else 1)  # distance there can be
+    P, weights, room = step.P, step.weights, step.room
+    high = step.planes + b * step.planes_b + h * step.planes_h
+    low = high + step.plane
+    planes = 1 if step.taken > 0 else 2
+    budget = max(step.budget, step.taken)
+    largest = min(64 * P * 3 * ((1 << weights) - 1 if weights > 0 else 1), INVISIBLE - 1)
+    gap = 2 * CHUNK
+    queries, distances = scratch + layout.queries, scratch + layout.distances
+    state = carray(pointer(scratch + layout.state), (rows, FIELDS), np.int64)
+    common_first, common_end, most = start, end, 0  # tokens that compete for all rows
     for i in range(rows):
-        visible = visible_tokens(length, L, (first_row + i) % L)
-        forced = forced_tokens(visible, budget, sinks, recent)
-        state[i, FIRST] = forced[0]
-        state[i, END] = forced[2]
-        state[i, TAKE] = budget - forced[1] - forced[3]
-        state[i, BOUND] = min(largest, INVISIBLE - 1)
-        store_int64(counts + 8 * splits * i, 0)
-    words = queries.ctypes.data
-    query_bytes = 8 * queries.shape[1]
-    scratch = (distances.ctypes.data + 63) // 64 * 64
-    for chunk in range(start, end, CHUNK):
+        visible = visible_tokens(length, step.L, (first_row + i) % step.L)
+        forced = forced_tokens(visible, budget, step.sinks, step.recent)
+        state[i, FIRST] = max(forced[0], start)
+        state[i, END] = min(forced[2], end)
+        state[i, PLACES] = budget - forced[1] - forced[3]
+        state[i, BOUND] = largest
+        state[i, COUNT] = 0
+        common_first = max(common_first, state[i, FIRST])
+        common_end = min(common_end, state[i, END])
+        most = max(most, state[i, PLACES])
+    single = end - start <= CHUNK
+    if not single:
+        _sample(step, high, low, queries, planes, common_first, common_end, most, distances, state)
+    asked = 0
+    pace = wishes * TILE // max(end - start, 1) + 1
+    last_chunk = start + (end - 1 - start) // CHUNK * CHUNK
+    for chunk in range(last_chunk, start - 1, -CHUNK):
         chunk_end = min(chunk + CHUNK, end)
-        # A tile for all rows in turn: while one is scored, the next already comes from memory.
         for tile in range(chunk, chunk_end, TILE):
             at = 8 * P * tile
-            for i in range(rows):
-                target = scratch + 2 * (CHUNK * i + tile - chunk)
-                score_tiles(high + at, low + at, words + query_bytes * i, P, weights, 1, target)
+            target = distances + 2 * (tile - chunk)
+            invoke(
+                step.score_tile,
+                (high + at, low + at, queries, rows, P, weights, planes, target, gap),
+            )
+            if asked < wishes:
+                _ask_for(step, last, asked, min(asked + pace, wishes))
+                asked += pace
         for i in range(rows):
-            first = max(state[i, FIRST], chunk)
-            last = min(state[i, END], chunk_end)
-            k = state[i, TAKE]
-            if k <= 0 or first >= last:
+            first, stop = max(state[i, FIRST], chunk), min(state[i, END], chunk_end)
+            places = state[i, PLACES]
+            if places <= 0 or first >= stop:
                 continue
-            count = load_int64(counts + 8 * splits * i)
-            indices = candidates + 4 * room * splits * i
-            near = ranks + 2 * room * splits * i
-            count += append_topk(
-                scratch + 2 * (CHUNK * i + first - chunk), last - first, k, state[i, BOUND],
-                first, indices + 4 * count, near + 2 * count,
+            row = distances + gap * i
+            if single and stop - first > places:
+                at = row + 2 * (first - chunk)
+                state[i, BOUND] = kth_smallest(at, stop - first, places, state[i, BOUND])
+            state[i, COUNT], state[i, BOUND] = append_newest(
+                row, first, stop, state[i, BOUND], chunk,
+                scratch + layout.near + 4 * room * i, scratch + layout.near_ranks + 2 * room * i,
+                state[i, COUNT], room, places,
             )  # fmt: skip
-            if count >= k:
-                state[i, BOUND] = keep_nearest(indices, near, count, k, state[i, BOUND])
-                count = k
-            store_int64(counts + 8 * splits * i, count)
+    for i in range(rows):
+        near = scratch + layout.near + 4 * room * i
+        near_ranks = scratch + layout.near_ranks + 2 * room * i
+        count = _reduce(near, near_ranks, state[i, COUNT], state[i, PLACES])
+        to = (first_row + i) * step.held + split * budget
+        for j in range(count):
+            store_int32(step.candidates + 4 * (to + j), load_int32(near + 4 * j))
+            store_uint16(step.ranks + 2 * (to + j), load_uint16(near_ranks + 2 * j))
+        store_int64(step.counts + 8 * ((first_row + i) * step.splits + split), np.int64(count))
 
 
-@part
-def _gather(splits, room, candidates, ranks, counts, visible, budget, sinks, recent, indices):
-    """The indices of one row: forced tokens, the nearest of all splits' candidates, padding."""
-    sinks, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
-    n = append_run(sinks - sinks_taken, sinks_taken, indices)
-    k = budget - sinks_taken - recent_taken
-    count = load_int64(counts)
-    for split in range(1, splits):
-        for i in range(load_int64(counts + 8 * split)):
-            move_candidate(candidates, ranks, room * split + i, count)
-            count += 1
-    if count > k:
-        keep_nearest(candidates, ranks, count, k, INVISIBLE - 1)
-        count = k
+@inlined
+def _ask_for(step, head, first, end):
+    """Ask for the keys and values of some tokens that the rows of a head have chosen."""
+    b, h = divmod(head, step.H_kv)
+    chosen = step.indices + 4 * step.budget * (step.H // step.H_kv) * step.L * head
+    k = step.k + b * step.k_b + h * step.k_h
+    v = step.v + b * step.v_b + h * step.v_h
+    for i in range(first, end):
+        token = max(load_int32(chosen + 4 * i), 0)  # any for -1, which stands for none
+        for offset in range(0, item_bytes(step.kv_dtype) * step.D, LINE):
+            prefetch_far(k + step.k_s * token + offset)
+            prefetch_far(v + step.v_s * token + offset)
+
+
+@inlined
+def _sample(step, high, low, queries, planes, first, end, places, distances, state):
+    """Bound each row by what a sample of tiles spread over tokens first .. end says."""
+    tiles = min(max(SAMPLE, 8 * places), CHUNK) // TILE
+    first_tile, end_tile = (first + TILE - 1) // TILE, end // TILE
+    if places <= 0 or tiles * TILE < 2 * places or end_tile - first_tile < 4 * tiles:
+        return
+    rows, P, gap = len(state), step.P, 2 * CHUNK
+    for j in range(tiles):
+        at = 8 * P * TILE * (first_tile + j * (end_tile - first_tile) // tiles)
+        target = distances + 2 * TILE * j
+        invoke(
+            step.score_tile,
+            (high + at, low + at, queries, rows, P, step.weights, planes, target, gap),
+        )
+    for i in range(rows):
+        if state[i, PLACES] > 0:
+            state[i, BOUND] = kth_smallest(
+                distances + gap * i, tiles * TILE, state[i, PLACES], state[i, BOUND]
+            )
+
+
+@opaque
+def choose(address, start, end, scratch):
+    """The indices of rows start .. end from the candidates of all parts."""
+    step = step_at(address)
+    layout = _layout(step)
+    budget, sinks, recent = step.budget, step.sinks, step.recent
+    for row in range(start, end):
+        b, h, l, _ = _locate(step, row)
+        visible = visible_tokens(load_int64(step.lengths + 8 * b), step.L, l)
+        own = step.candidates + 4 * step.held * row
+        ranks = step.ranks + 2 * step.held * row
+        counts = step.counts + 8 * step.splits * row
+        count = load_int64(counts)
+        for split in range(1, step.splits):
+            for i in range(load_int64(counts + 8 * split)):
+                move_candidate(own, ranks, max(budget, step.taken) * split + i, count)
+                count += 1
+        if step.taken > 0:
+            count = _reduce(own, ranks, count, _places(visible, step.taken, sinks, recent))
+            query = scratch + layout.queries
+            _prepare(step, row, query, scratch + layout.x)
+            high = step.planes + b * step.planes_b + h * step.planes_h
+            words = query + table_bytes(step.P, step.weights)
+            _rank_again(own, ranks, count, high, high + step.plane, words, step.P, step.weights)
+        count = _reduce(own, ranks, count, _places(visible, budget, sinks, recent))
+        seen, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
+        indices = step.indices + 4 * budget * row
+        n = append_run(seen - sinks_taken, sinks_taken, indices)
+        for i in range(count):
+            store_int32(indices + 4 * (n + i), load_int32(own + 4 * (count - 1 - i)))
+        n += count
+        n += append_run(visible - recent_taken, recent_taken, indices + 4 * n)
+        while n < budget:
+            store_int32(indices + 4 * n, np.int32(-1))
+            n += 1
+    return 0
+
+
+@inlined
+def _places(visible, budget, sinks, recent):
+    """How many places the forced tokens leave."""
+    forced = forced_tokens(visible, budget, sinks, recent)
+    return budget - forced[1] - forced[3]
+
+
+@inlined
+def _reduce(candidates, ranks, count, places):
+    """Keep the nearest; how many candidates there are then."""
+    if count > places:
+        keep_nearest(candidates, ranks, count, places, INVISIBLE - 1)
+        return places
+    return count
+
+
+@inlined
+def _rank_again(candidates, ranks, count, high, low, query, P, weights):
+    """Distances of candidates, by both planes; their codes are asked for some tokens ahead."""
     for i in range(count):
-        store_int32(indices + 4 * (n + i), load_int32(candidates + 4 * i))
-    n += count
-    n += append_run(visible - recent_taken, recent_taken, indices + 4 * n)
-    while n < budget:
-        store_int32(indices + 4 * n, np.int32(-1))
-        n += 1
+        ahead = load_int32(candidates + 4 * min(i + AHEAD, count - 1))
+        for p in range(P):
+            at = 64 * P * (ahead // 8) + 64 * p
+            prefetch(high + at)
+            prefetch(low + at)
+        token = load_int32(candidates + 4 * i)
+        distance = distance_of(high, low, query, P, weights, token)
+        store_uint16(ranks + 2 * i, np.uint16(distance))

@@ -20,6 +20,7 @@ from ._simd import (
     COUNTED,
     count_bits,
     count_many,
+    highest_bit,
     load_int32,
     load_uint16,
     lowest_bit,
@@ -138,7 +139,7 @@ def move_candidate(indices, ranks, source, target):
 
 @part
 def keep_nearest(indices, ranks, n, k, high):
-    """Reduce n >= k candidates, ascending by index, to the k nearest; the k-th distance.
+    """Reduce n >= k candidates, newest first, to the k nearest; the k-th distance.
 
     `high` < 65535 is known to be no less than it. Up to the next multiple of 64 the places behind
     the last rank are filled, so that they can be counted 64 at a time.
@@ -147,15 +148,44 @@ def keep_nearest(indices, ranks, n, k, high):
     for i in range(n, padded):
         store_uint16(ranks + 2 * i, np.uint16(INVISIBLE))
     bound = kth_smallest(ranks, padded, k, high)
-    skip = count_at_most(ranks, padded, bound, n + 1) - k
+    ties = k - (count_at_most(ranks, padded, bound - 1, n + 1) if bound > 0 else 0)
     kept = 0
     for i in range(n):
         rank = load_uint16(ranks + 2 * i)
         move_candidate(indices, ranks, i, kept)  # whether it stays is decided without a branch
-        skipped = (rank == bound) & (skip > 0)
-        skip -= skipped
-        kept += (rank <= bound) & (not skipped)
+        tie = (rank == bound) & (ties > 0)
+        ties -= tie
+        kept += (rank < bound) | tie
     return bound
+
+
+@part
+def append_newest(distances, start, end, bound, first, indices, ranks, count, room, k):
+    """Append the tokens start .. end whose distance is <= bound, newest first, as candidates.
+
+    `distances` are those of a whole number of tiles, the first of them of token `first`. When less
+    than a tile's room is left the candidates are reduced to the k nearest, and from then on only a
+    smaller distance can enter, because the others are newer. Returns their number and the bound.
+    """
+    for tile in range((end - 1 - first) // STEP, (start - first) // STEP - 1, -1):
+        if bound < 0:
+            break
+        mask = mask_at_most(distances + 2 * STEP * tile, bound)
+        token = first + STEP * tile
+        if token + STEP > end:
+            mask &= (np.uint64(1) << np.uint64(end - token)) - np.uint64(1)
+        if token < start:
+            mask &= ~((np.uint64(1) << np.uint64(start - token)) - np.uint64(1))
+        while mask:
+            bit = highest_bit(mask)
+            mask ^= np.uint64(1) << np.uint64(bit)
+            store_int32(indices + 4 * count, np.int32(token + bit))
+            store_uint16(ranks + 2 * count, load_uint16(distances + 2 * (STEP * tile + bit)))
+            count += 1
+        if count > room - STEP:
+            bound = keep_nearest(indices, ranks, count, k, bound) - 1
+            count = k
+    return count, bound
 
 
 @part

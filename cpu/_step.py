@@ -1,0 +1,44 @@
+"""What a call asks for, as one record that every kernel and every part of one reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+from numpy.typing import NDArray
+
+from ._jit import inlined
+from ._simd import pointer
+
+# Addresses and strides are in bytes.
+_GIVEN = (
+    # compiled parts, by their addresses
+    *("score_tile", "collect", "choose", "attend_rows"),
+    # queries (B, H, L, D)
+    *("q", "q_dtype", "q_b", "q_h", "q_l", "B", "H", "L", "D", "Dt"),
+    # codes: the planes of H_kv heads, with room for S tokens; the low plane is `plane` behind the
+    # high one
+    *("planes", "plane", "planes_b", "planes_h", "H_kv", "S", "P", "lengths", "thresholds"),
+    # the selection: planes of weights, 0 under the Manhattan metric; `taken` tokens are taken by
+    # their signs and then ranked again, if not 0
+    *("weights", "budget", "taken", "sinks", "recent", "indices"),
+    # keys and values; k is 0 where there is nothing to attend to
+    *("k", "k_b", "k_h", "k_s", "v", "v_b", "v_h", "v_s", "kv_dtype", "out", "lse", "scale"),
+)
+# What kernels fill in: parts of the sequence; candidates a row in the search of one part, and of
+# all; where these are.
+_OWN = ("splits", "room", "held", "candidates", "ranks", "counts")
+
+STEP = np.dtype([(n, np.float64 if n == "scale" else np.int64) for n in (*_GIVEN, *_OWN)])
+
+
+def step_record(given: tuple[float, ...]) -> NDArray[Any]:
+    """An array of one record, of what the caller gives."""
+    return np.array([(*given, *(0,) * len(_OWN))], STEP)
+
+
+@inlined
+def step_at(address):
+    """The record at an address."""
+    return carray(pointer(address), 1, STEP)[0]
