@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adamas_core.reference.quantize import TILE
 from adamas_core.reference.score import INVISIBLE
 
-from ._array import LINE, address, aligned, dtype_code, item_bytes
+from ._array import LINE, address, aligned, dtype_code
 from ._jit import inlined, invoke, kernel, opaque, part
 from ._simd import (
     allow_threads,
@@ -26,7 +26,6 @@ from ._simd import (
     load_uint16,
     pointer,
     prefetch,
-    prefetch_far,
     store_int32,
     store_int64,
     store_uint16,
@@ -58,8 +57,8 @@ from .topk import (
 if TYPE_CHECKING:
     from adamas_core.codes import KeyCodes
 
-CHUNK = 128 * TILE  # tokens scored before their distances are looked at; 16 KiB a row
-ROWS = 16  # query rows that share a chunk of codes while it is in cache
+CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB a row
+ROWS = 8  # query rows that share a chunk of codes while it is in cache
 SAMPLE = 16 * TILE  # tokens that give the first bound
 WORDS_A_THREAD = 250_000  # scored in a tenth of a millisecond, which is what waking a thread costs
 AHEAD = 16  # candidates whose codes are asked for before they are ranked again
@@ -182,25 +181,24 @@ def _work(step, splits, threads, candidates, ranks, counts, shared, scratch):
 
 @inlined
 def _whole_heads(address, next_head, scratch):
-    """Heads that no other thread has taken: select for one, then attend to what the last chose.
-
-    While a head's codes are scored, which keeps the arithmetic busy, the keys and values that the
-    last head chose come from memory.
-    """
+    """Heads that no other thread has taken."""
     step = step_at(address)
     rows = step.H // step.H_kv * step.L
-    last = -1
     while True:
         head = take_next(next_head)
-        done = head >= step.B * step.H_kv
-        if not done:
-            invoke(step.collect, (address, head, 0, last, scratch))
-            invoke(step.choose, (address, rows * head, rows * (head + 1), scratch))
-        if last >= 0 and step.k != 0:
-            invoke(step.attend_rows, (address, rows * last, rows * (last + 1), scratch))
-        if done:
+        if head >= step.B * step.H_kv:
             break
-        last = head
+        invoke(step.collect, (address, head, 0, scratch))
+        _finish(address, rows * head, rows * (head + 1), scratch)
+
+
+@inlined
+def _finish(address, start, end, scratch):
+    """Rows whose candidates are all there."""
+    step = step_at(address)
+    invoke(step.choose, (address, start, end, scratch))
+    if step.k != 0:
+        invoke(step.attend_rows, (address, start, end, scratch))
 
 
 @inlined
@@ -215,7 +213,7 @@ def _parts_of_heads(address, threads, next_item, scratch):
         if item >= heads * step.splits:
             break
         head, split = divmod(item, step.splits)
-        invoke(step.collect, (address, head, split, -1, scratch))
+        invoke(step.collect, (address, head, split, scratch))
         take_next(parts_done + 8 * head)
     unit = max(1, min(rows, heads * rows // (8 * threads)))
     units = (rows + unit - 1) // unit
@@ -227,10 +225,7 @@ def _parts_of_heads(address, threads, next_item, scratch):
         while load_shared(parts_done + 8 * head) < step.splits:
             pass  # another thread is about to finish it
         start = rows * head + unit * i
-        end = min(start + unit, rows * (head + 1))
-        invoke(step.choose, (address, start, end, scratch))
-        if step.k != 0:
-            invoke(step.attend_rows, (address, start, end, scratch))
+        _finish(address, start, min(start + unit, rows * (head + 1)), scratch)
 
 
 class Layout(NamedTuple):
@@ -266,11 +261,8 @@ def _locate(step, row):
 
 
 @opaque
-def collect(address, head, split, last, scratch):
-    """Candidates for the rows of one KV head from one part of its tokens.
-
-    Meanwhile the keys and values that head `last` has chosen are asked for, unless it is -1.
-    """
+def collect(address, head, split, scratch):
+    """Candidates for the rows of one KV head from one part of its tokens."""
     step = step_at(address)
     layout = _layout(step)
     b, h = divmod(head, step.H_kv)
@@ -280,16 +272,14 @@ def collect(address, head, split, last, scratch):
     chunks = (length + CHUNK - 1) // CHUNK
     start = chunks * (step.splits - 1 - split) // step.splits * CHUNK
     end = min(chunks * (step.splits - split) // step.splits * CHUNK, length)
-    wishes = 0 if last < 0 or step.k == 0 else rows * step.budget
     for first_row in range(0, rows, ROWS):
         count = min(ROWS, rows - first_row)
         for i in range(count):
             query = scratch + layout.queries + i * query_bytes(step.P, step.weights)
             _prepare(step, rows * head + first_row + i, query, scratch + layout.x)
         _select_rows(
-            step, layout, scratch, b, h, rows * head + first_row, split, count, start, end, length,
-            last, wishes if first_row == 0 else 0,
-        )  # fmt: skip
+            step, layout, scratch, b, h, rows * head + first_row, split, count, start, end, length
+        )
     return 0
 
 
@@ -315,9 +305,7 @@ FIELDS = 5
 
 
 @inlined
-def _select_rows(
-    step, layout, scratch, b, h, first_row, split, rows, start, end, length, last, wishes
-):
+def _select_rows(step, layout, scratch, b, h, first_row, split, rows, start, end, length):
     """The nearest of tokens start .. end to each of some rows of a head, newest first.
 
     Chunks come newest first, so that among equals who comes first wins, and tokens inside a chunk
@@ -345,11 +333,9 @@ def _select_rows(
         common_first = max(common_first, state[i, FIRST])
         common_end = min(common_end, state[i, END])
         most = max(most, state[i, PLACES])
-    single = end - start <= CHUNK
-    if not single:
-        _sample(step, high, low, queries, planes, common_first, common_end, most, distances, state)
-    asked = 0
-    pace = wishes * TILE // max(end - start, 1) + 1
+    sampled = _sample(
+        step, high, low, queries, planes, common_first, common_end, most, distances, state
+    )
     last_chunk = start + (end - 1 - start) // CHUNK * CHUNK
     for chunk in range(last_chunk, start - 1, -CHUNK):
         chunk_end = min(chunk + CHUNK, end)
@@ -360,16 +346,13 @@ def _select_rows(
                 step.score_tile,
                 (high + at, low + at, queries, rows, P, weights, planes, target, gap),
             )
-            if asked < wishes:
-                _ask_for(step, last, asked, min(asked + pace, wishes))
-                asked += pace
         for i in range(rows):
             first, stop = max(state[i, FIRST], chunk), min(state[i, END], chunk_end)
             places = state[i, PLACES]
             if places <= 0 or first >= stop:
                 continue
             row = distances + gap * i
-            if single and stop - first > places:
+            if not sampled and end - start <= CHUNK and stop - first > places:
                 at = row + 2 * (first - chunk)
                 state[i, BOUND] = kth_smallest(at, stop - first, places, state[i, BOUND])
             state[i, COUNT], state[i, BOUND] = append_newest(
@@ -389,26 +372,12 @@ def _select_rows(
 
 
 @inlined
-def _ask_for(step, head, first, end):
-    """Ask for the keys and values of some tokens that the rows of a head have chosen."""
-    b, h = divmod(head, step.H_kv)
-    chosen = step.indices + 4 * step.budget * (step.H // step.H_kv) * step.L * head
-    k = step.k + b * step.k_b + h * step.k_h
-    v = step.v + b * step.v_b + h * step.v_h
-    for i in range(first, end):
-        token = max(load_int32(chosen + 4 * i), 0)  # any for -1, which stands for none
-        for offset in range(0, item_bytes(step.kv_dtype) * step.D, LINE):
-            prefetch_far(k + step.k_s * token + offset)
-            prefetch_far(v + step.v_s * token + offset)
-
-
-@inlined
 def _sample(step, high, low, queries, planes, first, end, places, distances, state):
-    """Bound each row by what a sample of tiles spread over tokens first .. end says."""
+    """Bound each row by a sample of tiles spread over tokens first .. end, if there are enough."""
     tiles = min(max(SAMPLE, 8 * places), CHUNK) // TILE
     first_tile, end_tile = (first + TILE - 1) // TILE, end // TILE
     if places <= 0 or tiles * TILE < 2 * places or end_tile - first_tile < 4 * tiles:
-        return
+        return False
     rows, P, gap = len(state), step.P, 2 * CHUNK
     for j in range(tiles):
         at = 8 * P * TILE * (first_tile + j * (end_tile - first_tile) // tiles)
@@ -422,6 +391,7 @@ def _sample(step, high, low, queries, planes, first, end, places, distances, sta
             state[i, BOUND] = kth_smallest(
                 distances + gap * i, tiles * TILE, state[i, PLACES], state[i, BOUND]
             )
+    return True
 
 
 @opaque
