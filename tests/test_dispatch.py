@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import adamas_core as ac
-from adamas_core.dispatch import numpy_views
+from adamas_core.dispatch import views
 
 pytestmark = pytest.mark.peers
 
@@ -31,7 +31,7 @@ def inputs(torch: Any, dtype: str) -> tuple[Any, Any, Any]:
 
 
 def as_numpy(x: Any) -> np.ndarray[Any, Any]:
-    (view,) = numpy_views(x=x)
+    (view,) = views(x=x)
     return view
 
 
