@@ -199,16 +199,20 @@ class Cpu:
         shared: int = 0,
     ) -> None:
         """Run a kernel of the registry in all orders."""
+        expression = kernel.expression(variant)
         program = self._programs.get(kernel.file)
-        if program is None:
-            expressions = [
-                k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
-            ]
-            program = Program(kernel.file, kernel.source, headers(), expressions)
-            self._programs[kernel.file] = program
+        if program is None or expression not in program.kernels:
+            program = self._programs[kernel.file] = self.program(kernel, expression)
         assert not any(isinstance(x, np.ndarray) for x in arguments), "an array of the host"
         held = [x.host if isinstance(x, DeviceArray) else x for x in arguments]
-        launch(program, kernel.expression(variant), grid, threads, held, shared)
+        launch(program, expression, grid, threads, held, shared)
+
+    def program(self, kernel: Kernel, expression: str) -> Program:
+        """The one that has a kernel's variant: all those of its file."""
+        expressions = [
+            k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
+        ]
+        return Program(kernel.file, kernel.source, headers(), expressions)
 
     def multiprocessors(self) -> int:
         """Few, so that small inputs are split too, and into uneven numbers."""
@@ -345,11 +349,11 @@ SMALL = (
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[Cpu]:
+def installed(cpu: Cpu | None = None) -> Iterator[Cpu]:
     """Inside the block adamas_core.gpu runs on this CPU."""
     from adamas_core.gpu import _launch
 
-    cpu = Cpu()
+    cpu = cpu or Cpu()
     with contextlib.ExitStack() as stack:
         stack.callback(cpu.close)
         for module, name, value in (("_launch", "device", lambda: cpu), *SMALL):
