@@ -153,7 +153,8 @@ class KVCache:
         ----------
         k, v : array (B, H_kv, S, D)
             float16, bfloat16 or float32, kept in that dtype; B may be absent where it is 1. The
-            first append settles B, H_kv, D, the dtype and the device.
+            first append settles B, H_kv, D, the dtype and the device. Another library's arrays
+            on a GPU have to stay alive until CuPy's current stream has read them.
         layer : int
         count : array (B,) of integers, optional
             How many of the S tokens each sequence really has, the first ones.

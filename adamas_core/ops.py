@@ -1,5 +1,8 @@
 """The operations that people call: check once, pick the backend, hand the result back.
 
+Arrays on a CUDA device are computed there, on CuPy's current stream, and have to lie on one device;
+`dispatch` says how streams are ordered.
+
 Shapes: B batch (may be absent), H query heads, H_kv key/value heads, G = H / H_kv, L query tokens,
 S cached tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words a bit
 plane, T = ceil(S / 64) tiles, K budget.
