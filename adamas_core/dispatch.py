@@ -62,7 +62,7 @@ def views(**arrays: Array) -> list[Any]:
     The keywords are their names in errors. All have to lie on one device.
     """
     seen = [x if type(x) is np.ndarray else _view(name, x) for name, x in arrays.items()]
-    if len(set(map(type, seen))) > 1 and len(set(map(checks.device, seen))) > 1:
+    if len({type(x) for x in seen}) > 1 and len({checks.device(x) for x in seen}) > 1:
         raise ValueError(
             "; ".join(
                 f"{checks.shown(name, x)} on {checks.device(x)}"
