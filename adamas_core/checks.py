@@ -68,7 +68,7 @@ def device(x: NDArray | Any) -> str:
 
 def lies_on(where: str, name: str, x: NDArray, expected: str) -> None:
     """An array on an expected device, "cuda" standing for any of them."""
-    if not device(x).startswith(expected):
+    if expected not in (device(x), device(x).partition(":")[0]):
         raise ValueError(
             f"{where}: {shown(name, x)} on {device(x)}; expected {expected}, and no array is "
             "copied between devices"
