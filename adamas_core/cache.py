@@ -14,8 +14,20 @@ import numpy as np
 
 from . import checks
 from .codes import KeyCodes, encode
-from .dispatch import Array, bfloat16, int_or_view, load, numpy_views, returner
-from .ops import DEFAULT_BACKEND, thresholds_array
+from .dispatch import (
+    BACKENDS,
+    DEFAULT_BACKEND,
+    Array,
+    array_module,
+    backend_of,
+    bfloat16,
+    int_or_view,
+    load,
+    on_host,
+    returner,
+    views,
+)
+from .ops import thresholds_array
 
 NDArray = np.ndarray[Any, Any]
 
@@ -49,12 +61,14 @@ class KVCache:
         Layers that keep no codes and always attend to every token.
     capacity : int
         Tokens to make room for at the first append. Room grows by doubling.
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "gpu", "reference"}, optional
+        If not given that of the first keys: "gpu" where they lie on a CUDA device, which then is
+        the cache's, else "cpu".
 
     Attributes
     ----------
     backend, dense_layers, metric, query_bits, recent, sinks
-        As above.
+        As above; backend is None until it is settled.
 
     See Also
     --------
@@ -84,7 +98,7 @@ class KVCache:
         recent: int = 0,
         dense_layers: Collection[int] = (),
         capacity: int = 0,
-        backend: str = DEFAULT_BACKEND,
+        backend: str | None = None,
     ) -> None:
         checks.at_least("KVCache", "layers", layers, 1)
         checks.metric("KVCache", metric)
@@ -101,7 +115,8 @@ class KVCache:
             checks.thresholds(
                 "KVCache", thresholds, len(thresholds) if thresholds.ndim == 2 else None
             )
-        load(backend)
+        if backend is not None:
+            load(backend)
         self.metric = metric
         self.query_bits = int(query_bits)
         self.sinks = int(sinks)
@@ -109,8 +124,7 @@ class KVCache:
         self.dense_layers = frozenset(int(i) for i in dense_layers)
         self.backend = backend
         self._layers = [
-            LayerCache(thresholds, i in self.dense_layers, int(capacity), backend)
-            for i in range(layers)
+            LayerCache(thresholds, i in self.dense_layers, int(capacity)) for i in range(layers)
         ]
 
     def __len__(self) -> int:
@@ -139,7 +153,8 @@ class KVCache:
         ----------
         k, v : array (B, H_kv, S, D)
             float16, bfloat16 or float32, kept in that dtype; B may be absent where it is 1. The
-            first append settles B, H_kv, D and the dtype.
+            first append settles B, H_kv, D, the dtype and the device. Another library's arrays
+            on a GPU have to stay alive until CuPy's current stream has read them.
         layer : int
         count : array (B,) of integers, optional
             How many of the S tokens each sequence really has, the first ones.
@@ -149,16 +164,18 @@ class KVCache:
         TypeError
             k or v have another dtype than the cache.
         ValueError
-            k and v differ in shape, or in B, H_kv or D from the cache.
+            k and v differ in shape, or in B, H_kv, D or device from the cache.
         IndexError
             There is no such layer.
         """
-        a, b = numpy_views(k=k, v=v)
+        a, b = views(k=k, v=v)
         checks.keys_values("KVCache.append", a, b, (3, 4))
         if a.ndim == 3:
             a, b = a[None], b[None]
         added = None if count is None else int_or_view("count", count)
-        self[layer]._append(a, b, added)
+        backend = self.backend or backend_of(a)
+        self[layer]._append(a, b, added, backend)
+        self.backend = backend
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens of every layer."""
@@ -220,7 +237,8 @@ class KVCache:
                     # A head's keys lie together in the buffer, so that few blocks need a copy.
                     blocks = [x[i] for i in np.ndindex(x.shape[:2])] if x.ndim > 2 else [x]
                     for block in blocks:
-                        out.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+                        whole = np.ascontiguousarray(on_host(block))
+                        out.write(whole.reshape(-1).view(np.uint8).data)
                     out.write(b"\0" * (-x.nbytes % _ALIGN))
                 file.write(out.digest())
                 file.flush()
@@ -232,7 +250,7 @@ class KVCache:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str = DEFAULT_BACKEND) -> KVCache:
-        """Read what `save` wrote.
+        """Read what `save` wrote, onto the device of a backend.
 
         Raises
         ------
@@ -261,7 +279,7 @@ class KVCache:
         for i, (layer, state) in enumerate(zip(cache._layers, header["states"], strict=True)):
             prefix = f"{i}."
             own = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
-            layer._restore(own, state)
+            layer._restore(own, state, backend)
         return cache
 
 
@@ -276,15 +294,13 @@ class LayerCache:
         None before the first append and in a dense layer.
     """
 
-    def __init__(
-        self, thresholds: NDArray | None, dense: bool, capacity: int, backend: str
-    ) -> None:
+    def __init__(self, thresholds: NDArray | None, dense: bool, capacity: int) -> None:
         self.dense = dense
         self.codes: KeyCodes | None = None
         self._thresholds = thresholds
         self._calibrated = thresholds is not None
         self._capacity = capacity
-        self._backend = backend
+        self._backend = DEFAULT_BACKEND  # settled by the first append
         self._k: NDArray | None = None  # (B, H_kv, capacity, D)
         self._v: NDArray | None = None
         self._length = np.zeros(0, int)  # (B,)
@@ -327,12 +343,16 @@ class LayerCache:
             raise ValueError(f"KVCache: the layer is empty and has no {name}; append first")
         return buffer[:, :, : self.tokens]
 
-    def _append(self, k: NDArray, v: NDArray, count: Any) -> None:
+    def _append(self, k: NDArray, v: NDArray, count: Any, backend: str) -> None:
         B, H_kv, S, D = k.shape
+        place = BACKENDS[backend] if self._k is None else checks.device(self._k)
+        checks.lies_on("KVCache.append", "k", k, place)
         if self._k is None or self._v is None:
             if self._thresholds is not None:
                 checks.thresholds("KVCache.append", self._thresholds, H_kv)
-            self._k, self._v = (np.empty((B, H_kv, self._capacity, D), k.dtype) for _ in "kv")
+            self._backend = backend
+            xp = array_module(backend)
+            self._k, self._v = (xp.empty((B, H_kv, self._capacity, D), k.dtype) for _ in "kv")
             self._length = np.zeros(B, int)
         held = self._k.shape
         if (B, H_kv, D) != (held[0], held[1], held[3]):
@@ -348,7 +368,8 @@ class LayerCache:
         added = checks.length("KVCache.append", S if count is None else count, B, S)
         self._ragged = self._ragged or count is not None
         old = self.tokens
-        self._k, self._v = _room(self._k, old, old + S), _room(self._v, old, old + S)
+        xp = array_module(self._backend)
+        self._k, self._v = _room(xp, self._k, old, old + S), _room(xp, self._v, old, old + S)
         if self._ragged:
             for b, n in enumerate(self._length):
                 self._k[b, :, n : n + S] = k[b]
@@ -390,17 +411,18 @@ class LayerCache:
     def _state(self) -> dict[str, bool]:
         return {"ragged": self._ragged, "calibrated": self._calibrated}
 
-    def _restore(self, arrays: dict[str, NDArray], state: dict[str, bool]) -> None:
+    def _restore(self, arrays: dict[str, NDArray], state: dict[str, bool], backend: str) -> None:
         self._thresholds = arrays.get("thresholds")
         self._ragged, self._calibrated = state["ragged"], state["calibrated"]
         if "k" not in arrays:
             return
-        self._k, self._v, self._length = arrays["k"], arrays["v"], arrays["length"].astype(int)
+        xp = array_module(backend)
+        self._backend = backend
+        self._k, self._v = xp.asarray(arrays["k"]), xp.asarray(arrays["v"])
+        self._length = arrays["length"].astype(int)
         if "planes" in arrays:
-            D = self._k.shape[-1]
-            self.codes = KeyCodes(
-                arrays["planes"], self.length, arrays["codes_thresholds"], D, self._backend
-            )
+            planes, t = xp.asarray(arrays["planes"]), arrays["codes_thresholds"]
+            self.codes = KeyCodes(planes, self.length, t, self._k.shape[-1], backend)
 
 
 def decode_attention(
@@ -449,7 +471,7 @@ def decode_attention(
         raise TypeError(
             f"decode_attention: cache is a {type(cache).__qualname__}; expected KVCache"
         )
-    (a,) = numpy_views(q=q)
+    (a,) = views(q=q)
     checks.floats("decode_attention", "q", a, (3, 4))
     q4 = a[None] if a.ndim == 3 else a
     held = cache[layer]
@@ -461,6 +483,7 @@ def decode_attention(
     k, v = held.k, held.v
     checks.heads("decode_attention", "q and the cache", q4.shape, k.shape)
     checks.same_head_dim("decode_attention", a, "the cache", k.shape[-1])
+    checks.lies_on("decode_attention", "q", a, checks.device(k))
     if budget is not None:
         checks.at_least("decode_attention", "budget", budget, 1)
         checks.forced("decode_attention", budget, cache.sinks, cache.recent)
@@ -470,7 +493,7 @@ def decode_attention(
             f"decode_attention: {checks.shown('q', a)} has {L} tokens and the cache "
             f"{held.length}; expected the queries' own tokens in the cache"
         )
-    home = load(cache.backend)
+    home = load(held._backend)
     if budget is None or held.codes is None or budget >= held.tokens:
         out, lse = _dense(home, q4, held, scale)
     else:
@@ -494,15 +517,16 @@ def _dense(home: Any, q: NDArray, held: LayerCache, scale: float | None) -> tupl
         )
         for b, n in enumerate(held._length)
     ]
-    return np.concatenate([out for out, _ in parts]), np.concatenate([lse for _, lse in parts])
+    xp = array_module(held._backend)
+    return xp.concatenate([out for out, _ in parts]), xp.concatenate([lse for _, lse in parts])
 
 
-def _room(buffer: NDArray, used: int, needed: int) -> NDArray:
+def _room(xp: Any, buffer: NDArray, used: int, needed: int) -> NDArray:
     """The buffer, or one of at least twice its room that holds the same `used` tokens."""
     B, H_kv, capacity, D = buffer.shape
     if needed <= capacity:
         return buffer
-    grown = np.empty((B, H_kv, max(needed, 2 * capacity), D), buffer.dtype)
+    grown: NDArray = xp.empty((B, H_kv, max(needed, 2 * capacity), D), buffer.dtype)
     grown[:, :, :used] = buffer[:, :, :used]
     return grown
 

@@ -61,6 +61,20 @@ def shown(name: str, x: NDArray) -> str:
     return f"{name} is {x.dtype} {x.shape}"
 
 
+def device(x: NDArray | Any) -> str:
+    """Where a backend's array lies, as messages say it: cpu, or cuda:0."""
+    return "cpu" if isinstance(x, np.ndarray) else f"cuda:{x.device.id}"
+
+
+def lies_on(where: str, name: str, x: NDArray, expected: str) -> None:
+    """An array on an expected device, "cuda" standing for any of them."""
+    if expected not in (device(x), device(x).partition(":")[0]):
+        raise ValueError(
+            f"{where}: {shown(name, x)} on {device(x)}; expected {expected}, and no array is "
+            "copied between devices"
+        )
+
+
 @cache
 def _is_float(kind: np.dtype[Any]) -> bool:
     """One of FLOATS in native byte order; cached, since the name of a dtype takes NumPy 4 us."""
@@ -108,7 +122,7 @@ def contiguous(where: str, name: str, x: NDArray, axes: int = 1) -> None:
                 f"contiguous, pass np.ascontiguousarray({name})"
             )
         expected *= x.shape[axis]
-    if not x.flags.aligned:
+    if not (x.flags.aligned if isinstance(x, np.ndarray) else x.data.ptr % x.itemsize == 0):
         raise ValueError(
             f"{where}: {shown(name, x)} at an address that is no multiple of its itemsize "
             f"{x.itemsize}; expected aligned memory, pass {name}.copy()"

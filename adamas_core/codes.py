@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .dispatch import Array, int_or_view, load, numpy_views, returner
-from .ops import DEFAULT_BACKEND, hadamard, thresholds_array
+from .dispatch import (
+    BACKENDS,
+    DEFAULT_BACKEND,
+    Array,
+    array_module,
+    backend_of,
+    int_or_view,
+    load,
+    returner,
+    views,
+)
+from .ops import hadamard, thresholds_array
 from .reference.quantize import TILE
 
 # The published code's thresholds, the same for queries and keys (arXiv 2510.18413).
@@ -45,7 +55,7 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     ValueError
         There is no token, rule is unknown, or the keys hold NaN or infinities.
     """
-    (a,) = numpy_views(k=k)
+    (a,) = views(k=k)
     checks.floats("calibrate", "k", a, (3, 4))
     a = a[None] if a.ndim == 3 else a
     B, H_kv, S, D = a.shape
@@ -54,29 +64,30 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     if counts.sum() == 0:
         raise ValueError(f"calibrate: {checks.shown('k', a)}; expected at least one token")
     sequences = [a[b, :, : counts[b]] for b in range(B)]  # each (H_kv, n_b, D)
-    t = np.zeros((H_kv, 3), np.float32)
+    xp = array_module(backend_of(a))
+    t = xp.zeros((H_kv, 3), np.float32)
     if rule == "rms":
-        squares = sum(_sum_of_squares(x) for x in sequences)  # (H_kv,)
-        t[:, 2] = RMS_SHARE * np.sqrt(squares / (counts.sum() * checks.padded(D)))
+        squares = sum(_sum_of_squares(xp, x) for x in sequences)  # (H_kv,)
+        t[:, 2] = RMS_SHARE * xp.sqrt(squares / float(counts.sum() * checks.padded(D)))
         t[:, 0] = -t[:, 2]
     elif rule == "quartiles":
-        coordinates = np.concatenate([hadamard(x) for x in sequences], axis=1).reshape(H_kv, -1)
-        t[:] = np.quantile(coordinates, [0.25, 0.5, 0.75], axis=1).T
+        coordinates = xp.concatenate([hadamard(x) for x in sequences], axis=1).reshape(H_kv, -1)
+        t[:] = xp.quantile(coordinates, [0.25, 0.5, 0.75], axis=1).T
     else:
         raise ValueError(f"calibrate: rule={rule!r}; expected 'rms' or 'quartiles'")
-    if not np.isfinite(t).all():
+    if not xp.isfinite(t).all():
         raise ValueError(
             f"calibrate: {checks.shown('k', a)} gives thresholds {t.tolist()}; expected finite keys"
         )
     return returner(k)(t)
 
 
-def _sum_of_squares(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _sum_of_squares(xp: Any, x: Any) -> Any:
     """Per head (H_kv,), in float64, converting 1024 tokens at a time."""
-    total = np.zeros(len(x))
+    total = xp.zeros(len(x))
     for s in range(0, x.shape[1], 1024):
         block = x[:, s : s + 1024].astype(np.float64)
-        total += np.einsum("hsd,hsd->h", block, block)
+        total += xp.einsum("hsd,hsd->h", block, block)
     return total
 
 
@@ -93,12 +104,16 @@ class KeyCodes:
     thresholds : array (H_kv, 3) or (3,), float32
     head_dim : int
         D.
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "gpu", "reference"}, optional
+        That of the planes' own device if not given.
 
     Attributes
     ----------
     planes, length, thresholds, head_dim, backend
-        As above; planes end at the last tile in use.
+        As above; planes end at the last tile in use. Planes and thresholds are arrays of NumPy,
+        or under "gpu" of CuPy; length is kept on the host.
+    device : str
+        Where the planes lie: "cpu", or "cuda:" and a number.
     tokens : int
         The largest length.
     shape : tuple
@@ -115,9 +130,9 @@ class KeyCodes:
         length: int | Array,
         thresholds: Array | Sequence[float],
         head_dim: int,
-        backend: str = DEFAULT_BACKEND,
+        backend: str | None = None,
     ) -> None:
-        (buffer,) = numpy_views(planes=planes)
+        (buffer,) = views(planes=planes)
         checks.planes("KeyCodes", buffer)
         _, B, H_kv, T, _, P, _ = buffer.shape
         if not 1 <= checks.integer("KeyCodes", "head_dim", head_dim) <= checks.MAX_HEAD_DIM:
@@ -130,11 +145,13 @@ class KeyCodes:
         t = thresholds_array(thresholds)
         checks.thresholds("KeyCodes", t, H_kv)
         n = int_or_view("length", length)
+        backend = backend or backend_of(buffer)
         load(backend)
+        checks.lies_on("KeyCodes", "planes", buffer, BACKENDS[backend])
         self._buffer = buffer
         self._length = np.broadcast_to(checks.length("KeyCodes", n, B, TILE * T), (B,)).astype(int)
         self._ragged = np.ndim(n) == 1
-        self.thresholds = np.broadcast_to(t, (H_kv, 3)).copy()
+        self.thresholds = array_module(backend).array(np.broadcast_to(t, (H_kv, 3)), order="C")
         self.head_dim = int(head_dim)
         self.backend = backend
 
@@ -150,7 +167,7 @@ class KeyCodes:
     ) -> KeyCodes:
         """Codes of no token yet, with room for `capacity`."""
         T = -(-capacity // TILE)
-        planes = np.zeros((2, B, H_kv, T, 8, _words(head_dim), 8), np.uint64)
+        planes = array_module(backend).zeros((2, B, H_kv, T, 8, _words(head_dim), 8), np.uint64)
         return cls(planes, 0, thresholds, head_dim, backend)
 
     @property
@@ -164,7 +181,12 @@ class KeyCodes:
         return int(self._length.max(initial=0))
 
     @property
-    def planes(self) -> np.ndarray[Any, Any]:
+    def device(self) -> str:
+        """Where the planes lie."""
+        return checks.device(self._buffer)
+
+    @property
+    def planes(self) -> Any:
         """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
         return self._buffer[:, :, :, : -(-self.tokens // TILE)]
 
@@ -198,7 +220,7 @@ class KeyCodes:
         ValueError
             k's shape is not that of the codes, or count is out of range.
         """
-        (a,) = numpy_views(k=k)
+        (a,) = views(k=k)
         checks.floats("KeyCodes.append", "k", a, (3, 4))
         a = a[None] if a.ndim == 3 else a
         B, H_kv, _, D = self.shape
@@ -207,6 +229,7 @@ class KeyCodes:
             raise ValueError(
                 f"KeyCodes.append: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D})"
             )
+        checks.lies_on("KeyCodes.append", "k", a, self.device)
         added = checks.length(
             "KeyCodes.append", S if count is None else int_or_view("count", count), B, S
         )
@@ -221,11 +244,12 @@ class KeyCodes:
         """Make room for `tokens` in all, at least twice the present room where that is short."""
         held = self._buffer.shape[3]
         needed = -(-tokens // TILE)
-        if needed <= held and self._buffer.flags.writeable:
+        # A caller's planes may be read-only, which CuPy's never are.
+        if needed <= held and getattr(self._buffer.flags, "writeable", True):
             return
         shape = list(self._buffer.shape)
         shape[3] = needed if needed <= held else max(needed, 2 * held)
-        grown = np.zeros(shape, np.uint64)
+        grown = array_module(self.backend).zeros(shape, np.uint64)
         used = self.planes.shape[3]
         grown[:, :, :, :used] = self.planes
         self._buffer = grown
@@ -241,7 +265,7 @@ def encode(
     k: Array,
     thresholds: Array | Sequence[float] | None = None,
     length: int | Array | None = None,
-    backend: str = DEFAULT_BACKEND,
+    backend: str | None = None,
 ) -> KeyCodes:
     """Codes of cached keys, which `select_topk` searches.
 
@@ -253,7 +277,8 @@ def encode(
         Ascending. `calibrate` of the first 1024 tokens if not given; PAPER for the paper's.
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence that count; all S if not given.
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "gpu", "reference"}, optional
+        That of the keys' own device if not given.
 
     Returns
     -------
@@ -266,10 +291,13 @@ def encode(
     ValueError
         Shapes do not fit, thresholds are not ascending, or there is no token to calibrate from.
     """
-    (a,) = numpy_views(k=k)
+    (a,) = views(k=k)
     checks.floats("encode", "k", a, (3, 4))
     a = a[None] if a.ndim == 3 else a
     B, H_kv, S, D = a.shape
+    backend = backend or backend_of(a)
+    home = load(backend)
+    checks.lies_on("encode", "k", a, BACKENDS[backend])
     n = checks.length("encode", S if length is None else int_or_view("length", length), B, S)
     if thresholds is None:
         sample = np.minimum(n, 1024)
@@ -277,7 +305,7 @@ def encode(
     t = thresholds_array(thresholds)
     checks.thresholds("encode", t, H_kv)
     t = np.ascontiguousarray(np.broadcast_to(t, (H_kv, 3)))
-    planes = load(backend).encode(a, t)
+    planes = home.encode(a, t)
     return KeyCodes(planes, n, t, D, backend)
 
 

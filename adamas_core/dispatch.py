@@ -1,8 +1,13 @@
 """Which backend an array belongs to, found from the array's own type.
 
-Nothing here imports a library that the caller has not imported, and nothing copies an array to
-another device. NumPy arrays are used as they are; whatever else speaks DLPack and lies in the
-memory of the CPU goes in as a view, and results go back in the library that it came from.
+Nothing here imports a library that the caller's arrays do not need, and nothing copies an array to
+another device. NumPy's arrays, and CuPy's on a CUDA device, are used as they are; whatever else
+speaks DLPack goes in as a view on its device, and results go back in the library that it came from.
+
+On a CUDA device everything runs on CuPy's current stream. DLPack orders the two hand-overs: CuPy's
+stream waits for what the caller's library has queued on its current stream, and that stream waits
+for the result. An array that is given away and not followed by a result, as to `KVCache.append`,
+has to stay alive until CuPy's stream has read it, or both libraries have to use one stream.
 """
 
 from __future__ import annotations
@@ -15,10 +20,16 @@ from typing import Any
 import array_api_compat as api
 import numpy as np
 
+from . import checks
+
 # One of a caller's arrays, of any library.
 Array = Any
 
-BACKENDS = ("cpu", "reference")
+# Each backend, and where the arrays lie that it computes.
+BACKENDS = {"cpu": "cpu", "gpu": "cuda", "reference": "cpu"}
+
+# Arrays that no library owns, such as NumPy's, are computed by this backend.
+DEFAULT_BACKEND = "cpu"
 
 # Device types of DLPack's dlpack.h that an error should name.
 _CPU, _CUDA = 1, 2
@@ -26,33 +37,66 @@ _DEVICES = {_CPU: "cpu", _CUDA: "cuda", 3: "cuda-host", 8: "metal", 10: "rocm", 
 
 
 def load(backend: str) -> ModuleType:
-    """The module of a backend by its name."""
+    """The module of a backend by its name; RuntimeError says why the GPU's cannot be used."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of {', '.join(map(repr, BACKENDS))}")
-    return import_module(f"adamas_core.{backend}")
+    home = import_module(f"adamas_core.{backend}")
+    if backend == "gpu":
+        home.array_module()
+    return home
 
 
-def numpy_views(**arrays: Array) -> list[np.ndarray[Any, Any]]:
-    """The arrays as NumPy sees them, without a copy; the keywords are their names in errors."""
-    return [x if type(x) is np.ndarray else _view(name, x) for name, x in arrays.items()]
+def backend_of(view: Array) -> str:
+    """The backend that computes one of `views`."""
+    return DEFAULT_BACKEND if isinstance(view, np.ndarray) else "gpu"
+
+
+def array_module(backend: str) -> Any:
+    """What makes a backend's arrays: NumPy, or CuPy."""
+    return load(backend).array_module() if backend == "gpu" else np
+
+
+def views(**arrays: Array) -> list[Any]:
+    """The arrays as their backend takes them, without a copy: NumPy's, or on a GPU CuPy's.
+
+    The keywords are their names in errors. All have to lie on one device.
+    """
+    seen = [x if type(x) is np.ndarray else _view(name, x) for name, x in arrays.items()]
+    if len({type(x) for x in seen}) > 1 and len({checks.device(x) for x in seen}) > 1:
+        raise ValueError(
+            "; ".join(
+                f"{checks.shown(name, x)} on {checks.device(x)}"
+                for name, x in zip(arrays, seen, strict=True)
+            )
+            + "; expected one device, and no array is copied between devices"
+        )
+    return seen
 
 
 def int_or_view(name: str, value: int | Array) -> Any:
-    """A count: a number as it is, an array as NumPy sees it."""
-    return value if isinstance(value, (int, np.integer)) else numpy_views(**{name: value})[0]
+    """A count: a number as it is, an array as NumPy sees it, fetched from a GPU if need be."""
+    return value if isinstance(value, (int, np.integer)) else on_host(views(**{name: value})[0])
 
 
-def returner(like: Array) -> Callable[[np.ndarray[Any, Any]], Array]:
-    """A function that hands a NumPy result back in the library of the array `like`."""
+def on_host(view: Array) -> np.ndarray[Any, Any]:
+    """One of `views` in the CPU's memory, which waits for the GPU where it has to be fetched."""
+    return view if isinstance(view, np.ndarray) else view.get()
+
+
+def returner(like: Array) -> Callable[[Array], Array]:
+    """A function that hands a backend's result back in the library of the array `like`."""
     if isinstance(like, np.ndarray):
         return lambda result: result
     xp = api.array_namespace(like)
 
-    def give(result: np.ndarray[Any, Any]) -> Array:
-        if result.dtype.name == "bfloat16":  # NumPy does not export it through DLPack
+    def give(result: Array) -> Array:
+        if isinstance(result, type(like)):
+            return result
+        if result.dtype.name == "bfloat16":
             if api.is_torch_array(like):
                 return xp.from_dlpack(result.view(np.int16)).view(xp.bfloat16)
-            return xp.asarray(result)
+            if isinstance(result, np.ndarray):  # which does not export it through DLPack
+                return xp.asarray(result)
         given = xp.from_dlpack(result)
         if given.dtype != getattr(xp, result.dtype.name):
             raise TypeError(
@@ -64,7 +108,7 @@ def returner(like: Array) -> Callable[[np.ndarray[Any, Any]], Array]:
     return give
 
 
-def _view(name: str, x: Array) -> np.ndarray[Any, Any]:
+def _view(name: str, x: Array) -> Any:
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
     if not hasattr(x, "__dlpack_device__"):
@@ -77,23 +121,41 @@ def _view(name: str, x: Array) -> np.ndarray[Any, Any]:
         where = f"{_DEVICES.get(int(device), f'DLPack device type {int(device)}')}:{number}"
     except (ValueError, BufferError, RuntimeError):  # a device without memory, as torch's meta
         device, where = None, str(x.device)
-    if device != _CPU:
-        reason = ""
-        if device == _CUDA:
-            from .gpu import why_not
-
-            reason = f" {why_not() or 'adamas_core.gpu has the same functions for CuPy arrays'}"
+    told = f"{name} lies on device {where} with shape {tuple(x.shape)} and dtype {x.dtype}"
+    if device == _CUDA:
+        xp = _cupy(told, number)
+        if isinstance(x, xp.ndarray):
+            return x
+    elif device == _CPU:
+        xp = np
+    else:
         raise ValueError(
-            f"{name} lies on device {where} with shape {tuple(x.shape)} and dtype {x.dtype}; "
-            f"expected the CPU's memory, and no array is copied between devices.{reason}"
+            f"{told}; expected the CPU's memory or a CUDA device, and no array is copied between "
+            "devices"
         )
     if api.is_torch_array(x):
         x = x.detach()
-    if str(x.dtype).rpartition(".")[2] != "bfloat16":
-        return np.from_dlpack(x)
-    if api.is_torch_array(x):
-        return np.from_dlpack(x.view(api.array_namespace(x).int16)).view(bfloat16(name))
-    return np.asarray(x)
+    if str(x.dtype).rpartition(".")[2] == "bfloat16":
+        if api.is_torch_array(x):
+            return xp.from_dlpack(x.view(api.array_namespace(x).int16)).view(bfloat16(name))
+        if xp is np:
+            return np.asarray(x)
+    return xp.from_dlpack(x)
+
+
+def _cupy(told: str, number: int) -> Any:
+    """CuPy, for an array on one of the CUDA devices: the current one."""
+    gpu = import_module("adamas_core.gpu")
+    try:
+        current = gpu.current_device()
+    except RuntimeError as reason:
+        raise RuntimeError(f"{told}, and the GPU backend cannot be used: {reason}") from None
+    if number != current:
+        raise ValueError(
+            f"{told}; expected cuda:{current}, CuPy's current device: call it inside "
+            f"cupy.cuda.Device({number})"
+        )
+    return gpu.array_module()
 
 
 def bfloat16(name: str) -> np.dtype[Any]:

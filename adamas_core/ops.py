@@ -1,5 +1,8 @@
 """The operations that people call: check once, pick the backend, hand the result back.
 
+Arrays on a CUDA device are computed there, on CuPy's current stream, and have to lie on one device;
+`dispatch` says how streams are ordered.
+
 Shapes: B batch (may be absent), H query heads, H_kv key/value heads, G = H / H_kv, L query tokens,
 S cached tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words a bit
 plane, T = ceil(S / 64) tiles, K budget.
@@ -14,13 +17,10 @@ import array_api_compat as api
 import numpy as np
 
 from . import checks
-from .dispatch import Array, int_or_view, load, numpy_views, returner
+from .dispatch import Array, backend_of, int_or_view, load, on_host, returner, views
 
 if TYPE_CHECKING:
     from .codes import KeyCodes
-
-# Arrays that no library owns, such as NumPy's, are computed by this backend.
-DEFAULT_BACKEND = "cpu"
 
 
 def hadamard(x: Array) -> Array:
@@ -54,9 +54,9 @@ def hadamard(x: Array) -> Array:
     >>> hadamard(np.array([1, 0, 0, 0], np.float32))
     array([0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
-    (a,) = numpy_views(x=x)
+    (a,) = views(x=x)
     checks.floats("hadamard", "x", a)
-    return returner(x)(load(DEFAULT_BACKEND).hadamard(a))
+    return returner(x)(load(backend_of(a)).hadamard(a))
 
 
 def quantize(x: Array, thresholds: Array | Sequence[float]) -> Array:
@@ -82,13 +82,13 @@ def quantize(x: Array, thresholds: Array | Sequence[float]) -> Array:
     ValueError
         Dt is no power of two, or thresholds have another shape or are not ascending.
     """
-    (a,) = numpy_views(x=x)
+    (a,) = views(x=x)
     checks.floats("quantize", "x", a)
     checks.dtype("quantize", "x", a, "float32")
     checks.transformed("quantize", a)
     t = thresholds_array(thresholds)
     checks.thresholds("quantize", t, a.shape[-3] if a.ndim >= 3 else None)
-    return returner(x)(load(DEFAULT_BACKEND).quantize(a, t))
+    return returner(x)(load(backend_of(a)).quantize(a, t))
 
 
 def quantize_query(x: Array, bits: int = 4) -> Array:
@@ -115,12 +115,12 @@ def quantize_query(x: Array, bits: int = 4) -> Array:
     ValueError
         Dt is no power of two, or bits is out of range or too many for uint16 distances.
     """
-    (a,) = numpy_views(x=x)
+    (a,) = views(x=x)
     checks.floats("quantize_query", "x", a)
     checks.dtype("quantize_query", "x", a, "float32")
     checks.transformed("quantize_query", a)
     checks.query_bits("quantize_query", "bits", bits, a.shape[-1])
-    return returner(x)(load(DEFAULT_BACKEND).quantize_query(a, int(bits)))
+    return returner(x)(load(backend_of(a)).quantize_query(a, int(bits)))
 
 
 def score(query: Array, planes: Array, length: int | Array, metric: str = "weighted") -> Array:
@@ -154,7 +154,7 @@ def score(query: Array, planes: Array, length: int | Array, metric: str = "weigh
     ValueError
         Shapes do not fit each other, length is out of range, or metric is unknown.
     """
-    q, p = numpy_views(query=query, planes=planes)
+    q, p = views(query=query, planes=planes)
     n = int_or_view("length", length)
     checks.metric("score", metric)
     checks.dtype("score", "query", q, "uint64")
@@ -176,7 +176,7 @@ def score(query: Array, planes: Array, length: int | Array, metric: str = "weigh
     if metric == "weighted":
         checks.query_bits("score", "query_bits", width // P, 64 * P)
     n = checks.length("score", n, q4.shape[0], 64 * p7.shape[3])
-    result = load(DEFAULT_BACKEND).score(q4, p7, n, metric)
+    result = load(backend_of(q)).score(q4, p7, n, metric)
     return returner(query)(result.reshape(*q.shape[:-1], result.shape[-1]))
 
 
@@ -213,13 +213,13 @@ def topk(distances: Array, budget: int, sinks: int = 0, recent: int = 0) -> Arra
     >>> topk(np.array([5, 1, 7, 1, 1], np.uint16), budget=2)
     array([3, 4], dtype=int32)
     """
-    (d,) = numpy_views(distances=distances)
+    (d,) = views(distances=distances)
     checks.dtype("topk", "distances", d, "uint16")
     if d.ndim == 0:
         raise ValueError(f"topk: {checks.shown('distances', d)}; expected (..., S)")
     checks.contiguous("topk", "distances", d)
     checks.budget("topk", budget, d.shape[-1], d.shape, sinks, recent)
-    return returner(distances)(load(DEFAULT_BACKEND).topk(d, int(budget), int(sinks), int(recent)))
+    return returner(distances)(load(backend_of(d)).topk(d, int(budget), int(sinks), int(recent)))
 
 
 def attend(
@@ -264,10 +264,10 @@ def attend(
         An index is S or above.
     """
     if indices is None:
-        a, b, c = numpy_views(q=q, k=k, v=v)
+        a, b, c = views(q=q, k=k, v=v)
         i = None
     else:
-        a, b, c, i = numpy_views(q=q, k=k, v=v, indices=indices)
+        a, b, c, i = views(q=q, k=k, v=v, indices=indices)
     checks.floats("attend", "q", a, (3, 4))
     checks.keys_values("attend", b, c, (a.ndim,))
     q4, k4, v4 = (x[None] if a.ndim == 3 else x for x in (a, b, c))
@@ -286,7 +286,7 @@ def attend(
             f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {b.shape[-2]}; "
             "expected the queries among the keys where indices is None"
         )
-    out, lse = load(DEFAULT_BACKEND).attend(q4, k4, v4, i, scale, True)
+    out, lse = load(backend_of(a)).attend(q4, k4, v4, i, scale, True)
     give = returner(q)
     out = give(out.reshape(a.shape))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out
@@ -349,11 +349,12 @@ def select_topk(
             f"select_topk: codes is a {type(codes).__qualname__}; expected the KeyCodes that "
             "encode(k) returns"
         )
-    (a,) = numpy_views(q=q)
+    (a,) = views(q=q)
     checks.floats("select_topk", "q", a, (3, 4))
     q4 = a[None] if a.ndim == 3 else a
     checks.heads("select_topk", "q and codes", q4.shape, codes.shape)
     checks.same_head_dim("select_topk", a, "codes", codes.head_dim)
+    checks.lies_on("select_topk", "q", a, codes.device)
     checks.metric("select_topk", metric)
     checks.query_bits("select_topk", "query_bits", query_bits, codes.head_dim)
     if codes.tokens == 0:
@@ -415,7 +416,7 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def thresholds_array(thresholds: Any) -> np.ndarray[Any, Any]:
-    """Thresholds as an array: plain numbers become float32, an array stays what it is."""
+    """Thresholds on the host: plain numbers become float32, an array keeps its dtype."""
     if isinstance(thresholds, (list, tuple)):
         return np.asarray(thresholds, np.float32)
-    return numpy_views(thresholds=thresholds)[0]
+    return on_host(views(thresholds=thresholds)[0])

@@ -1,13 +1,17 @@
 """A decode step on a GPU against dense attention, and its parts against what bounds them.
 
     python benchmarks/gpu_decode.py --tokens 32768 --batch 1 16
+    python benchmarks/gpu_decode.py --report benchmarks/results/gpu_decode_2027-01-01.json
     python benchmarks/gpu_decode.py --dry
+
+The first writes JSON into benchmarks/results, with a table and a plot of time against the tokens
+beside it; the second writes both again from the JSON.
 
 Every figure is the median over replays of one CUDA graph, between CUDA events. The inputs rotate
 through several caches whose bytes exceed the L2 cache, as the layers of a model do. Peers that are
 not installed, or refuse a form, are left out and named in the result. `--dry` runs the same path
-through the tests' shim on a CPU, on tiny sizes: it shows that the script works, and reports no
-time.
+through the tests' shim on a CPU, on tiny sizes, and writes into a temporary folder: it shows that
+the script works, and reports no time.
 """
 
 from __future__ import annotations
@@ -17,10 +21,12 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,8 +57,33 @@ class Shape(NamedTuple):
     budget: int
     metric: str
 
+    @property
+    def code_bytes(self) -> int:
+        """What a selection has to read: 2 bits a coordinate of every key."""
+        return self.batch * self.kv_heads * self.tokens * HEAD_DIM // 4
 
+    @property
+    def step_bytes(self) -> int:
+        """What a step has to read: the codes, and the chosen rows of k and v, float16.
+
+        At most, since the query heads of a group may choose the same rows.
+        """
+        return self.code_bytes + 4 * self.batch * self.heads * self.budget * HEAD_DIM
+
+    @property
+    def dense_bytes(self) -> int:
+        """What dense attention has to read: all of k and v, float16."""
+        return 4 * self.batch * self.kv_heads * self.tokens * HEAD_DIM
+
+
+# Milliseconds a call of several calls, each on an input of its own; None where none was taken.
 Timer = Callable[[list[Callable[[], Any]]], float | None]
+
+
+def untimed(calls: list[Callable[[], Any]]) -> None:
+    """Only make the calls."""
+    for call in calls:
+        call()
 
 
 class Clock:
@@ -129,11 +160,10 @@ def filled(xp: Any, shape: Shape, capacity: int) -> DeviceCache:
     return cache
 
 
-def measure(xp: Any, shape: Shape, clock: Clock | None, torch: Any) -> dict[str, Any]:
-    """Every time of one shape, in milliseconds; without a clock each call is only made."""
+def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> dict[str, Any]:
+    """Every time of one shape, in milliseconds, on inputs of at least `rotated` bytes."""
     B, H, H_kv, S, K, metric = shape
-    layer_bytes = 4 * B * H_kv * S * HEAD_DIM
-    layers = 2 if clock is None else max(2, min(-(-ROTATED // layer_bytes), 64))
+    layers = max(2, min(-(-rotated // shape.dense_bytes), 64))
     caches = [filled(xp, shape, S) for _ in range(layers)]
     q = normal(xp, (B, H, 1, HEAD_DIM))
     k = normal(xp, (B, H_kv, 1, HEAD_DIM))
@@ -164,22 +194,10 @@ def measure(xp: Any, shape: Shape, clock: Clock | None, torch: Any) -> dict[str,
         "selection": [lambda c=c: selection(c) for c in caches],
         "copy_of_codes": [lambda i=i: copy(i) for i in range(layers)],
     }
-    times: dict[str, float | None] = {}
-    for name, calls in ours.items():
-        if clock is None:
-            for call in calls:
-                call()
-        else:
-            times[name] = clock(calls)
-    result: dict[str, Any] = {**shape._asdict(), "layers": layers, "ms": times}
-    if clock is not None and torch is not None:
+    times = {name: clock(calls) for name, calls in ours.items()}
+    if torch is not None:
         peers(torch, caches, q, shape, times, torch_clock(torch, 50))
-        dense = [t for name, t in times.items() if name.startswith("dense") and t is not None]
-        if dense:
-            result["speedup"] = min(dense) / times["step"]  # type: ignore[operator]
-    if clock is not None:
-        result["selection_of_copy"] = times["copy_of_codes"] / times["selection"] / 2  # type: ignore[operator]
-    return result
+    return {**shape._asdict(), "layers": layers, "ms": times}
 
 
 def peers(
@@ -235,15 +253,15 @@ def peers(
 
 @contextmanager
 def device(dry: bool) -> Iterator[Any]:
-    """The array module to run on."""
+    """The array module to run on: CuPy, or its stand-in."""
     if not dry:
         yield _launch.device().xp
         return
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from cuda_on_cpu import machine
 
-    with machine.installed():
-        yield np
+    with machine.installed() as cpu:
+        yield cpu.xp
 
 
 def versions() -> dict[str, str]:
@@ -257,28 +275,103 @@ def versions() -> dict[str, str]:
     return found
 
 
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Speedup over the fastest dense peer against the tokens, a line a batch and grouping."""
+class Line(NamedTuple):
+    """What a line of the table says of a shape; None where no time was taken."""
+
+    shape: Shape
+    step: float | None
+    dense: float | None  # the fastest of the dense peers
+    dense_name: str
+    selection: float | None
+    copy: float | None  # of the codes, read and written
+
+    @property
+    def speedup(self) -> float | None:
+        return self.dense / self.step if self.dense and self.step else None
+
+    @property
+    def selection_of_copy(self) -> float | None:
+        """Bandwidth of the selection, which reads the codes, over that of the copy."""
+        return self.copy / 2 / self.selection if self.copy and self.selection else None
+
+
+def line(result: dict[str, Any]) -> Line:
+    """Of one shape in the JSON."""
+    ms = result["ms"]
+    dense = [(t, name) for name, t in ms.items() if name.startswith("dense_") and t is not None]
+    fastest, name = min(dense, default=(None, ""))
+    shape = Shape(*(result[field] for field in Shape._fields))
+    return Line(shape, ms["step"], fastest, name, ms["selection"], ms["copy_of_codes"])
+
+
+def shown(x: float | None, form: str) -> str:
+    return "-" if x is None else format(x, form)
+
+
+def table(about: dict[str, Any], lines: list[Line]) -> str:
+    """All shapes in Markdown."""
+    rows = [
+        f"{about['device']}, {about['date']}; median ms of one layer's step.",
+        "",
+        "| heads | batch | tokens | budget | metric | step | fastest dense | times as fast "
+        "| selection | of copy bandwidth | MB of a step | MB dense |",
+        "| --- | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for x in lines:
+        s = x.shape
+        rows.append(
+            f"| {s.heads}/{s.kv_heads} | {s.batch} | {s.tokens} | {s.budget} | {s.metric} "
+            f"| {shown(x.step, '.4f')} | {shown(x.dense, '.4f')} {x.dense_name} "
+            f"| {shown(x.speedup, '.1f')} | {shown(x.selection, '.4f')} "
+            f"| {shown(x.selection_of_copy, '.0%')} | {s.step_bytes / 1e6:.1f} "
+            f"| {s.dense_bytes / 1e6:.1f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def plot(lines: list[Line], path: Path) -> None:
+    """Time against the tokens, a panel a grouping of heads: the step, and the fastest dense."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for r in results:
-        if "speedup" in r and r["metric"] == "weighted" and r["budget"] == 128:
-            name = f"batch {r['batch']}, {r['heads']}/{r['kv_heads']} heads"
-            lines.setdefault(name, []).append((r["tokens"], r["speedup"]))
-    if not lines:
-        return
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axes.set(xscale="log", xlabel="tokens", ylabel="times as fast as the fastest dense attention")
-    axes.set_xscale("log", base=2)
-    axes.axhline(1, color="gray", linewidth=0.8)
-    axes.legend()
+    budget = 128 if any(x.shape.budget == 128 for x in lines) else lines[0].shape.budget
+    lines = [x for x in lines if x.shape.budget == budget and x.shape.metric == "weighted"]
+    panels = sorted({(x.shape.heads, x.shape.kv_heads) for x in lines})
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained", squeeze=False
+    )
+    for heads, panel in zip(panels, axes[0], strict=True):
+        here = sorted(x for x in lines if (x.shape.heads, x.shape.kv_heads) == heads)
+        for i, batch in enumerate(sorted({x.shape.batch for x in here})):
+            own = [x for x in here if x.shape.batch == batch]
+            step = [(x.shape.tokens, x.step) for x in own if x.step is not None]
+            dense = [(x.shape.tokens, x.dense) for x in own if x.dense is not None]
+            for name, points, style in ("step", step, "o-"), ("fastest dense", dense, "s--"):
+                if points:
+                    label = f"batch {batch}, {name}"
+                    panel.loglog(*zip(*points, strict=True), style, color=f"C{i}", label=label)
+                    panel.set_xscale("log", base=2)
+                    panel.legend(fontsize="small")
+        panel.set(title=f"{heads[0]}/{heads[1]} heads, budget {budget}", xlabel="tokens")
+        panel.set_ylabel("ms")
     figure.savefig(path)
+    plt.close(figure)
 
 
-def main() -> None:
+def report(path: Path) -> None:
+    """The table and the plot of a JSON file, beside it."""
+    about = json.loads(path.read_text())
+    lines = [line(result) for result in about["results"]]
+    path.with_suffix(".md").write_text(table(about, lines))
+    if find_spec("matplotlib") is None:
+        print('no plot: matplotlib is in the extra "bench"')
+    else:
+        plot(lines, path.with_suffix(".svg"))
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Measure the shapes that the arguments ask for and that fit, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -289,45 +382,61 @@ def main() -> None:
     parser.add_argument("--metric", nargs="+", default=["weighted", "manhattan"])
     parser.add_argument("--heads", nargs="+", default=["32/32", "32/8"], help="query/KV heads")
     parser.add_argument("--replays", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="only its table and plot")
     parser.add_argument("--dry", action="store_true")
-    options = parser.parse_args()
-    if options.dry:
-        options.tokens, options.batch, options.budget = [200], [1, 2], [16]
+    options = parser.parse_args(arguments)
+    if options.report:
+        report(options.report)
+    elif options.dry:
+        options.tokens, options.batch, options.budget = [100, 200], [1, 2], [16]
         options.heads = ["2/2", "4/1"]
-
-    results = []
-    with device(options.dry) as xp:
-        torch = None
-        if not options.dry:
+        with tempfile.TemporaryDirectory() as folder, device(dry=True) as xp:
+            options.out = Path(folder)
+            path = run(options, xp, untimed, 0, None, {"device": "the tests' shim"})
+            print(path.with_suffix(".md").read_text())
+        print("dry: every shape ran through the shim; no time was taken")
+    else:
+        with device(dry=False) as xp:
+            torch = None
             try:
                 import torch
             except ImportError:
                 print("torch is not installed: no peers")
-        for heads, batch, tokens, budget, metric in product(
-            options.heads, options.batch, options.tokens, options.budget, options.metric
-        ):
-            H, H_kv = map(int, heads.split("/"))
-            shape = Shape(batch, H, H_kv, tokens, budget, metric)
-            if budget > tokens or 8 * batch * H_kv * tokens * HEAD_DIM > ROOM:
-                continue
-            clock = None if options.dry else Clock(xp, options.replays)
-            results.append(measure(xp, shape, clock, torch))
-            print(json.dumps(results[-1]), flush=True)
-        if options.dry:
-            print(f"dry: {len(results)} shapes ran through the shim; no time was taken")
-            return
-        properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)
-        about = {
-            "device": properties["name"].decode(),
-            "driver": xp.cuda.runtime.driverGetVersion(),
-            "versions": versions(),
-            "date": date.today().isoformat(),
-        }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"gpu_decode_{about['date']}.json"
-    path.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
-    plot(results, path.with_suffix(".svg"))
-    print(path)
+            properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)
+            about = {
+                "device": properties["name"].decode(),
+                "driver": xp.cuda.runtime.driverGetVersion(),
+            }
+            print(run(options, xp, Clock(xp, options.replays), ROTATED, torch, about))
+
+
+def run(
+    options: argparse.Namespace,
+    xp: Any,
+    clock: Timer,
+    rotated: int,
+    torch: Any,
+    about: dict[str, Any],
+) -> Path:
+    """Measure, and write the JSON, the table and the plot; the JSON's path."""
+    results = []
+    for heads, batch, tokens, budget, metric in product(
+        options.heads, options.batch, options.tokens, options.budget, options.metric
+    ):
+        H, H_kv = map(int, heads.split("/"))
+        shape = Shape(batch, H, H_kv, tokens, budget, metric)
+        if budget > tokens or 2 * shape.dense_bytes > ROOM:
+            continue
+        results.append(measure(xp, shape, clock, rotated, torch))
+        print(json.dumps(results[-1]), flush=True)
+    options.out.mkdir(exist_ok=True)
+    today = date.today().isoformat()
+    path: Path = options.out / f"gpu_decode_{today}.json"
+    whole = {**about, "versions": versions(), "date": today, "results": results}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+    report(path)
+    return path
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ arrays. CuPy is imported at the first call, not before.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
+from . import _launch
 from .attend import attend
 from .decode import DecodeStep, DeviceCache, device_cache
 from .hadamard import hadamard
@@ -19,7 +21,9 @@ from .topk import topk
 __all__ = [
     "DecodeStep",
     "DeviceCache",
+    "array_module",
     "attend",
+    "current_device",
     "device_cache",
     "encode",
     "encode_query",
@@ -32,6 +36,19 @@ __all__ = [
     "topk",
     "why_not",
 ]
+
+
+OLDEST = 80  # compute capability 8.0: what the kernels' instructions need
+
+
+def array_module() -> Any:
+    """CuPy; RuntimeError with the reason where it cannot be used."""
+    return _launch.device().xp
+
+
+def current_device() -> int:
+    """The number of CuPy's current device; RuntimeError as for `array_module`."""
+    return _launch.device().number()
 
 
 def why_not() -> str | None:
@@ -57,6 +74,12 @@ def why_not() -> str | None:
         return f"the NVIDIA driver is there, but gives no device: {error}"
     if devices == 0:
         return "the NVIDIA driver is there, but no device (CUDA_VISIBLE_DEVICES may hide it)"
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < OLDEST:
+        return (
+            f"the device has compute capability {capability / 10} and the kernels need "
+            f"{OLDEST / 10}, an A100 or later"
+        )
     try:
         cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # what a missing library raises differs between releases of CuPy

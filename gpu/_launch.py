@@ -1,7 +1,7 @@
 """The one place where the backend meets CuPy: its arrays, and launches on its current stream.
 
 The launchers ask `device()` for both. The tests replace the device by one that runs the same
-kernels on a CPU, with NumPy as the array module.
+kernels on a CPU, with a stand-in for CuPy as the array module.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARED_FREE, SHARED_MOST = 48 * 1024, 99 * 1024
 class Device(Protocol):
     """Where arrays live and kernels run."""
 
-    xp: Any  # the array module: cupy, or in tests numpy
+    xp: Any  # the array module: cupy
 
     def launch(
         self,
@@ -51,8 +51,8 @@ class Device(Protocol):
     def capturing(self) -> bool:
         """Whether the current stream is being captured in a CUDA graph."""
 
-    def address(self, x: Array) -> int:
-        """Of an array's first element."""
+    def number(self) -> int:
+        """Which of the machine's devices is the current one."""
 
 
 class CupyDevice:
@@ -87,8 +87,8 @@ class CupyDevice:
     def capturing(self) -> bool:
         return bool(self.xp.cuda.get_current_stream().is_capturing())
 
-    def address(self, x: Array) -> int:
-        return int(x.data.ptr)
+    def number(self) -> int:
+        return int(self.xp.cuda.runtime.getDevice())
 
     def _load(self, kernel: Kernel, variant: Variant) -> Any:
         architecture = architecture_for(self.xp.cuda.Device().compute_capability)
@@ -120,11 +120,6 @@ def multiprocessors() -> int:
 def capturing() -> bool:
     """Whether the current stream is being captured in a CUDA graph."""
     return device().capturing()
-
-
-def address(x: Array) -> int:
-    """Of an array's first element."""
-    return device().address(x)
 
 
 def _converted(argument: Argument) -> Any:

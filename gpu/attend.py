@@ -106,4 +106,4 @@ def attend(
 
 def _aligned(x: Array) -> bool:
     """Whether every row of x begins at a multiple of VECTOR bytes."""
-    return all(n % VECTOR == 0 for n in (_launch.address(x), *x.strides[:-1]))
+    return all(n % VECTOR == 0 for n in (x.data.ptr, *x.strides[:-1]))

@@ -144,7 +144,7 @@ def _keys(k: Array, planes: Array, start: int | Array) -> _Part:
     if np.ndim(start) == 0:
         first, starts = int(start), None
     else:
-        first, starts = 0, xp.ascontiguousarray(start, np.int32)
+        first, starts = 0, xp.asarray(start, np.int32, order="C")
     arguments = (k, *leading_strides(k), H_kv, S, rows)
     room = (planes, *leading_strides(planes)[:3], TILE * planes.shape[3])
     return _Part(rows, (*arguments, *room, starts, first))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+import adamas_core.gpu
 from adamas_core.codes import KeyCodes
-from adamas_core.dispatch import BACKENDS, load
+from adamas_core.dispatch import load, on_host
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=200, derandomize=True, **_common)
@@ -21,39 +22,50 @@ settings.register_profile("long", max_examples=12_500, **_common)
 settings.load_profile("ci")
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="session", params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> ModuleType:
-    """Every backend, held against an oracle from elsewhere or a known answer."""
+    """The backends of NumPy's arrays, held against an oracle from elsewhere or a known answer."""
     return load(request.param)
 
 
 @pytest.fixture(scope="session")
-def gpu() -> Iterator[Any]:
-    """The GPU backend, taking and returning NumPy arrays.
+def device() -> Iterator[Any]:
+    """The array module of the GPU backend: CuPy, on this machine's GPU.
 
-    It runs on this machine's GPU, or where there is none on the CPU, through the shim in
+    Where there is none it is a stand-in, and the kernels run on the CPU, through the shim in
     cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
     """
     from cuda_on_cpu import machine
 
-    from adamas_core import gpu
-
-    reason = gpu.why_not()
+    reason = adamas_core.gpu.why_not()
     if reason is None:
-        yield OnDevice(gpu)
+        yield adamas_core.gpu.array_module()
         return
     if os.environ.get("ADAMAS_REQUIRE_GPU") == "1":
         pytest.fail(f"ADAMAS_REQUIRE_GPU=1: {reason}")
     no_compiler = machine.missing()
     if no_compiler is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(no_compiler)
-    with machine.installed():
-        yield gpu
+    with machine.installed() as cpu:
+        yield cpu.xp
 
 
-@pytest.fixture(
-    scope="session", params=[name for name in (*BACKENDS, "gpu") if name != "reference"]
-)
+@pytest.fixture(scope="session")
+def gpu(device: Any) -> Any:
+    """The GPU backend, taking and returning NumPy arrays."""
+    return OnDevice(adamas_core.gpu)
+
+
+@pytest.fixture(scope="session", params=["cpu", "gpu"])
+def place(request: pytest.FixtureRequest) -> Callable[[np.ndarray[Any, Any]], Any]:
+    """A function that puts an array where a backend computes; dispatch.on_host fetches it."""
+    if request.param == "cpu":
+        return lambda x: x
+    request.getfixturevalue("device")
+    return moved
+
+
+@pytest.fixture(scope="session", params=["cpu", "gpu"])
 def kernels(request: pytest.FixtureRequest) -> Any:
     """Every backend but the reference, to be held against it."""
     if request.param == "gpu":
@@ -61,21 +73,19 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     return load(request.param)
 
 
-@pytest.fixture(scope="session", params=(*BACKENDS, "gpu"))
+@pytest.fixture(scope="session", params=["cpu", "gpu", "reference"])
 def every(request: pytest.FixtureRequest) -> Any:
     """Every backend, the reference and the GPU's included."""
     return request.getfixturevalue("gpu") if request.param == "gpu" else load(request.param)
 
 
 class OnDevice:
-    """The GPU backend for NumPy arrays, on a real GPU: copied there, and back where written."""
+    """The GPU backend for NumPy arrays: put on the device, and copied back where written."""
 
     def __init__(self, backend: ModuleType) -> None:
         self._backend = backend
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        import cupy
-
         function = getattr(self._backend, name)
 
         @wraps(function)
@@ -89,21 +99,24 @@ class OnDevice:
             )
             for x in given:
                 if x.flags.writeable:
-                    x[...] = cupy.asnumpy(there[id(x)])
+                    x[...] = on_host(there[id(x)])
                 if result is there[id(x)]:
                     return x
             if isinstance(result, tuple):
-                return tuple(map(cupy.asnumpy, result))
-            return cupy.asnumpy(result)
+                return tuple(map(on_host, result))
+            return on_host(result)
 
         return call
 
 
 def moved(x: np.ndarray[Any, Any]) -> Any:
     """A device array of x's numbers at x's strides, in an allocation of its own."""
-    import cupy
+    from cuda_on_cpu.arrays import XP, DeviceArray
     from cuda_on_cpu.machine import extent
 
+    cupy = adamas_core.gpu.array_module()
+    if cupy is XP:
+        return DeviceArray(x)
     at = extent(x)
     if x.size == 0:
         return cupy.empty(x.shape, x.dtype)

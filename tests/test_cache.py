@@ -1,9 +1,12 @@
-"""KVCache: what goes in comes out, codes follow the keys, and its file is whole or refused."""
+"""KVCache: what goes in comes out, codes follow the keys, and its file is whole or refused.
+
+`place` puts the arrays on the CPU or on the GPU, and the cache lives where they do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -16,12 +19,20 @@ from strategies import DTYPES, Case, cases, head_dims, seeds
 from tolerances import assert_attention, assert_same_bits
 
 from adamas_core import KVCache, attend, calibrate, decode_attention, encode, reference, select_topk
+from adamas_core.dispatch import on_host
 
 RNG = np.random.default_rng
+Place = Callable[[NDArray[Any]], Any]
 
 
 def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
     return RNG(seed).standard_normal(shape).astype(dtype)
+
+
+def same(got: Any, expected: Any) -> None:
+    """Of one kind, and of the same bits."""
+    assert type(got) is type(expected)
+    assert_same_bits(on_host(got), on_host(expected))
 
 
 @settings(max_examples=100)
@@ -34,6 +45,7 @@ def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
     seed=seeds,
 )
 def test_appends_equal_one_encode(
+    place: Place,
     chunks: list[int],
     shape: tuple[int, int, int],
     dtype: Any,
@@ -43,7 +55,7 @@ def test_appends_equal_one_encode(
 ) -> None:
     """However the tokens arrive, k, v and codes are those of the whole."""
     (B, H_kv, D), S = shape, sum(chunks)
-    k, v = normal(B, H_kv, S, D, dtype=dtype, seed=seed), normal(B, H_kv, S, D, dtype=dtype)
+    k, v = (place(normal(B, H_kv, S, D, dtype=dtype, seed=s)) for s in (seed, 0))
     cache = KVCache(thresholds=[-0.9, 0, 0.9] if given_thresholds else None, capacity=capacity)
     done = 0
     for n in chunks:
@@ -51,114 +63,113 @@ def test_appends_equal_one_encode(
         done += n
     layer = cache[0]
     assert layer.length == S
-    assert_same_bits(layer.k.view(np.uint8), k.view(np.uint8))
-    assert_same_bits(layer.v.view(np.uint8), v.view(np.uint8))
+    same(layer.k, k)
+    same(layer.v, v)
     if S:
         assert layer.codes is not None
         expected = encode(k, layer.codes.thresholds)
-        assert_same_bits(layer.codes.planes, expected.planes)
+        same(layer.codes.planes, expected.planes)
 
 
-def test_calibrates_again_at_128_tokens() -> None:
-    k = normal(1, 2, 300, 64) * np.linspace(0.5, 2, 300, dtype=np.float32)[:, None]
+def test_calibrates_again_at_128_tokens(place: Place) -> None:
+    k = place(normal(1, 2, 300, 64) * np.linspace(0.5, 2, 300, dtype=np.float32)[:, None])
     cache = KVCache()
     cache.append(k[:, :, :100], k[:, :, :100])
     first = cache[0].codes.thresholds
-    np.testing.assert_array_equal(first, calibrate(k[:, :, :100]))
+    same(first, calibrate(k[:, :, :100]))
     cache.append(k[:, :, 100:127], k[:, :, 100:127])
-    np.testing.assert_array_equal(cache[0].codes.thresholds, first)
+    same(cache[0].codes.thresholds, first)
     cache.append(k[:, :, 127:150], k[:, :, 127:150])
     lasting = cache[0].codes.thresholds
-    np.testing.assert_array_equal(lasting, calibrate(k[:, :, :150]))
-    assert_same_bits(cache[0].codes.planes, encode(k[:, :, :150], lasting).planes)
+    same(lasting, calibrate(k[:, :, :150]))
+    same(cache[0].codes.planes, encode(k[:, :, :150], lasting).planes)
     cache.append(k[:, :, 150:], k[:, :, 150:])
-    np.testing.assert_array_equal(cache[0].codes.thresholds, lasting)
+    same(cache[0].codes.thresholds, lasting)
 
 
-def test_calibrate_is_the_rms_or_the_quartiles() -> None:
+def test_calibrate_is_the_rms_or_the_quartiles(place: Place) -> None:
     k = normal(2, 3, 5000, 48, seed=1) * np.array([1, 2, 3], np.float32)[:, None, None]
     rms = np.sqrt((k.astype(np.float64) ** 2).sum(axis=(0, 2, 3)) / (2 * 5000 * 64))
-    t = calibrate(k)
+    t = on_host(calibrate(place(k)))
     np.testing.assert_allclose(t[:, 2], 0.996 * rms, rtol=1e-6)
     np.testing.assert_array_equal(t[:, 0], -t[:, 2])
     assert not t[:, 1].any()
-    np.testing.assert_allclose(calibrate(k, "quartiles")[:, 2], 0.6745 * rms, rtol=0.02)
+    quartiles = on_host(calibrate(place(k), "quartiles"))
+    np.testing.assert_allclose(quartiles[:, 2], 0.6745 * rms, rtol=0.02)
 
 
 @pytest.mark.parametrize("G", [1, 3])
 @pytest.mark.parametrize("metric", ["weighted", "manhattan"])
-def test_decode_is_select_then_attend(G: int, metric: str) -> None:
-    k, v = normal(2, 2, 400, 64), normal(2, 2, 400, 64, seed=1)
-    q = normal(2, 2 * G, 1, 64, seed=2)
+def test_decode_is_select_then_attend(place: Place, G: int, metric: str) -> None:
+    k, v = place(normal(2, 2, 400, 64)), place(normal(2, 2, 400, 64, seed=1))
+    q = place(normal(2, 2 * G, 1, 64, seed=2))
     cache = KVCache(metric=metric, sinks=2, recent=3, query_bits=3)
     cache.append(k, v)
     out, lse = decode_attention(q, cache, 32, return_lse=True)
     indices = select_topk(q, cache[0].codes, 32, metric, 3, 2, 3)
-    assert (indices[..., :2] == [0, 1]).all()
-    assert (indices[..., -3:] == [397, 398, 399]).all()
+    assert (on_host(indices)[..., :2] == [0, 1]).all()
+    assert (on_host(indices)[..., -3:] == [397, 398, 399]).all()
     expected, expected_lse = attend(q, k, v, indices, return_lse=True)
-    assert_same_bits(out, expected)
-    assert_same_bits(lse, expected_lse)
+    same(out, expected)
+    same(lse, expected_lse)
 
 
 @given(case=cases(["normal"]), budget=st.sampled_from([1, 16, 100, None]), dense=st.booleans())
-def test_decode_is_the_reference(
-    backend: ModuleType, case: Case, budget: int | None, dense: bool
-) -> None:
+def test_decode_is_the_reference(place: Place, case: Case, budget: int | None, dense: bool) -> None:
     """Ragged or not, causal, sparse or dense: what the specification says, within tolerance."""
     L = case.q.shape[2]
     count = None if np.ndim(case.length) == 0 else np.maximum(case.length, L)
     if case.k.shape[2] < L:
         return
-    cache = KVCache(
-        thresholds=[-0.9, 0, 0.9],
-        dense_layers=[0] if dense else [],
-        backend=backend.__name__.rpartition(".")[2],
-    )
-    cache.append(case.k, case.v, count=count)
-    out, lse = decode_attention(case.q, cache, budget, return_lse=True)
+    options: dict[str, Any] = {"thresholds": [-0.9, 0, 0.9], "dense_layers": [0] if dense else []}
+    cache, specified = KVCache(**options), KVCache(**options, backend="reference")
+    cache.append(place(case.k), place(case.v), count=count)
+    specified.append(case.k, case.v, count=count)
     exact, exact_lse = reference.decode_attention(
-        case.q.astype(np.float64), cache, budget, return_lse=True
+        case.q.astype(np.float64), specified, budget, return_lse=True
     )
-    assert_attention(out, exact, case.q.dtype)
-    np.testing.assert_allclose(lse, exact_lse, rtol=2e-6, atol=4e-6)
+    for held, q in (cache, place(case.q)), (specified, case.q):
+        out, lse = decode_attention(q, held, budget, return_lse=True)
+        assert_attention(on_host(out), exact, case.q.dtype)
+        np.testing.assert_allclose(on_host(lse), exact_lse, rtol=2e-6, atol=4e-6)
 
 
-def test_dense_where_the_budget_covers_or_the_layer_is_dense() -> None:
-    k, v, q = normal(2, 100, 64), normal(2, 100, 64, seed=1), normal(6, 1, 64, seed=2)
+def test_dense_where_the_budget_covers_or_the_layer_is_dense(place: Place) -> None:
+    k, v = place(normal(2, 100, 64)), place(normal(2, 100, 64, seed=1))
+    q = place(normal(6, 1, 64, seed=2))
     cache = KVCache(2, dense_layers=[1])
     cache.append(k, v, layer=0)
     cache.append(k, v, layer=1)
     dense = attend(q, k, v, None)
     assert cache[1].codes is None
     for budget, layer in [(None, 0), (100, 0), (1000, 0), (5, 1)]:
-        assert_same_bits(decode_attention(q, cache, budget, layer), dense)
-    assert np.abs(decode_attention(q, cache, 5, 0) - dense).max() > 0.01
+        same(decode_attention(q, cache, budget, layer), dense)
+    assert abs(decode_attention(q, cache, 5, 0) - dense).max() > 0.01
 
 
-def test_ragged_sequences_are_each_their_own() -> None:
+def test_ragged_sequences_are_each_their_own(place: Place) -> None:
     counts = [np.array([70, 200, 1]), np.array([0, 50, 3]), np.array([1, 1, 1])]
     t = [-1, 0, 1]
     cache = KVCache(thresholds=t)
     own = [KVCache(thresholds=t) for _ in range(3)]
     for i, count in enumerate(counts):
         S = int(count.max())
-        k, v = normal(3, 2, S, 32, seed=i), normal(3, 2, S, 32, seed=i + 9)
+        k, v = place(normal(3, 2, S, 32, seed=i)), place(normal(3, 2, S, 32, seed=i + 9))
         cache.append(k, v, count=count)
         for b, n in enumerate(count):
             own[b].append(k[b, :, :n], v[b, :, :n])
     assert cache[0].length.tolist() == [71, 251, 5]
-    q = normal(3, 4, 1, 32, seed=7)
+    q = place(normal(3, 4, 1, 32, seed=7))
     for budget in (4, 100, None):
         out = decode_attention(q, cache, budget)
         for b in range(3):
             alone = decode_attention(q[b], own[b], budget)
-            np.testing.assert_allclose(out[b], alone, atol=2e-6)
+            np.testing.assert_allclose(on_host(out[b]), on_host(alone), atol=2e-6)
 
 
-def test_several_new_tokens_are_causal() -> None:
-    k, v = normal(2, 300, 64), normal(2, 300, 64, seed=1)
-    q = normal(4, 5, 64, seed=2)
+def test_several_new_tokens_are_causal(place: Place) -> None:
+    k, v = place(normal(2, 300, 64)), place(normal(2, 300, 64, seed=1))
+    q = place(normal(4, 5, 64, seed=2))
     cache = KVCache(thresholds=[-1, 0, 1])
     cache.append(k, v)
     for budget in (16, None):
@@ -167,20 +178,21 @@ def test_several_new_tokens_are_causal() -> None:
             until = KVCache(thresholds=[-1, 0, 1])
             until.append(k[:, : 296 + l], v[:, : 296 + l])
             alone = decode_attention(q[:, l : l + 1], until, budget)
-            np.testing.assert_allclose(together[:, l : l + 1], alone, atol=2e-6)
+            got = on_host(together[:, l : l + 1])
+            np.testing.assert_allclose(got, on_host(alone), atol=2e-6)
 
 
-def test_truncate_then_append() -> None:
+def test_truncate_then_append(place: Place) -> None:
     k, other = normal(2, 300, 64), normal(2, 40, 64, seed=1)
     cache = KVCache(thresholds=[-1, 0, 1])
-    cache.append(k, k)
+    cache.append(place(k), place(k))
     cache.truncate(170)
-    cache.append(other, other)
+    cache.append(place(other), place(other))
     whole = np.concatenate([k[:, :170], other], axis=1)
-    np.testing.assert_array_equal(cache[0].k[0], whole)
+    np.testing.assert_array_equal(on_host(cache[0].k[0]), whole)
     q = normal(4, 1, 64, seed=2)
     expected = select_topk(q, encode(whole, [-1, 0, 1]), 20)
-    np.testing.assert_array_equal(select_topk(q, cache[0].codes, 20), expected)
+    assert_same_bits(on_host(select_topk(place(q), cache[0].codes, 20)), expected)
 
 
 def test_growth_is_amortised() -> None:
@@ -207,34 +219,38 @@ def test_input_is_not_changed_and_not_kept() -> None:
 # The file
 
 
-def saved(path: Path, **options: Any) -> KVCache:
+def saved(path: Path, place: Place = np.asarray, **options: Any) -> KVCache:
     cache = KVCache(3, dense_layers=[1], sinks=1, recent=2, query_bits=3, **options)
     for layer in (0, 1):
-        k = normal(2, 2, 150, 48, dtype=ml_dtypes.bfloat16, seed=layer)
+        k = place(normal(2, 2, 150, 48, dtype=ml_dtypes.bfloat16, seed=layer))
         cache.append(k, k, layer)
     cache.save(path)
     return cache
 
 
 @pytest.mark.parametrize("thresholds", [None, [-1, 0, 1]])
-def test_save_and_load(tmp_path: Path, thresholds: Any) -> None:
+def test_save_and_load(place: Place, tmp_path: Path, thresholds: Any) -> None:
     path = tmp_path / "chat.kv"
-    cache = saved(path, thresholds=thresholds)
-    back = KVCache.load(path)
-    names = ["metric", "query_bits", "sinks", "recent", "dense_layers"]
+    cache = saved(path, place, thresholds=thresholds)
+    back = KVCache.load(path, cache.backend)
+    names = ["metric", "query_bits", "sinks", "recent", "dense_layers", "backend"]
     assert [getattr(back, n) for n in names] == [getattr(cache, n) for n in names]
-    q = normal(2, 4, 1, 48, seed=5)
-    new = normal(2, 2, 1, 48, dtype=ml_dtypes.bfloat16, seed=6)
+    q = place(normal(2, 4, 1, 48, seed=5))
+    new = place(normal(2, 2, 1, 48, dtype=ml_dtypes.bfloat16, seed=6))
     for layer in (0, 1):
         assert back[layer].k.dtype == ml_dtypes.bfloat16
         for c in (cache, back):  # a loaded cache goes on growing as the first one does
             c.append(new, new, layer)
-        assert_same_bits(
-            decode_attention(q, back, 16, layer), decode_attention(q, cache, 16, layer)
-        )
+        same(decode_attention(q, back, 16, layer), decode_attention(q, cache, 16, layer))
     assert back[2].shape is None
-    assert_same_bits(back[0].codes.planes, cache[0].codes.planes)
+    same(back[0].codes.planes, cache[0].codes.planes)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_the_same_wherever_the_cache_lay(place: Place, tmp_path: Path) -> None:
+    saved(tmp_path / "here")
+    saved(tmp_path / "there", place)
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
 
 
 def test_a_first_estimate_stays_one_through_the_file(tmp_path: Path) -> None:

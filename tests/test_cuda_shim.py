@@ -10,9 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu import machine
-from cuda_on_cpu.machine import KernelFault, Program, launch
+from cuda_on_cpu.arrays import DeviceArray
+from cuda_on_cpu.machine import Cpu, KernelFault, Program, launch
+from tolerances import assert_attention, assert_same_bits
 
-from adamas_core.gpu._kernels import HADAMARD, headers
+from adamas_core import gpu, reference
+from adamas_core.gpu._kernels import HADAMARD, Kernel, headers
 
 # Under CI a missing compiler is a failure.
 pytestmark = pytest.mark.skipif(
@@ -312,6 +315,79 @@ def test_off_by_one_in_a_kernel_of_the_library(
     source = texts.pop(HADAMARD.file)
     with pytest.raises(KernelFault, match="heap-buffer-overflow"):
         launch(programs(source, expression, included=texts), expression, (1,), 128, arguments)
+
+
+class Edited(Cpu):
+    """Runs kernels whose text has been changed; each variant is a program of its own."""
+
+    def __init__(self, file: str, right: str, wrong: str) -> None:
+        super().__init__()
+        self._file, self._right, self._wrong = file, right, wrong
+
+    def program(self, kernel: Kernel, expression: str) -> Program:
+        texts = {**headers(), kernel.file: kernel.source}
+        assert texts[self._file].count(self._right) == 1
+        texts[self._file] = texts[self._file].replace(self._right, self._wrong)
+        return Program(kernel.file, texts.pop(kernel.file), texts, [expression])
+
+
+RNG = np.random.default_rng(0)
+LENGTHS = np.array([150, 97])
+
+
+def compare_scores(H: int, L: int) -> None:
+    """With the reference, as test_score does; H = 2 are counted, more become products."""
+    query = RNG.integers(0, 2**64, (2, H, L, 4), np.uint64)
+    planes = RNG.integers(0, 2**64, (2, 2, 2, 3, 8, 1, 8), np.uint64)
+    distances = gpu.score(DeviceArray(query), DeviceArray(planes), DeviceArray(LENGTHS))
+    assert_same_bits(distances.get(), reference.score(query, planes, LENGTHS))
+
+
+def compare_attention(K: int) -> None:
+    """With the reference, as test_attend does; more than a few tokens are split over blocks."""
+    q, k, v = (
+        RNG.standard_normal(shape).astype(np.float32)
+        for shape in [(1, 2, 1, 32), (1, 1, 150, 32), (1, 1, 150, 32)]
+    )
+    indices = RNG.integers(0, 150, (1, 2, 1, K), np.int32)
+    indices[..., -1] = 149
+    out = gpu.attend(*(DeviceArray(x) for x in (q, k, v, indices)))
+    exact = reference.attend(q.astype(np.float64), k, v, indices)
+    assert_attention(out.get(), exact, q.dtype)
+
+
+SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
+SUMS_BARRIER = "  __syncthreads();\n\n  // The row's sums"
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "compare"),
+    [
+        ("score.cu", SCORE_BARRIER, "  const int n = lengths", lambda: compare_scores(2, 1)),
+        ("score.cu", "if (token < S)", "if (token <= S)", lambda: compare_scores(2, 1)),
+        ("score.cu", "chunk, tiles)", "chunk, tiles - 1)", lambda: compare_scores(2, 1)),
+        ("score.cuh", "(L - 1 - l)", "(L - l)", lambda: compare_scores(4, 2)),
+        ("score.cuh", "rows < TILE; rows", "rows < TILE - 16; rows", lambda: compare_scores(4, 2)),
+        ("score.cuh", "+ 2 * g + word", "+ 2 * g + 2 + word", lambda: compare_scores(4, 2)),
+        ("attend.cu", SUMS_BARRIER, "  // The row's sums", lambda: compare_attention(4)),
+        ("attend.cu", "== splits - 1u", "== splits - 2u", lambda: compare_attention(64)),
+        ("attend.cu", "if (token < S) return", "if (token < S - 1) return",
+         lambda: compare_attention(4)),
+        ("attend.cu", "min(begin + size, count)", "min(begin + size + 1, count)",
+         lambda: compare_attention(64)),
+        ("attend.cu", "stride = SHARERS; stride < LANES;", "stride = SHARERS; stride < LANES / 2;",
+         lambda: compare_attention(64)),
+    ],
+)  # fmt: skip
+def test_a_broken_kernel_of_the_library(file: str, right: str, wrong: str, compare: Any) -> None:
+    """The right kernel passes the comparison, one without a barrier or off by one does not."""
+    with machine.installed(Edited(file, right, right)):
+        compare()
+    with (
+        machine.installed(Edited(file, right, wrong)),
+        pytest.raises((KernelFault, AssertionError, IndexError)),
+    ):
+        compare()
 
 
 def test_fibers_without_assembly(programs: Any, monkeypatch: Any) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import pytest
-from cuda_on_cpu import machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dtypes, seeds
@@ -17,24 +14,8 @@ from tolerances import assert_attention
 
 from adamas_core import gpu, reference
 from adamas_core.codes import KeyCodes
-from adamas_core.gpu import _launch
+from adamas_core.dispatch import on_host
 from adamas_core.gpu.decode import DecodeStep, device_cache
-
-
-@pytest.fixture(scope="module")
-def xp() -> Iterator[Any]:
-    """The array module of this machine's GPU, or of the shim."""
-    if gpu.why_not() is None:
-        yield _launch.device().xp
-    elif machine.missing():
-        pytest.skip("neither a GPU nor g++")
-    else:
-        with machine.installed() as cpu:
-            yield cpu.xp
-
-
-def on_host(x: Any) -> Any:
-    return x.get() if hasattr(x, "get") else x
 
 
 @given(
@@ -47,7 +28,7 @@ def on_host(x: Any) -> Any:
 )
 @settings(max_examples=15)
 def test_steps_of_a_growing_cache(
-    xp: Any,
+    device: Any,
     seed: int,
     dtype: np.dtype[Any],
     heads: tuple[int, int],
@@ -64,19 +45,19 @@ def test_steps_of_a_growing_cache(
     step = DecodeStep(H_kv * G, L, cache, budget, form[0], form[1], sinks=1, recent=2)
     for base in (0, 63, int(rng.integers(0, capacity - L)), capacity - L):
         lengths = np.array([base, int(rng.integers(0, capacity - L + 1))])
-        cache.lengths[:] = xp.asarray(lengths, np.int32)
+        cache.lengths[:] = device.asarray(lengths, np.int32)
         for b, n in enumerate(lengths):
-            cache.k[b, :, :n] = xp.asarray(k[b, :, :n])
-            cache.v[b, :, :n] = xp.asarray(v[b, :, :n])
+            cache.k[b, :, :n] = device.asarray(k[b, :, :n])
+            cache.v[b, :, :n] = device.asarray(v[b, :, :n])
             gpu.encode(cache.k[b : b + 1, :, :n], cache.thresholds, cache.planes[:, b : b + 1], 0)
         q = rng.standard_normal((B, H_kv * G, L, D)).astype(dtype)
         new = [
-            xp.asarray(np.stack([x[b, :, n : n + L] for b, n in enumerate(lengths)]))
+            device.asarray(np.stack([x[b, :, n : n + L] for b, n in enumerate(lengths)]))
             for x in (k, v)
         ]
-        device_q = xp.asarray(q)
-        with patch.multiple(xp, empty=no_memory, zeros=no_memory):
-            out = step(device_q, *new, cache)
+        given_q = device.asarray(q)
+        with patch.multiple(device, empty=no_memory, zeros=no_memory):
+            out = step(given_q, *new, cache)
         np.testing.assert_array_equal(on_host(cache.lengths), lengths + L)
         for b, n in enumerate(lengths):
             rows = k[b : b + 1, :, : n + L], v[b : b + 1, :, : n + L]
@@ -85,7 +66,7 @@ def test_steps_of_a_growing_cache(
             indices = reference.select_topk(q[b : b + 1], codes, budget, *form, 1, 2)
             expected, _ = exact((q[b : b + 1], *rows), indices, D**-0.5)
             assert_attention(on_host(out)[b : b + 1], expected, dtype)
-    step(device_q, *new, cache)  # behind the end: nothing is written or read out of bounds
+    step(given_q, *new, cache)  # behind the end: nothing is written or read out of bounds
 
 
 def no_memory(*_: Any, **__: Any) -> None:

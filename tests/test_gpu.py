@@ -88,7 +88,9 @@ class CudaError(RuntimeError):
     """Stands for CuPy's CUDARuntimeError."""
 
 
-def cupy_with(driver: int, devices: Any, nvrtc: Any = (12, 9)) -> SimpleNamespace:
+def cupy_with(
+    driver: int, devices: Any, nvrtc: Any = (12, 9), capability: str = "90"
+) -> SimpleNamespace:
     """What why_not asks of CuPy."""
 
     def answer(value: Any) -> Any:
@@ -104,7 +106,9 @@ def cupy_with(driver: int, devices: Any, nvrtc: Any = (12, 9)) -> SimpleNamespac
     )
     return SimpleNamespace(
         cuda=SimpleNamespace(
-            runtime=runtime, nvrtc=SimpleNamespace(getVersion=lambda: answer(nvrtc))
+            runtime=runtime,
+            nvrtc=SimpleNamespace(getVersion=lambda: answer(nvrtc)),
+            Device=lambda: SimpleNamespace(compute_capability=capability),
         )
     )
 
@@ -118,6 +122,7 @@ def cupy_with(driver: int, devices: Any, nvrtc: Any = (12, 9)) -> SimpleNamespac
         (cupy_with(12040, CudaError("cudaErrorNoDevice")), "gives no device: cudaErrorNoDevice"),
         (cupy_with(12040, 0), "no device"),
         (cupy_with(12040, 1, OSError("libnvrtc.so\nnot found")), "libnvrtc.so not found"),
+        (cupy_with(12040, 1, capability="75"), "has compute capability 7.5 and the kernels need 8"),
         (cupy_with(12040, 1), None),
         (cupy_with(13000, 8), None),
     ],

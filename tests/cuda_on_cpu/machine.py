@@ -1,4 +1,4 @@
-"""Launches kernels on this CPU: a device for adamas_core.gpu, with NumPy as its array module.
+"""Launches kernels on this CPU: a device for adamas_core.gpu, with a stand-in for CuPy.
 
 Each .cu file becomes one program with all its variants, built once for the same text and options.
 A launch is sent to that program's process, so a deadlock, a crash or a report of AddressSanitizer
@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -29,6 +28,7 @@ import numpy as np
 
 from adamas_core.gpu._kernels import KERNELS, Kernel, Variant, headers
 from adamas_core.gpu._launch import SHARED_MOST, Argument
+from cuda_on_cpu.arrays import XP, DeviceArray
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent.parent / "build" / "cuda_on_cpu"
@@ -49,7 +49,6 @@ OPTIONS = (
 # Kind of order in which threads and blocks are resumed, and the seed of a random one.
 ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))
 PATIENCE = 60.0  # seconds for one launch
-POISON = 0xA5
 
 
 class KernelFault(Exception):
@@ -187,7 +186,7 @@ class Cpu:
     """A device for adamas_core.gpu._launch."""
 
     def __init__(self) -> None:
-        self.xp = poisoned_numpy()
+        self.xp = XP
         self._programs: dict[str, Program] = {}
 
     def launch(
@@ -200,14 +199,20 @@ class Cpu:
         shared: int = 0,
     ) -> None:
         """Run a kernel of the registry in all orders."""
+        expression = kernel.expression(variant)
         program = self._programs.get(kernel.file)
-        if program is None:
-            expressions = [
-                k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
-            ]
-            program = Program(kernel.file, kernel.source, headers(), expressions)
-            self._programs[kernel.file] = program
-        launch(program, kernel.expression(variant), grid, threads, arguments, shared)
+        if program is None or expression not in program.kernels:
+            program = self._programs[kernel.file] = self.program(kernel, expression)
+        assert not any(isinstance(x, np.ndarray) for x in arguments), "an array of the host"
+        held = [x.host if isinstance(x, DeviceArray) else x for x in arguments]
+        launch(program, expression, grid, threads, held, shared)
+
+    def program(self, kernel: Kernel, expression: str) -> Program:
+        """The one that has a kernel's variant: all those of its file."""
+        expressions = [
+            k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
+        ]
+        return Program(kernel.file, kernel.source, headers(), expressions)
 
     def multiprocessors(self) -> int:
         """Few, so that small inputs are split too, and into uneven numbers."""
@@ -217,25 +222,14 @@ class Cpu:
         """Never."""
         return False
 
-    def address(self, x: np.ndarray[Any, Any]) -> int:
-        """Of an array's first element."""
-        return extent(x).first
+    def number(self) -> int:
+        """The only one."""
+        return 0
 
     def close(self) -> None:
         """End the processes."""
         for program in self._programs.values():
             program.close()
-
-
-def poisoned_numpy() -> Any:
-    """NumPy, but what nobody has written is noise that no test expects."""
-
-    def empty(shape: Any, dtype: Any = np.float64) -> np.ndarray[Any, Any]:
-        x = np.empty(shape, dtype)
-        x.view(np.uint8).fill(POISON) if x.ndim else None
-        return x
-
-    return SimpleNamespace(**{**vars(np), "empty": empty})
 
 
 def launch(
@@ -355,11 +349,11 @@ SMALL = (
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[Cpu]:
+def installed(cpu: Cpu | None = None) -> Iterator[Cpu]:
     """Inside the block adamas_core.gpu runs on this CPU."""
     from adamas_core.gpu import _launch
 
-    cpu = Cpu()
+    cpu = cpu or Cpu()
     with contextlib.ExitStack() as stack:
         stack.callback(cpu.close)
         for module, name, value in (("_launch", "device", lambda: cpu), *SMALL):
