@@ -30,7 +30,6 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 import inputs
 import peers
@@ -83,8 +82,8 @@ class Setting:
     def bytes_that_must_move(self) -> int:
         """Counted from the actual selection.
 
-        With a prefilter: the high plane, and both planes' words of the tokens that it keeps, taken
-        to be different ones.
+        With a prefilter: the high plane, and the low plane's words of the tokens that it keeps,
+        taken to be different ones.
         """
         B, H_kv, S, D = self.cache[0].shape
         chosen = self.select(self.budget)
@@ -93,7 +92,7 @@ class Setting:
         codes = self.cache[0].codes.nbytes
         if self.variant.prefilter:
             kept = min(self.variant.prefilter * lists.size, B * H_kv * S)
-            codes = codes // 2 + min(kept * D // 4, codes // 2)
+            codes = codes // 2 + min(kept * D // 8, codes // 2)
         return codes + 2 * rows * D * self.cache[0].k.itemsize
 
     def step(self) -> Form:
@@ -202,7 +201,7 @@ def length(args: argparse.Namespace, report: Report) -> None:
 def budget(args: argparse.Namespace, report: Report) -> None:
     for facts, setting in settings(args, report):
         dense = setting.dense(args.peers, report)
-        for size in args.budgets:
+        for size in (n for n in args.budgets if n <= facts["tokens"]):
             ours = steps(replace(setting, budget=size), args)
             facts["budget"] = size
             medians = compare(report, facts, ours, dense, "cold", args.repeats)
@@ -270,9 +269,8 @@ def threads(args: argparse.Namespace, report: Report) -> None:
         for count in range(1, most + 1):
             facts["threads"] = count
             numba.set_num_threads(count)
-            with threadpool_limits(count, user_api="blas"):
-                dense = setting.dense(args.peers, report)
-                compare(report, facts, steps(setting, args), dense, "cold", args.repeats)
+            dense = setting.dense(args.peers, report)
+            compare(report, facts, steps(setting, args), dense, "cold", args.repeats)
         numba.set_num_threads(most)
 
 

@@ -104,7 +104,7 @@ class Floor:
 def fastest_forms(
     forms: dict[tuple[str, str], Callable[[], Any]], expected: NDArray[Any]
 ) -> dict[str, Form]:
-    """The fastest form of each peer in two cold calls, once each was seen to agree.
+    """The fastest form of each peer in a few cold calls, once each was seen to agree.
 
     The tolerance of 16-bit results is wide: llama.cpp sums float16 values in float16.
     """
@@ -122,7 +122,7 @@ def fastest_forms(
         if peer in best and first > HOPELESS * best[peer][0]:
             continue
         form = Form(call, facts={"peer": peer, "form": name, "error": float(f"{error:.1e}")})
-        ms = measure({name: form}, "cold", 2)[name].min()
+        ms = measure({name: form}, "cold", FEWEST)[name].min()
         if peer not in best or ms < best[peer][0]:
             best[peer] = ms, form
     return {peer: form for peer, (_, form) in best.items()}

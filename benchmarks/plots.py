@@ -107,7 +107,12 @@ def lines(axes: Axes, rows: Rows, x: str, label: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: count(n)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(ncols=2)
+    legend(axes)
+
+
+def legend(axes: Axes) -> None:
+    """Below the axes, where it hides no line."""
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def colour(name: str) -> str:
@@ -134,7 +139,7 @@ def of_budget(axes: Axes, rows: Rows) -> None:
     for row in rows:
         if is_dense(row) and row["budget"] == budgets[0]:
             axes.axhline(row["ms"], color=colour(row["name"]), linewidth=1.2, label=row["name"])
-    axes.legend(ncols=2)
+    legend(axes)
     axes.set_title(f"One decode step, {rows[0]['heads']} heads, {count(rows[0]['tokens'])} tokens")
 
 
@@ -159,7 +164,7 @@ def of_stages(axes: Axes, rows: Rows) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("ms")
     axes.set_title("Where a decode step's time goes")
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.12))
+    legend(axes)
 
 
 def of_threads(axes: Axes, rows: Rows) -> None:
@@ -178,7 +183,7 @@ def of_threads(axes: Axes, rows: Rows) -> None:
         tint = [colour(name) for name in names]
         bars = axes.bar(at, ms, width * 0.92, color=tint, alpha=0.45 + 0.55 * (i > 0))
         texts = [
-            f"{t:.3g}" if i == 0 else f"{t:.3g}\n{a / t:.2f}x" for t, a in zip(ms, one, strict=True)
+            f"{t:.3g}" if i == 0 else f"{t:.3g}\n{a / t:.1f}x" for t, a in zip(ms, one, strict=True)
         ]
         axes.bar_label(bars, texts, fontsize=8)
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])

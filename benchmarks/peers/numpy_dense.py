@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from . import Unavailable
-
-# OpenBLAS takes its threads from the environment or threadpoolctl when it is loaded; the harness
-# limits them there.
 
 
 def forms(
@@ -19,6 +17,7 @@ def forms(
 ) -> dict[str, Callable[[], NDArray[Any]]]:
     if k.dtype != np.float32:
         raise Unavailable(f"NumPy's BLAS multiplies no {k.dtype.name}")
+    threadpool_limits(threads, user_api="blas")
     B, H, _, D = q.shape
     H_kv = k.shape[1]
     grouped = q.reshape(B, H_kv, H // H_kv, D) * np.float32(D**-0.5)
