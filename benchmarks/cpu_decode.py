@@ -108,13 +108,15 @@ class Setting:
         k, v = (np.ascontiguousarray(x[:, :, -1:]) for x in (self.cache[0].k, self.cache[0].v))
         return Form(lambda: self.cache.append(k, v), lambda: self.cache.truncate(S - 1))
 
-    def dense(self, names: list[str], report: Report) -> dict[str, Form]:
-        """Every peer in its fastest form."""
+    def dense(
+        self, names: list[str], report: Report, hopeless: set[tuple[str, str]]
+    ) -> dict[str, Form]:
+        """Every peer in its fastest form; `hopeless` ones are not tried again."""
         k, v = self.cache[0].k, self.cache[0].v
         forms, missing = peers.dense_forms(self.q, k, v, numba.get_num_threads(), names)
         for peer, reason in missing.items():
             report.not_run(f"{peer}, {k.dtype.name}", reason)
-        return fastest_forms(forms, attend(self.q, k, v, None))
+        return fastest_forms(forms, attend(self.q, k, v, None), hopeless)
 
 
 def variants(args: argparse.Namespace) -> list[Variant]:
@@ -179,7 +181,7 @@ def steps(setting: Setting, args: argparse.Namespace) -> dict[str, Form]:
 
 def table(args: argparse.Namespace, report: Report) -> None:
     for facts, setting in settings(args, report):
-        dense = setting.dense(args.peers, report)
+        dense = setting.dense(args.peers, report, set())
         ours = {**steps(setting, args), "append a token": setting.append()}
         for state in args.state:
             compare(report, facts, ours, dense, state, args.repeats)
@@ -188,8 +190,9 @@ def table(args: argparse.Namespace, report: Report) -> None:
 def length(args: argparse.Namespace, report: Report) -> None:
     """The peers that have not become too slow, at each length."""
     left = list(args.peers)
+    hopeless: set[tuple[str, str]] = set()
     for facts, setting in settings(args, report):
-        dense = setting.dense(left, report)
+        dense = setting.dense(left, report, hopeless)
         medians = compare(report, facts, steps(setting, args), dense, "cold", args.repeats)
         for peer, ms in medians.items():
             if ms > PEER_LIMIT_MS:
@@ -200,7 +203,7 @@ def length(args: argparse.Namespace, report: Report) -> None:
 
 def budget(args: argparse.Namespace, report: Report) -> None:
     for facts, setting in settings(args, report):
-        dense = setting.dense(args.peers, report)
+        dense = setting.dense(args.peers, report, set())
         for size in (n for n in args.budgets if n <= facts["tokens"]):
             ours = steps(replace(setting, budget=size), args)
             facts["budget"] = size
@@ -269,7 +272,7 @@ def threads(args: argparse.Namespace, report: Report) -> None:
         for count in range(1, most + 1):
             facts["threads"] = count
             numba.set_num_threads(count)
-            dense = setting.dense(args.peers, report)
+            dense = setting.dense(args.peers, report, set())
             compare(report, facts, steps(setting, args), dense, "cold", args.repeats)
         numba.set_num_threads(most)
 

@@ -28,7 +28,8 @@ RESULTS = Path(__file__).parent / "results"
 EVICT_BYTES = 192 << 20  # several times the last-level cache
 FEWEST = 3  # repeats of a form, however slow
 SLOW_MS = 1500.0  # a form that has taken so long in all is not repeated beyond the fewest
-HOPELESS = 10  # a form whose first call took so many times the best of its peer is dropped
+# A form whose first call took so many times the best of its peer, and so long, is dropped.
+HOPELESS, HOPELESS_MS = 4, 100.0
 REST_SECONDS = 0.01  # for which the threads of a form before may still spin
 
 _evict = np.ones(EVICT_BYTES // 8, np.int64)
@@ -102,24 +103,30 @@ class Floor:
 
 
 def fastest_forms(
-    forms: dict[tuple[str, str], Callable[[], Any]], expected: NDArray[Any]
+    forms: dict[tuple[str, str], Callable[[], Any]],
+    expected: NDArray[Any],
+    hopeless: set[tuple[str, str]],
 ) -> dict[str, Form]:
     """The fastest form of each peer in a few cold calls, once each was seen to agree.
 
-    The tolerance of 16-bit results is wide: llama.cpp sums float16 values in float16.
+    Forms in `hopeless` are left out, and those that prove far slower than others of their peer are
+    added to it. The tolerance of 16-bit results is wide: llama.cpp sums float16 values in float16.
     """
     largest = float(np.abs(expected).max())
     tolerance = 1e-4 if expected.dtype == np.float32 else 0.1
     reference = expected.astype(np.float32).reshape(-1)
     best: dict[str, tuple[float, Form]] = {}
     for (peer, name), call in forms.items():
+        if (peer, name) in hopeless:
+            continue
         start = time.perf_counter()
         out = call()
         first = 1e3 * (time.perf_counter() - start)
         error = float(np.abs(peers.float32(out).reshape(-1) - reference).max()) / largest
         if not error <= tolerance:
             raise AssertionError(f"{peer}, {name}: differs by {error:.1e} of the largest output")
-        if peer in best and first > HOPELESS * best[peer][0]:
+        if peer in best and first > max(HOPELESS * best[peer][0], HOPELESS_MS):
+            hopeless.add((peer, name))
             continue
         form = Form(call, facts={"peer": peer, "form": name, "error": float(f"{error:.1e}")})
         ms = measure({name: form}, "cold", FEWEST)[name].min()

@@ -23,7 +23,7 @@ DENSE = (
     ("llama.cpp", "llama_cpp", "llama-cpp-python"),
     ("NumPy", "numpy_dense", "numpy"),
 )
-COPY_BYTES = 1 << 30  # a form that needs a rearranged copy of K or V larger than this is left out
+COPY_BYTES = 3 << 30  # a form that needs rearranged copies of K or V larger than this is left out
 
 
 class Unavailable(Exception):

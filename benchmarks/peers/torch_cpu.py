@@ -33,13 +33,13 @@ def forms(
         return torch.softmax((q * D**-0.5) @ k.transpose(-1, -2), dim=-1) @ v
 
     found = {
-        "sdpa, enable_gqa": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
         "matmuls, grouped": lambda: matmuls(grouped, k, v),
+        "sdpa, enable_gqa": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }
     if H_kv < H:
         # A group of query heads is G queries of one KV head: without a mask this is the same.
         found["sdpa, group as queries"] = lambda: F.scaled_dot_product_attention(grouped, k, v)
-        if k.nbytes * H // H_kv <= COPY_BYTES:
+        if 2 * k.nbytes * H // H_kv <= COPY_BYTES:
             many = [x.repeat_interleave(H // H_kv, dim=1) for x in (k, v)]
             found["sdpa, copied heads"] = lambda: F.scaled_dot_product_attention(q, *many)
             found["matmuls, copied heads"] = lambda: matmuls(q, *many)
