@@ -158,8 +158,11 @@ def compare(
     """Rows of our forms, of the peers' and of the floors, timed in turns; the peers' medians."""
     sizes = {form.facts["bytes"] for form in forms.values() if "bytes" in form.facts}
     floor = Floor(max(sizes))
-    floors = {nbytes: f"read {nbytes / 1e6:.2f} MB" for nbytes in sizes}
-    every = {**forms, **dense, **{name: floor.form(nbytes) for nbytes, name in floors.items()}}
+    # Sizes that hardly differ share the floor of the smallest.
+    shared = {n: min(size for size in sizes if size >= n / 1.05) for n in sizes}
+    floors = {n: f"read {size / 1e6:.2f} MB" for n, size in shared.items()}
+    reads = {floors[size]: floor.form(size) for size in sorted(set(shared.values()))}
+    every = {**forms, **dense, **reads}
     times = measure(every, state, repeats)
     medians = {name: float(np.median(t)) for name, t in times.items()}
     fastest = min((medians[peer] for peer in dense), default=None)
