@@ -76,9 +76,10 @@ def compare_peers(args: argparse.Namespace, report: Report) -> None:
 
 
 def fastest(forms: dict[str, Callable[[], Any]]) -> Form:
-    trials = measure({name: Form(call) for name, call in forms.items()}, "cold", TRIAL)
-    name = min(forms, key=lambda name: trials[name].min())
-    return Form(forms[name], facts={"form": name})
+    times = measure({name: Form(call) for name, call in forms.items()}, "cold", TRIAL)
+    trials = {name: round(float(t.min()), 4) for name, t in times.items()}
+    name = min(trials, key=lambda name: trials[name])
+    return Form(forms[name], facts={"form": name, "trials": trials})
 
 
 def peer_forms(

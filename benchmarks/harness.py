@@ -109,13 +109,15 @@ def fastest_forms(
 ) -> dict[str, Form]:
     """The fastest form of each peer in a few cold calls, once each was seen to agree.
 
-    Forms in `hopeless` are left out, and those that prove far slower than others of their peer are
-    added to it. The tolerance of 16-bit results is wide: llama.cpp sums float16 values in float16.
+    Its facts hold the least time of every form tried. Forms in `hopeless` are left out, and those
+    that prove far slower than others of their peer are added to it. The tolerance of 16-bit results
+    is wide: llama.cpp sums float16 values in float16.
     """
     largest = float(np.abs(expected).max())
     tolerance = 1e-4 if expected.dtype == np.float32 else 0.1
     reference = expected.astype(np.float32).reshape(-1)
     best: dict[str, tuple[float, Form]] = {}
+    trials: dict[str, dict[str, float]] = {}
     for (peer, name), call in forms.items():
         if (peer, name) in hopeless:
             continue
@@ -129,9 +131,12 @@ def fastest_forms(
             hopeless.add((peer, name))
             continue
         form = Form(call, facts={"peer": peer, "form": name, "error": float(f"{error:.1e}")})
-        ms = measure({name: form}, "cold", FEWEST)[name].min()
+        ms = float(measure({name: form}, "cold", FEWEST)[name].min())
+        trials.setdefault(peer, {})[name] = round(ms, 4)
         if peer not in best or ms < best[peer][0]:
             best[peer] = ms, form
+    for peer, (_, form) in best.items():
+        form.facts["trials"] = trials[peer]
     return {peer: form for peer, (_, form) in best.items()}
 
 
