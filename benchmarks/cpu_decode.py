@@ -20,7 +20,6 @@ units of it. harness.py says what cold and hot mean.
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,8 +123,8 @@ def variants(args: argparse.Namespace) -> list[Variant]:
     if "weighted" in args.metric:
         found += [Variant("weighted", bits) for bits in args.query_bits]
     if args.prefilter:
-        if "prefilter" not in inspect.signature(select_topk).parameters:
-            raise SystemExit("this version of select_topk has no prefilter")
+        if not hasattr(KVCache(), "prefilter"):
+            raise SystemExit("this version of adamas-core has no prefilter")
         found += [replace(variant, prefilter=args.prefilter) for variant in found]
     return found
 

@@ -74,7 +74,8 @@ def draw(path: Path) -> None:
 
 def subtitle(result: dict[str, Any]) -> str:
     arguments = result["arguments"]
-    words = [result["device"], f"{result['threads']} threads", arguments["dtype"], "cold, median"]
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    words = [result["device"], threads, arguments["dtype"], "cold, median"]
     return ", ".join([*words, result["date"][:10]])
 
 
