@@ -85,9 +85,9 @@ def lines(axes: Axes, rows: Rows, x: str, label: str) -> None:
     for row in rows:
         series["floor" if row["name"].startswith("read ") else row["name"]].append(row)
     for name, points in series.items():
-        # Forms that touch other bytes have floors of their own; the lowest is drawn.
+        # Forms that touch other bytes have floors of their own; that of the fewest is drawn.
         lowest = {}
-        for point in sorted(points, key=lambda p: -p["ms"]):
+        for point in sorted(points, key=lambda p: -p.get("MB", 0)):
             lowest[point[x]] = point
         at = sorted(lowest)
         style = {"color": colour(name), "marker": "o", "markersize": 3.5}
