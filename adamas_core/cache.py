@@ -57,6 +57,8 @@ class KVCache:
         Of the weighted metric.
     sinks, recent : int
         First and last tokens that every selection holds; they count towards the budget.
+    prefilter : int
+        As of `select_topk`: 8 reads about half the bytes of the codes, 0 reads them all.
     dense_layers : collection of int
         Layers that keep no codes and always attend to every token.
     capacity : int
@@ -96,6 +98,7 @@ class KVCache:
         query_bits: int = 4,
         sinks: int = 0,
         recent: int = 0,
+        prefilter: int = 0,
         dense_layers: Collection[int] = (),
         capacity: int = 0,
         backend: str | None = None,
@@ -103,7 +106,8 @@ class KVCache:
         checks.at_least("KVCache", "layers", layers, 1)
         checks.metric("KVCache", metric)
         checks.query_bits("KVCache", "query_bits", query_bits, 1)
-        for name, value in (("sinks", sinks), ("recent", recent), ("capacity", capacity)):
+        counts = {"sinks": sinks, "recent": recent, "prefilter": prefilter, "capacity": capacity}
+        for name, value in counts.items():
             checks.at_least("KVCache", name, value, 0)
         strangers = [i for i in dense_layers if i not in range(layers)]
         if strangers:
@@ -121,6 +125,7 @@ class KVCache:
         self.query_bits = int(query_bits)
         self.sinks = int(sinks)
         self.recent = int(recent)
+        self.prefilter = int(prefilter)
         self.dense_layers = frozenset(int(i) for i in dense_layers)
         self.backend = backend
         self._layers = [
@@ -221,6 +226,7 @@ class KVCache:
             "query_bits": self.query_bits,
             "sinks": self.sinks,
             "recent": self.recent,
+            "prefilter": self.prefilter,
             "dense_layers": sorted(self.dense_layers),
             "states": [layer._state() for layer in self._layers],
             "arrays": table,
@@ -267,6 +273,7 @@ class KVCache:
             query_bits=header["query_bits"],
             sinks=header["sinks"],
             recent=header["recent"],
+            prefilter=header.get("prefilter", 0),
             dense_layers=header["dense_layers"],
             backend=backend,
         )
@@ -303,7 +310,7 @@ class LayerCache:
         self._backend = DEFAULT_BACKEND  # settled by the first append
         self._k: NDArray | None = None  # (B, H_kv, capacity, D)
         self._v: NDArray | None = None
-        self._length = np.zeros(0, int)  # (B,)
+        self._set_length(np.zeros(0, int))
         self._ragged = False
 
     @property
@@ -319,7 +326,11 @@ class LayerCache:
     @property
     def tokens(self) -> int:
         """S, the largest length."""
-        return int(self._length.max(initial=0))
+        return self._tokens
+
+    def _set_length(self, length: NDArray) -> None:
+        self._length = length.astype(int)  # (B,)
+        self._tokens = int(self._length.max(initial=0))
 
     @property
     def length(self) -> int | NDArray:
@@ -329,7 +340,10 @@ class LayerCache:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """(B, H_kv, S, D), or None before the first append."""
-        return None if self._k is None else self.k.shape
+        if self._k is None:
+            return None
+        B, H_kv, _, D = self._k.shape
+        return B, H_kv, self.tokens, D
 
     @property
     def nbytes(self) -> int:
@@ -353,7 +367,7 @@ class LayerCache:
             self._backend = backend
             xp = array_module(backend)
             self._k, self._v = (xp.empty((B, H_kv, self._capacity, D), k.dtype) for _ in "kv")
-            self._length = np.zeros(B, int)
+            self._set_length(np.zeros(B, int))
         held = self._k.shape
         if (B, H_kv, D) != (held[0], held[1], held[3]):
             raise ValueError(
@@ -368,6 +382,7 @@ class LayerCache:
         added = checks.length("KVCache.append", S if count is None else count, B, S)
         self._ragged = self._ragged or count is not None
         old = self.tokens
+        checks.tokens("KVCache.append", old + S)
         xp = array_module(self._backend)
         self._k, self._v = _room(xp, self._k, old, old + S), _room(xp, self._v, old, old + S)
         if self._ragged:
@@ -377,7 +392,7 @@ class LayerCache:
         else:
             self._k[:, :, old : old + S] = k
             self._v[:, :, old : old + S] = v
-        self._length = self._length + added
+        self._set_length(self._length + added)
         if not self.dense:
             self._append_codes(k, count)
 
@@ -393,7 +408,7 @@ class LayerCache:
     def _truncate(self, tokens: int) -> None:
         if not 0 <= checks.integer("KVCache.truncate", "tokens", tokens) <= self.tokens:
             raise ValueError(f"KVCache.truncate: tokens={tokens}; expected 0 to {self.tokens}")
-        self._length = np.minimum(self._length, tokens)
+        self._set_length(np.minimum(self._length, tokens))
         if self.codes is not None:
             self.codes.truncate(tokens)
 
@@ -419,7 +434,7 @@ class LayerCache:
         xp = array_module(backend)
         self._backend = backend
         self._k, self._v = xp.asarray(arrays["k"]), xp.asarray(arrays["v"])
-        self._length = arrays["length"].astype(int)
+        self._set_length(arrays["length"])
         if "planes" in arrays:
             planes, t = xp.asarray(arrays["planes"]), arrays["codes_thresholds"]
             self.codes = KeyCodes(planes, self.length, t, self._k.shape[-1], backend)
@@ -480,10 +495,10 @@ def decode_attention(
             f"decode_attention: layer {layer} of the cache is empty; append the tokens of "
             f"{checks.shown('q', a)} first"
         )
-    k, v = held.k, held.v
-    checks.heads("decode_attention", "q and the cache", q4.shape, k.shape)
-    checks.same_head_dim("decode_attention", a, "the cache", k.shape[-1])
-    checks.lies_on("decode_attention", "q", a, checks.device(k))
+    shape = held.k.shape
+    checks.heads("decode_attention", "q and the cache", q4.shape, shape)
+    checks.same_head_dim("decode_attention", a, "the cache", shape[-1])
+    checks.lies_on("decode_attention", "q", a, checks.device(held.k))
     if budget is not None:
         checks.at_least("decode_attention", "budget", budget, 1)
         checks.forced("decode_attention", budget, cache.sinks, cache.recent)
@@ -498,10 +513,8 @@ def decode_attention(
         out, lse = _dense(home, q4, held, scale)
     else:
         checks.query_bits("decode_attention", "query_bits", cache.query_bits, a.shape[-1])
-        indices = home.select_topk(
-            q4, held.codes, int(budget), cache.metric, cache.query_bits, cache.sinks, cache.recent
-        )
-        out, lse = home.attend(q4, k, v, indices, scale, True)
+        options = cache.metric, cache.query_bits, cache.sinks, cache.recent, cache.prefilter
+        out, lse = home.attend_topk(q4, held.k, held.v, held.codes, int(budget), *options, scale)
     give = returner(q)
     out = give(out.reshape(a.shape))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

@@ -23,6 +23,8 @@ METRICS = ("weighted", "manhattan")
 FLOATS = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM = 2048  # 3 * 7 * 2048 = 43008 is the largest distance that must fit below INVISIBLE
 
+MAX_TOKENS = 2**31 - 1
+
 _checked: ContextVar[bool] = ContextVar(
     "adamas_checked", default=os.environ.get("ADAMAS_CHECKED", "0") not in ("", "0")
 )
@@ -216,6 +218,12 @@ def length(where: str, n: object, B: int, capacity: int) -> int | NDArray:
     if low < 0 or high > capacity:
         raise ValueError(f"{where}: length={n}; expected 0 to {capacity}, what the planes hold")
     return value
+
+
+def tokens(where: str, S: int) -> None:
+    """As many tokens as an int32 index can name."""
+    if S > MAX_TOKENS:
+        raise ValueError(f"{where}: {S} tokens; expected at most {MAX_TOKENS}, an int32 index")
 
 
 def planes(where: str, x: NDArray) -> None:

@@ -149,7 +149,7 @@ class KeyCodes:
         load(backend)
         checks.lies_on("KeyCodes", "planes", buffer, BACKENDS[backend])
         self._buffer = buffer
-        self._length = np.broadcast_to(checks.length("KeyCodes", n, B, TILE * T), (B,)).astype(int)
+        self._set_length(np.broadcast_to(checks.length("KeyCodes", n, B, TILE * T), (B,)))
         self._ragged = np.ndim(n) == 1
         self.thresholds = array_module(backend).array(np.broadcast_to(t, (H_kv, 3)), order="C")
         self.head_dim = int(head_dim)
@@ -178,7 +178,11 @@ class KeyCodes:
     @property
     def tokens(self) -> int:
         """The largest length."""
-        return int(self._length.max(initial=0))
+        return self._tokens
+
+    def _set_length(self, length: np.ndarray[Any, Any]) -> None:
+        self._length = length.astype(int)
+        self._tokens = int(self._length.max(initial=0))
 
     @property
     def device(self) -> str:
@@ -238,10 +242,11 @@ class KeyCodes:
         self.reserve(self.tokens + S)
         start = self._length if self._ragged else self.tokens
         load(self.backend).encode(a, self.thresholds, self._buffer, start)
-        self._length = self._length + added
+        self._set_length(self._length + added)
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all, at least twice the present room where that is short."""
+        checks.tokens("KeyCodes.reserve", tokens)
         held = self._buffer.shape[3]
         needed = -(-tokens // TILE)
         # A caller's planes may be read-only, which CuPy's never are.
@@ -258,7 +263,7 @@ class KeyCodes:
         """Forget all but the first `tokens` of every sequence."""
         if not 0 <= checks.integer("KeyCodes.truncate", "tokens", tokens) <= self.tokens:
             raise ValueError(f"KeyCodes.truncate: tokens={tokens}; expected 0 to {self.tokens}")
-        self._length = np.minimum(self._length, tokens)
+        self._set_length(np.minimum(self._length, tokens))
 
 
 def encode(
@@ -295,6 +300,7 @@ def encode(
     checks.floats("encode", "k", a, (3, 4))
     a = a[None] if a.ndim == 3 else a
     B, H_kv, S, D = a.shape
+    checks.tokens("encode", S)
     backend = backend or backend_of(a)
     home = load(backend)
     checks.lies_on("encode", "k", a, BACKENDS[backend])

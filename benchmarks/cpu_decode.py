@@ -1,231 +1,354 @@
-"""One decode step on the CPU, raw query in and output out, against PyTorch's dense attention.
+"""One decode step on the CPU, raw query in and output out, beside what people use today.
 
-    python benchmarks/cpu_decode.py --cases 32/8/32768 --metric manhattan weighted
+    python benchmarks/cpu_decode.py table --dtype bfloat16
 
-Cold: before every call as much other memory is read as empties the caches, as the other layers of
-a model do. Hot: the same call was just made. All forms take turns in one run, so that they see the
-same machine; the ratio is between medians. The floor is the time of plainly reading as many bytes
-as the step must.
+`table`    the step, appending a token, every peer and the floor, cold and hot
+`length`   time against S, from 1K tokens to 4M
+`budget`   time against the budget, from 16 tokens to 4096
+`stages`   where the step's time goes
+`threads`  time on one thread and on all
+`shapes`   time against heads and batch
+
+A step is the public ``decode_attention(q, cache, budget)``. Each peer is given the same arrays,
+was seen to agree with the library's dense attention, and is quoted in the fastest of its forms,
+found by a trial in the same run. "times" is how many times as fast as the fastest dense peer a form
+is. The floor is a plain read of as many bytes as the step must touch: every code once, and K and V
+of the tokens that were chosen, once where query heads share them; "floors" is a form's time in
+units of it. harness.py says what cold and hot mean.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numba
 import numpy as np
-import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 
-import adamas_core
-from adamas_core import cpu
+import inputs
+import peers
+import plots
+from adamas_core import KVCache, attend, decode_attention, select_topk
+from harness import RESULTS, Floor, Form, Report, fastest_forms, measure, statistics
 
-RESULTS = Path(__file__).parent / "results"
-EVICT_BYTES = 192 << 20  # several times the last-level cache
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
+COLUMNS = ["heads", "tokens", "state", "name", "form", "ms", "p10", "p90", "times", "MB", "floors"]
+PEER_LIMIT_MS = 1000.0  # a peer that takes longer is left out at greater lengths
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of ours to select."""
+
+    metric: str
+    query_bits: int
+    prefilter: int = 0
+
+    @property
+    def name(self) -> str:
+        bits = f" {self.query_bits}" if self.metric == "weighted" else ""
+        return f"{self.metric}{bits}" + (f", prefilter {self.prefilter}" if self.prefilter else "")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of select_topk, and attributes of a cache."""
+        found = {"metric": self.metric, "query_bits": self.query_bits}
+        return found | ({"prefilter": self.prefilter} if self.prefilter else {})
+
+
+@dataclass
+class Setting:
+    """Queries and a cache of one size, and the forms over them."""
+
+    q: NDArray[Any]
+    cache: KVCache
+    variant: Variant
+    budget: int
+
+    def use(self) -> None:
+        """Let the cache, whose codes serve every metric, select as the variant says."""
+        for name, value in ({"prefilter": 0} | self.variant.arguments).items():
+            if hasattr(self.cache, name):
+                setattr(self.cache, name, value)
+
+    def select(self, budget: int) -> NDArray[np.int32]:
+        return select_topk(self.q, self.cache[0].codes, budget, **self.variant.arguments)
+
+    def bytes_that_must_move(self) -> int:
+        """Counted from the actual selection.
+
+        With a prefilter: the high plane, and the low plane's words of the tokens that it keeps,
+        taken to be different ones.
+        """
+        B, H_kv, S, D = self.cache[0].shape
+        chosen = self.select(self.budget)
+        lists = chosen.reshape(B * H_kv, -1)  # the heads of a group one after another
+        rows = sum(np.unique(x).size for x in lists)
+        codes = self.cache[0].codes.nbytes
+        if self.variant.prefilter:
+            kept = min(self.variant.prefilter * lists.size, B * H_kv * S)
+            codes = codes // 2 + min(kept * D // 8, codes // 2)
+        return codes + 2 * rows * D * self.cache[0].k.itemsize
+
+    def step(self) -> Form:
+        return Form(
+            lambda: decode_attention(self.q, self.cache, self.budget),
+            self.use,
+            {"peer": "adamas-core", "bytes": self.bytes_that_must_move()},
+        )
+
+    def append(self) -> Form:
+        """The last token, taken away and appended again."""
+        S = self.cache[0].tokens
+        k, v = (np.ascontiguousarray(x[:, :, -1:]) for x in (self.cache[0].k, self.cache[0].v))
+        return Form(lambda: self.cache.append(k, v), lambda: self.cache.truncate(S - 1))
+
+    def dense(
+        self, names: list[str], report: Report, hopeless: set[tuple[str, str]]
+    ) -> dict[str, Form]:
+        """Every peer in its fastest form; `hopeless` ones are not tried again."""
+        k, v = self.cache[0].k, self.cache[0].v
+        forms, missing = peers.dense_forms(self.q, k, v, numba.get_num_threads(), names)
+        for peer, reason in missing.items():
+            report.not_run(f"{peer}, {k.dtype.name}", reason)
+        return fastest_forms(forms, attend(self.q, k, v, None), hopeless)
+
+
+def variants(args: argparse.Namespace) -> list[Variant]:
+    found = [Variant("manhattan", 4)] if "manhattan" in args.metric else []
+    if "weighted" in args.metric:
+        found += [Variant("weighted", bits) for bits in args.query_bits]
+    if args.prefilter:
+        if not hasattr(KVCache(), "prefilter"):
+            raise SystemExit("this version of adamas-core has no prefilter")
+        found += [replace(variant, prefilter=args.prefilter) for variant in found]
+    return found
+
+
+def settings(args: argparse.Namespace, report: Report) -> Iterator[tuple[dict[str, Any], Setting]]:
+    """The cases of the command line, H/H_kv/S or BxH/H_kv/S, and what their rows say of them."""
+    for case in args.cases:
+        batch, _, shape = case.rpartition("x")
+        B = int(batch or 1)
+        H, H_kv, S = (int(x) for x in shape.split("/"))
+        try:
+            q, cache = inputs.make(
+                args.data, args.dtype, B, H, H_kv, S, args.head_dim, args.gigabytes * 10**9
+            )
+        except inputs.TooLarge as error:
+            report.not_run(case, str(error))
+            continue
+        facts = {"heads": f"{H}/{H_kv}" if B == 1 else f"{B} x {H}/{H_kv}", "tokens": S}
+        yield facts, Setting(q, cache, Variant("manhattan", 4), min(args.budget, S))
+
+
+def compare(
+    report: Report,
+    facts: dict[str, Any],
+    forms: dict[str, Form],
+    dense: dict[str, Form],
+    state: str,
+    repeats: int,
+) -> dict[str, float]:
+    """Rows of our forms, of the peers' and of the floors, timed in turns; the peers' medians."""
+    sizes = {form.facts["bytes"] for form in forms.values() if "bytes" in form.facts}
+    floor = Floor(max(sizes))
+    # Sizes that hardly differ share the floor of the smallest.
+    shared = {n: min(size for size in sizes if size >= n / 1.05) for n in sizes}
+    floors = {n: f"read {size / 1e6:.2f} MB" for n, size in shared.items()}
+    reads = {floors[size]: floor.form(size) for size in sorted(set(shared.values()))}
+    every = {**forms, **dense, **reads}
+    times = measure(every, state, repeats)
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    fastest = min((medians[peer] for peer in dense), default=None)
+    for name, form in every.items():
+        row = facts | form.facts | statistics(times[name])
+        nbytes = row.pop("bytes", None)
+        if nbytes:
+            row["MB"] = round(nbytes / 1e6, 2)
+            row["floors"] = round(medians[name] / medians[floors[nbytes]], 2)
+        if fastest and "peer" in row:
+            row["times"] = round(fastest / medians[name], 2)
+        report.add(state=state, name=name, **row)
+    return {peer: medians[peer] for peer in dense}
+
+
+def steps(setting: Setting, args: argparse.Namespace) -> dict[str, Form]:
+    return {x.name: replace(setting, variant=x).step() for x in variants(args)}
+
+
+def table(args: argparse.Namespace, report: Report) -> None:
+    for facts, setting in settings(args, report):
+        dense = setting.dense(args.peers, report, set())
+        ours = {**steps(setting, args), "append a token": setting.append()}
+        for state in args.state:
+            compare(report, facts, ours, dense, state, args.repeats)
+
+
+def length(args: argparse.Namespace, report: Report) -> None:
+    """The peers that have not become too slow, at each length."""
+    left = list(args.peers)
+    hopeless: set[tuple[str, str]] = set()
+    for facts, setting in settings(args, report):
+        dense = setting.dense(left, report, hopeless)
+        medians = compare(report, facts, steps(setting, args), dense, "cold", args.repeats)
+        for peer, ms in medians.items():
+            if ms > PEER_LIMIT_MS:
+                left.remove(peer)
+                beyond = f"{peer} beyond {facts['tokens']} tokens"
+                report.not_run(beyond, f"takes {ms / 1e3:.1f} s there")
+
+
+def budget(args: argparse.Namespace, report: Report) -> None:
+    for facts, setting in settings(args, report):
+        dense = setting.dense(args.peers, report, set())
+        for size in (n for n in args.budgets if n <= facts["tokens"]):
+            ours = steps(replace(setting, budget=size), args)
+            facts["budget"] = size
+            medians = compare(report, facts, ours, dense, "cold", args.repeats)
+            # Peers do not depend on the budget: all once, then the fastest as a yardstick.
+            fastest = sorted(medians, key=lambda peer: medians[peer])[:1]
+            dense = {peer: dense[peer] for peer in fastest}
+
+
+def stages(args: argparse.Namespace, report: Report) -> None:
+    """Each part is a difference of calls that do ever more of the step.
+
+    prepare: select_topk over one tile of 64 tokens. scan: select_topk of one token over the whole
+    cache, less that. select: of `budget` tokens, less that. attend: `attend` to the chosen tokens.
+    rest: the step less all these; below 0 where the step saves by doing them together. For all
+    these the caches are emptied and then the same function is called on one tile, so that the
+    program is in cache and the data is not. program: what the step takes longer without that call,
+    when the interpreter and the kernels have to come from memory too.
+    """
+    for facts, setting in settings(args, report):
+        k, v = setting.cache[0].k, setting.cache[0].v
+        tile = KVCache(capacity=64)
+        tile.append(k[:, :, :64], v[:, :, :64])
+        tile_k, tile_v = tile[0].k, tile[0].v
+        for variant in variants(args):
+            whole = replace(setting, variant=variant)
+            start = replace(whole, cache=tile, budget=1)
+            start.use()
+            chosen, first = whole.select(whole.budget), start.select(1)
+            step = whole.step()
+            nbytes = step.facts["bytes"]
+            warm_select = partial(start.select, 1)
+            warm_attend = partial(attend, whole.q, tile_k, tile_v, first)
+            warm_step = partial(decode_attention, whole.q, tile, 1)
+            forms = {
+                "prepare": Form(warm_select, after_emptying=warm_select),
+                "scan": Form(partial(whole.select, 1), after_emptying=warm_select),
+                "select": Form(partial(whole.select, whole.budget), after_emptying=warm_select),
+                "attend": Form(partial(attend, whole.q, k, v, chosen), after_emptying=warm_attend),
+                "together": replace(step, after_emptying=warm_step),
+                "step": step,
+                "floor": Floor(nbytes).form(nbytes),
+            }
+            times = measure(forms, "cold", args.repeats)
+            ms = {name: float(np.median(t)) for name, t in times.items()}
+            parts = {
+                "prepare": ms["prepare"],
+                "scan": ms["scan"] - ms["prepare"],
+                "select": ms["select"] - ms["scan"],
+                "attend": ms["attend"],
+                "rest": ms["together"] - ms["select"] - ms["attend"],
+                "program": ms["step"] - ms["together"],
+            }
+            row = facts | {"state": "cold", "name": variant.name}
+            for name, part in parts.items():
+                report.add(**row, form=name, ms=round(part, 4), share=round(part / ms["step"], 3))
+            row["MB"] = round(nbytes / 1e6, 2)
+            for name in ("step", "floor"):
+                floors = round(ms[name] / ms["floor"], 2)
+                report.add(**row, form=name, **statistics(times[name]), floors=floors)
+
+
+def threads(args: argparse.Namespace, report: Report) -> None:
+    most = numba.get_num_threads()
+    for facts, setting in settings(args, report):
+        for count in range(1, most + 1):
+            facts["threads"] = count
+            numba.set_num_threads(count)
+            dense = setting.dense(args.peers, report, set())
+            compare(report, facts, steps(setting, args), dense, "cold", args.repeats)
+        numba.set_num_threads(most)
+
+
+DEFAULTS = {
+    "cases": ["32/8/32768", "32/8/131072", "32/32/32768"],
+    "dtype": "float32",
+    "state": ["cold", "hot"],
+    "metric": ["manhattan", "weighted"],
+    "query_bits": [4],
+    "prefilter": 0,
+    "peers": [name for name, _, _ in peers.DENSE],
+    "data": "random",
+    "head_dim": 128,
+    "budget": 128,
+    "budgets": [1 << n for n in range(4, 13)],
+    "repeats": 20,
+    "gigabytes": 16,
+    "out": RESULTS,
+}
+ONE_CASE = {"cases": ["32/8/131072"]}
+# A figure: what runs it, its table's columns, and where its defaults differ.
+FIGURES: dict[str, tuple[Callable[..., None], list[str], dict[str, Any]]] = {
+    "table": (table, COLUMNS, {"query_bits": [4, 3]}),
+    "length": (
+        length,
+        COLUMNS,
+        {"cases": [f"8/2/{1 << n}" for n in range(10, 23)], "dtype": "bfloat16"},
+    ),
+    "budget": (budget, ["budget", *COLUMNS], ONE_CASE),
+    "stages": (stages, [*COLUMNS[:8], "share", *COLUMNS[9:]], {}),
+    "threads": (threads, ["threads", *COLUMNS], ONE_CASE),
+    "shapes": (
+        table,
+        COLUMNS,
+        {
+            "cases": [
+                *("8/1/32768", "32/1/32768", "16/4/32768", "32/4/32768", "32/8/32768"),
+                *("64/8/32768", "16/16/32768", "32/32/32768"),
+                *("2x32/8/16384", "4x32/8/16384", "8x32/8/16384"),
+            ],
+            "state": ["cold"],
+        },
+    ),
 }
 
 
-def torch_forms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Callable]:
-    """Dense decode attention of q (1, H, 1, D) over k, v (1, H_kv, S, D), in every usual form."""
-    H, D = q.shape[1], q.shape[3]
-    H_kv = k.shape[1]
-    G = H // H_kv
-    scale = D**-0.5
-    expanded = [x.repeat_interleave(G, dim=1) if G > 1 else x for x in (k, v)]  # not timed
-
-    def matmuls(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return torch.softmax((q * scale) @ k.transpose(-1, -2), dim=-1) @ v
-
-    grouped = q.view(1, H_kv, G, D)
-    forms = {
-        "sdpa, enable_gqa": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
-        "grouped matmuls": lambda: matmuls(grouped, k, v).view(q.shape),
-    }
-    if G > 1:
-        # A group of query heads is G queries of one KV head: no causal mask, so this is the same.
-        forms["sdpa, group as queries"] = lambda: F.scaled_dot_product_attention(
-            grouped, k, v
-        ).view(q.shape)
-        forms["sdpa, expanded heads"] = lambda: F.scaled_dot_product_attention(q, *expanded)
-        forms["matmuls, expanded heads"] = lambda: matmuls(q, *expanded)
-    return forms
-
-
-def interleaved(
-    forms: dict[str, Callable], repeats: int, prepare: Callable[[Callable], object]
-) -> dict[str, np.ndarray]:
-    """Milliseconds of every form, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for form in forms.values():
-        form()
-    for _ in range(repeats):
-        for name, form in forms.items():
-            prepare(form)
-            start = time.perf_counter()
-            form()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: np.array(t) for name, t in times.items()}
-
-
-def bytes_that_must_move(
-    H: int, H_kv: int, S: int, D: int, budget: int, item: int, lists: int
-) -> int:
-    """Every code once; K and V of the chosen rows, once where query heads share them."""
-    codes = H_kv * S * D // 4
-    return codes + 2 * lists * D * item
-
-
-def run_case(case: str, args: argparse.Namespace, evict: np.ndarray) -> list[dict]:
-    H, H_kv, S = (int(x) for x in case.split("/"))
-    D, budget = args.head_dim, args.budget
-    rng = np.random.default_rng(0)
-    dtype = TORCH_DTYPES[args.dtype]
-    # PyTorch and the library read the same memory.
-    tensors = [
-        torch.from_numpy(rng.standard_normal((1, heads, n, D), dtype=np.float32)).to(dtype)
-        for heads, n in ((H, 1), (H_kv, S), (H_kv, S))
-    ]
-    q, k, v = (to_numpy(x) for x in tensors)
-    P = -(-D // 64)
-    codes = SimpleNamespace(
-        planes=rng.integers(0, 2**64, (2, 1, H_kv, S // 64, 8, P, 8), dtype=np.uint64),
-        length=S,
-        thresholds=np.tile(np.float32([-1, 0, 1]), (H_kv, 1)),
-    )
-
-    def step(metric: str, bits: int) -> np.ndarray:
-        return cpu.attend(q, k, v, cpu.select_topk(q, codes, budget, metric, bits))
-
-    ours: dict[str, Callable] = {}
-    for metric in args.metric:
-        for bits in args.query_bits if metric == "weighted" else [4]:
-            name = metric if metric == "manhattan" else f"weighted, query_bits {bits}"
-            ours[name] = lambda metric=metric, bits=bits: step(metric, bits)
-    peers = torch_forms(*tensors)
-    check_dense(cpu.attend(q, k, v, None), peers)
-    if args.fastest:  # drop the slow ones after a trial
-        trial = interleaved(peers, 2, lambda form: evict.sum())
-        best = sorted(peers, key=lambda name: trial[name].min())[: args.fastest]
-        peers = {name: peers[name] for name in best}
-
-    rows = []
-    for state, prepare in (("cold", lambda form: evict.sum()), ("hot", lambda form: form())):
-        chosen = cpu.select_topk(q, codes, budget, "manhattan")
-        G = H // H_kv
-        lists = sum(np.unique(chosen[0, h : h + G]).size for h in range(0, H, G))
-        moved = bytes_that_must_move(H, H_kv, S, D, budget, k.dtype.itemsize, lists)
-        plain = np.ones(moved // 8, np.int64)
-        floor = {"plain read": lambda plain=plain: read(plain)}
-        read(plain)
-        times = interleaved({**ours, **peers, **floor}, args.repeats, prepare)
-        fastest = min(peers, key=lambda name: np.median(times[name]))
-        peer = float(np.median(times[fastest]))
-        for name, t in times.items():
-            low, median, high = np.percentile(t, [10, 50, 90])
-            rows.append(
-                {
-                    "case": case,
-                    "state": state,
-                    "form": name,
-                    "ms": round(float(median), 4),
-                    "p10": round(float(low), 4),
-                    "p90": round(float(high), 4),
-                    "min": round(float(t.min()), 4),
-                    "ratio": round(peer / float(median), 2),
-                    "fastest_torch": fastest,
-                    "bytes": moved if name in ours or name in floor else None,
-                }
-            )
-    return rows
-
-
-@numba.njit(parallel=True, nogil=True)
-def read(words: np.ndarray) -> int:
-    total = 0
-    for i in numba.prange(len(words)):
-        total += words[i]
-    return total
-
-
-def to_numpy(x: torch.Tensor) -> np.ndarray:
-    if x.dtype != torch.bfloat16:
-        return x.numpy()
-    import ml_dtypes
-
-    return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-
-def check_dense(ours: np.ndarray, peers: dict[str, Callable]) -> None:
-    for name, form in peers.items():
-        error = np.abs(form().float().numpy() - ours.astype(np.float32)).max()
-        if error > 2e-2:
-            raise AssertionError(f"{name} differs by {error}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cases = ["32/8/32768", "32/8/131072", "32/32/32768"]
-    parser.add_argument("--cases", nargs="+", default=cases, help="query heads/KV heads/tokens")
-    parser.add_argument("--metric", nargs="+", default=["manhattan", "weighted"])
-    parser.add_argument("--query-bits", nargs="+", type=int, default=[3, 4])
-    parser.add_argument("--dtype", default="float32", choices=TORCH_DTYPES)
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--budget", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--fastest", type=int, default=2, help="forms of PyTorch kept; 0 keeps all")
-    args = parser.parse_args()
-
-    evict = np.ones(EVICT_BYTES // 8, np.int64)
-    rows = []
-    print(f"{'case':14} {'state':5} {'form':26} {'ms':>8} {'p10':>8} {'p90':>8} {'ratio':>7}")
-    for case in args.cases:
-        for row in run_case(case, args, evict):
-            rows.append(row)
-            moved = f"  {row['bytes'] / 1e6:.1f} MB" if row["bytes"] else ""
-            print(
-                f"{row['case']:14} {row['state']:5} {row['form']:26} {row['ms']:8.3f}"
-                f" {row['p10']:8.3f} {row['p90']:8.3f} {row['ratio']:7.1f}{moved}",
-                flush=True,
-            )
-    now = datetime.now(UTC)
-    report = {
-        "date": now.isoformat(timespec="seconds"),
-        "device": processor(),
-        "threads": numba.get_num_threads(),
-        "torch_threads": torch.get_num_threads(),
-        "versions": {
-            "adamas_core": adamas_core.__version__,
-            "numba": numba.__version__,
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "arguments": vars(args),
-        "evict_bytes": EVICT_BYTES,
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"cpu_decode_{args.dtype}_{now:%Y%m%d_%H%M%S}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {path}")
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # defaults depend on the figure
+    )
+    parser.add_argument("figure", choices=FIGURES)
+    parser.add_argument("--cases", nargs="+", help="query heads/KV heads/tokens, with batch: 2x...")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--state", nargs="+", choices=["cold", "hot"])
+    parser.add_argument("--metric", nargs="+", choices=DEFAULTS["metric"])
+    parser.add_argument("--query-bits", nargs="+", type=int)
+    parser.add_argument("--prefilter", type=int, help="each metric also with this prefilter")
+    parser.add_argument("--peers", nargs="*", choices=DEFAULTS["peers"])
+    parser.add_argument("--data", choices=["random", "structured"])
+    parser.add_argument("--head-dim", type=int)
+    parser.add_argument("--budget", type=int)
+    parser.add_argument("--budgets", nargs="+", type=int)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--gigabytes", type=int, help="the largest cache to make")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    given = vars(parser.parse_args())
+    run, columns, differing = FIGURES[given["figure"]]
+    args = argparse.Namespace(**(DEFAULTS | differing | given))
+    report = Report(f"cpu_decode-{args.figure}-{args.dtype}", columns, args)
+    run(args, report)
+    plots.draw(report.write())
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ _GIVEN = (
     # queries (B, H, L, D)
     *("q", "q_dtype", "q_b", "q_h", "q_l", "B", "H", "L", "D", "Dt"),
     # codes: the planes of H_kv heads, with room for S tokens; the low plane is `plane` behind the
-    # high one
-    *("planes", "plane", "planes_b", "planes_h", "H_kv", "S", "P", "lengths", "thresholds"),
+    # high one; lengths is 0 where all sequences have `length` tokens
+    *("planes", "plane", "planes_b", "planes_h", "H_kv", "S", "P", "length", "lengths"),
+    "thresholds",
     # the selection: planes of weights, 0 under the Manhattan metric; `taken` tokens are taken by
     # their signs and then ranked again, if not 0
     *("weights", "budget", "taken", "sinks", "recent", "indices"),

@@ -122,14 +122,15 @@ def _run(
     B, H, L, D = q.shape
     planes = codes.planes
     H_kv, T, _, P = planes.shape[2:6]
-    lengths = np.empty(B, np.int64)
-    lengths[:] = codes.length
+    length = codes.length
+    lengths = None if isinstance(length, int) else np.ascontiguousarray(length, np.int64)
     budget = indices.shape[-1]
     fields = (
         *(score_tile.address, collect.address, choose.address, attend_rows.address),
         *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, transformed_size(D)),
         *(address(planes), *planes.strides[:3], H_kv, T * TILE, P),
-        *(address(lengths), address(codes.thresholds)),
+        *((length, 0) if lengths is None else (0, address(lengths))),
+        address(codes.thresholds),
         *(0 if metric == "manhattan" else query_bits - 1, budget),
         *(min(prefilter * budget, T * TILE), sinks, recent, address(indices), *attention),
     )
@@ -253,6 +254,12 @@ def _layout(step):
 
 
 @inlined
+def _length(step, b):
+    """Tokens of a sequence."""
+    return step.length if step.lengths == 0 else load_int64(step.lengths + 8 * b)
+
+
+@inlined
 def _locate(step, row):
     """The batch, KV head, query and address of a row of queries."""
     head, l = divmod(row, step.L)
@@ -267,7 +274,7 @@ def collect(address, head, split, scratch):
     layout = _layout(step)
     b, h = divmod(head, step.H_kv)
     rows = step.H // step.H_kv * step.L
-    length = load_int64(step.lengths + 8 * b)
+    length = _length(step, b)
     # Whole chunks to each part, as evenly as they go; the newest to the first.
     chunks = (length + CHUNK - 1) // CHUNK
     start = chunks * (step.splits - 1 - split) // step.splits * CHUNK
@@ -402,7 +409,7 @@ def choose(address, start, end, scratch):
     budget, sinks, recent = step.budget, step.sinks, step.recent
     for row in range(start, end):
         b, h, l, _ = _locate(step, row)
-        visible = visible_tokens(load_int64(step.lengths + 8 * b), step.L, l)
+        visible = visible_tokens(_length(step, b), step.L, l)
         own = step.candidates + 4 * step.held * row
         ranks = step.ranks + 2 * step.held * row
         counts = step.counts + 8 * step.splits * row

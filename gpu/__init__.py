@@ -15,7 +15,7 @@ from .decode import DecodeStep, DeviceCache, device_cache
 from .hadamard import hadamard
 from .quantize import encode, encode_query, encode_step, quantize, quantize_query
 from .score import score
-from .select import select_topk
+from .select import attend_topk, select_topk
 from .topk import topk
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "DeviceCache",
     "array_module",
     "attend",
+    "attend_topk",
     "current_device",
     "device_cache",
     "encode",

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from adamas_core.reference.quantize import TILE
+from adamas_core.reference.score import INVISIBLE
 
 from . import _launch
 from ._kernels import SELECT_CHUNKS
 from ._launch import Array
+from .attend import attend
 from .quantize import encode_query
-from .score import THREADS, Scan, codes_arguments, device_lengths, scan
-from .topk import Candidates, merge_candidates, no_candidates
+from .score import THREADS, Scan, codes_arguments, device_lengths, scan, score
+from .topk import Candidates, merge_candidates, no_candidates, topk
 
 if TYPE_CHECKING:
     from adamas_core.codes import KeyCodes
@@ -94,15 +96,61 @@ def select_topk(
     query_bits: int = 4,
     sinks: int = 0,
     recent: int = 0,
+    prefilter: int = 0,
 ) -> Array:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
+    xp = _launch.device().xp
     B, H, L, _ = q.shape
     planes = codes.planes
     H_kv, P = planes.shape[2], planes.shape[5]
-    indices = _launch.device().xp.empty((B, H, L, budget), np.int32)
+    indices = xp.empty((B, H, L, budget), np.int32)
     if indices.size:
         query = encode_query(q, codes.thresholds, H_kv, metric, query_bits)
+        if prefilter:
+            return _select_twice(query, codes, budget, metric, sinks, recent, prefilter)
         lengths, S = device_lengths(codes.length)
         cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, budget)
         select_coded(query, planes, lengths, S, cut, indices, sinks, recent)
     return indices
+
+
+def _select_twice(
+    query: Array,
+    codes: KeyCodes,
+    budget: int,
+    metric: str,
+    sinks: int,
+    recent: int,
+    prefilter: int,
+) -> Array:
+    """Select by the high plane, then among those by both; with all distances in memory."""
+    xp = _launch.device().xp
+    planes = codes.planes
+    # The high plane in the low one's place: codes of 0 and 3 alone, three times what it says.
+    high = xp.broadcast_to(planes[:1], planes.shape)
+    coarse = score(query, high, codes.length, metric)
+    kept = topk(coarse, min(prefilter * budget, coarse.shape[-1]), sinks, recent)
+    # The places behind the last token are written one column further.
+    S = coarse.shape[-1]
+    among = xp.zeros((*coarse.shape[:-1], S + 1), bool)
+    xp.put_along_axis(among, xp.where(kept < 0, S, kept), True, axis=-1)
+    distances = score(query, planes, codes.length, metric)
+    return topk(xp.where(among[..., :S], distances, np.uint16(INVISIBLE)), budget, sinks, recent)
+
+
+def attend_topk(
+    q: Array,
+    k: Array,
+    v: Array,
+    codes: KeyCodes,
+    budget: int,
+    metric: str = "weighted",
+    query_bits: int = 4,
+    sinks: int = 0,
+    recent: int = 0,
+    prefilter: int = 0,
+    scale: float | None = None,
+) -> tuple[Array, Array]:
+    """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
+    indices = select_topk(q, codes, budget, metric, query_bits, sinks, recent, prefilter)
+    return attend(q, k, v, indices, scale, True)

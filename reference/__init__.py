@@ -14,11 +14,12 @@ from .decode import decode_attention
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
 from .score import score
-from .select import select_topk
+from .select import attend_topk, select_topk
 from .topk import topk
 
 __all__ = [
     "attend",
+    "attend_topk",
     "decode_attention",
     "encode",
     "hadamard",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attend import attend
 from .hadamard import hadamard
 from .quantize import quantize, quantize_query
-from .score import score
+from .score import INVISIBLE, score
 from .topk import topk
 
 if TYPE_CHECKING:
@@ -24,12 +25,48 @@ def select_topk(
     query_bits: int = 4,
     sinks: int = 0,
     recent: int = 0,
+    prefilter: int = 0,
 ) -> NDArray[np.int32]:
-    """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
+    """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D).
+
+    With a prefilter only the prefilter * budget tokens compete that are nearest by their high
+    plane, which is the sign of each coordinate.
+    """
     x = hadamard(q)
     if metric == "manhattan":
         G = q.shape[1] // codes.planes.shape[2]
         query = quantize(x, np.repeat(codes.thresholds, G, axis=0))
     else:
         query = quantize_query(x, query_bits)
-    return topk(score(query, codes.planes, codes.length, metric), budget, sinks, recent)
+    distances = score(query, codes.planes, codes.length, metric)
+    if prefilter:
+        high = codes.planes[0]
+        # Codes of 0 and 3 alone: three times what the high plane says.
+        coarse = score(query, np.stack([high, high]), codes.length, metric)
+        K = min(prefilter * budget, distances.shape[-1])
+        kept = topk(coarse, K, sinks, recent)  # (B, H, L, K)
+        near = np.full_like(distances, INVISIBLE)
+        row = np.indices(kept.shape)[:-1]  # (3, B, H, L, K)
+        some = kept >= 0
+        at = (*row[:, some], kept[some])
+        near[at] = distances[at]
+        distances = near
+    return topk(distances, budget, sinks, recent)
+
+
+def attend_topk(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    codes: KeyCodes,
+    budget: int,
+    metric: str = "weighted",
+    query_bits: int = 4,
+    sinks: int = 0,
+    recent: int = 0,
+    prefilter: int = 0,
+    scale: float | None = None,
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
+    indices = select_topk(q, codes, budget, metric, query_bits, sinks, recent, prefilter)
+    return attend(q, k, v, indices, scale, True)  # type: ignore[return-value]
