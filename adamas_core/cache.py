@@ -331,6 +331,7 @@ class LayerCache:
     def _set_length(self, length: NDArray) -> None:
         self._length = length.astype(int)  # (B,)
         self._tokens = int(self._length.max(initial=0))
+        self._shortest = int(self._length.min(initial=self._tokens))
 
     @property
     def length(self) -> int | NDArray:
@@ -503,7 +504,7 @@ def decode_attention(
         checks.at_least("decode_attention", "budget", budget, 1)
         checks.forced("decode_attention", budget, cache.sinks, cache.recent)
     L = a.shape[-2]
-    if int(held._length.min()) < L:
+    if held._shortest < L:
         raise ValueError(
             f"decode_attention: {checks.shown('q', a)} has {L} tokens and the cache "
             f"{held.length}; expected the queries' own tokens in the cache"

@@ -13,6 +13,7 @@ has to stay alive until CuPy's stream has read it, or both libraries have to use
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -40,10 +41,15 @@ def load(backend: str) -> ModuleType:
     """The module of a backend by its name; RuntimeError says why the GPU's cannot be used."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of {', '.join(map(repr, BACKENDS))}")
-    home = import_module(f"adamas_core.{backend}")
+    home = _module(backend)
     if backend == "gpu":
         home.array_module()
     return home
+
+
+@cache
+def _module(backend: str) -> ModuleType:
+    return import_module(f"adamas_core.{backend}")
 
 
 def backend_of(view: Array) -> str:

@@ -85,21 +85,6 @@ def _look_at_every_file(cache: Any) -> None:
     index._source_stamp = (index._source_stamp, _NEWEST)
 
 
-def threads_for(work: int, grain: int) -> int:
-    """How many threads pay for `work` when each should have `grain` of it, of those allowed."""
-    return max(1, min(work // grain, numba.get_num_threads()))
-
-
-def launch(threads: int, run: Callable[..., Any], *arguments: Any) -> None:
-    """Call a kernel on so many threads; a single one wakes no other."""
-    allowed = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    try:
-        run(*arguments)
-    finally:
-        numba.set_num_threads(allowed)
-
-
 def _start_threads() -> None:
     """Start Numba's threads with a short wait.
 

@@ -487,19 +487,11 @@ def pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, ir.IntType(8).as_pointer())
 
 
-def _prefetch(locality: int) -> Any:
-    @operation(types.void, types.int64)
-    def prefetch(builder: Any, address: Any) -> None:
-        """Ask for a cache line that will be read; any address is harmless."""
-        pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-        arguments = (pointer, I32(0), I32(locality), I32(1))
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), *arguments)
-
-    return prefetch
-
-
-prefetch = _prefetch(3)  # into all caches
-prefetch_far = _prefetch(2)  # into the second level, for later
+@operation(types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for a cache line that will be read; any address is harmless."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
 
 
 # ---- between threads ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,14 @@ _OWN = ("splits", "room", "held", "candidates", "ranks", "counts")
 
 STEP = np.dtype([(n, np.float64 if n == "scale" else np.int64) for n in (*_GIVEN, *_OWN)])
 
+_given = Struct("=" + "".join("d" if name == "scale" else "q" for name in _GIVEN))
+_own = bytes(8 * len(_OWN))
+
 
 def step_record(given: tuple[float, ...]) -> NDArray[Any]:
     """An array of one record, of what the caller gives."""
-    return np.array([(*given, *(0,) * len(_OWN))], STEP)
+    # Packing takes a third of the time that NumPy takes to convert a tuple.
+    return np.frombuffer(bytearray(_given.pack(*given) + _own), STEP)
 
 
 @inlined

@@ -229,7 +229,8 @@ def _score(
     B, H, H_kv, L, S, P, weights, distances, tile_at,
 ):  # fmt: skip
     blocks = (S + BLOCK * TILE - 1) // (BLOCK * TILE)
-    for item in prange(B * H_kv * blocks):
+    for i in prange(B * H_kv * blocks):
+        item = np.int64(i)  # prange counts in uint64; mixed with int64 that would become float64
         scratch = np.empty(BLOCK * TILE, np.uint16)
         prepared = np.empty(query_bytes(P, weights) + LINE, np.uint8)
         head, block = divmod(item, blocks)

@@ -165,7 +165,8 @@ def append_newest(distances, start, end, bound, first, indices, ranks, count, ro
 
     `distances` are those of a whole number of tiles, the first of them of token `first`. When less
     than a tile's room is left the candidates are reduced to the k nearest, and from then on only a
-    smaller distance can enter, because the others are newer. Returns their number and the bound.
+    smaller distance can enter, because the others are newer: `bound` is then one below the k-th,
+    which stays the k-th until k smaller ones are there. Returns their number and the bound.
     """
     for tile in range((end - 1 - first) // STEP, (start - first) // STEP - 1, -1):
         if bound < 0:
@@ -183,7 +184,8 @@ def append_newest(distances, start, end, bound, first, indices, ranks, count, ro
             store_uint16(ranks + 2 * count, load_uint16(distances + 2 * (STEP * tile + bit)))
             count += 1
         if count > room - STEP:
-            bound = keep_nearest(indices, ranks, count, k, bound) - 1
+            high = min(bound + 1, INVISIBLE - 1)
+            bound = keep_nearest(indices, ranks, count, k, high) - 1
             count = k
     return count, bound
 

@@ -16,6 +16,8 @@ DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float3
 HEAD_DIMS = [1, 2, 3, 8, 16, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 160, 256, 300, 512]
 VALUES = ["normal", "wide", "small integers", "equal", "zeros", "specials", "subnormal"]
 FINITE = ["normal", "wide", "small integers", "equal", "zeros", "subnormal"]
+# Of unit scale, which the tolerances of attention are for.
+UNIT = [kind for kind in FINITE if kind != "wide"]
 LAYOUTS = ["contiguous", "transposed", "sliced", "read-only"]
 
 seeds = st.integers(0, 2**32 - 1)

@@ -10,13 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
-from strategies import FINITE, Case, cases
+from strategies import UNIT, Case, cases
 from tolerances import assert_attention
 
 from adamas_core import merge, reference
-
-# Of the strategies' values, those of unit scale, which the stated tolerance is for.
-UNIT = [kind for kind in FINITE if kind != "wide"]
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,10 @@ def test_signature(backend: ModuleType, name: str) -> None:
 def test_decode_attention_of_the_reference() -> None:
     name = "decode_attention"
     assert arguments(getattr(reference, name)) == arguments(getattr(adamas_core, name))
+
+
+def test_attend_topk_of_a_backend(every: Any) -> None:
+    assert arguments(every.attend_topk) == arguments(reference.attend_topk)
 
 
 def test_encode_of_a_backend(backend: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numba
@@ -9,12 +10,21 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from adamas_core import cpu, reference
+from adamas_core import cpu, encode, reference
 from adamas_core.cpu import _jit, _simd
 from adamas_core.cpu._array import address
-from adamas_core.cpu.score import manhattan_tiles, score_tiles, weighted_tiles
-from adamas_core.cpu.select import CHUNK, ROWS
-from adamas_core.cpu.topk import INVISIBLE, STEP, append_topk, keep_nearest
+from adamas_core.cpu._jit import invoke
+from adamas_core.cpu.score import (
+    add_tables,
+    manhattan_tile,
+    query_bytes,
+    score_tile,
+    signs_tile,
+    table_bytes,
+    weighted_tile,
+)
+from adamas_core.cpu.select import CHUNK, ROWS, SAMPLE
+from adamas_core.cpu.topk import INVISIBLE, STEP, append_newest, keep_nearest
 from adamas_core.reference.quantize import from_planes, to_planes
 
 # ---- vectors -----------------------------------------------------------------------------------
@@ -80,31 +90,62 @@ def test_results_are_rounded_to_nearest_even():
 
 
 @numba.njit
-def _generic(high, low, query, P, weights, tiles, distances):
-    if weights == 0:
-        manhattan_tiles(high, low, query, P, tiles, distances)
+def _generic(high, low, query, P, weights, planes, distances):
+    """By popcounts in loops over P and weights that nothing knows in advance."""
+    if planes == 1:
+        signs_tile(high, query, P, weights, distances)
+    elif weights == 0:
+        manhattan_tile(high, low, query, P, distances)
     else:
-        weighted_tiles(high, low, query, P, weights, tiles, distances)
+        weighted_tile(high, low, query, P, weights, distances)
 
 
+@numba.njit
+def _score_tile(at, arguments):
+    return invoke(at, arguments)
+
+
+@numba.njit
+def _add_tables(query, P, weights):
+    add_tables(query, P, weights)
+
+
+def _on_a_line(size):
+    """Zeroed bytes that begin on a cache line, as kernels' scratch does."""
+    room = np.zeros(size + 64, np.uint8)
+    return room[-address(room) % 64 :][:size]
+
+
+@pytest.mark.parametrize("extremes", [False, True])
+@pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize("P", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("weights", [0, 1, 2, 3, 7])
-def test_specialised_scores_are_the_generic_ones(P, weights):
+def test_specialised_scores_are_the_generic_ones(P, weights, planes, extremes):
     rng = np.random.default_rng(P)
-    tiles = 3
-    planes = rng.integers(0, 2**64, (2, tiles, 8, P, 8), dtype=np.uint64)
-    query = rng.integers(0, 2**64, max(weights + 1, 2) * P, dtype=np.uint64)
-    fast, generic = np.zeros((2, 64 * tiles), np.uint16)
-    at = address(planes[0]), address(planes[1]), address(query), P, weights, tiles
-    numba.njit(lambda *args: score_tiles(*args))(*at, address(fast))
-    _generic(*at, address(generic))
-    assert fast.any()
+    rows, width = 3, max(weights + 1, 2) * P
+    keys = rng.integers(0, 2**64, (2, 8, P, 8), dtype=np.uint64)
+    queries = rng.integers(0, 2**64, (rows, width), dtype=np.uint64)
+    if extremes:  # the largest sums: all weights at their maximum, every bit the other sign's
+        keys[...] = 2**64 - 1
+        queries[...] = 2**64 - 1
+        queries[:, :P] = 0
+    step = query_bytes.py_func(P, weights)
+    prepared = _on_a_line(rows * step).reshape(rows, step)
+    for words, own in zip(queries, prepared, strict=True):
+        own[table_bytes.py_func(P, weights) :][: 8 * width] = words.view(np.uint8)
+        _add_tables(address(own), P, weights)
+    fast, generic = np.zeros((2, rows, 100), np.uint16)
+    at = address(keys[0]), address(keys[1]), address(prepared), rows, P, weights, planes
+    _score_tile(score_tile.address, (*at, address(fast), 200))
+    for words, distances in zip(queries, generic, strict=True):
+        _generic(*at[:2], address(words), P, weights, planes, address(distances))
+    assert generic[:, :64].any()
     assert_array_equal(fast, generic)
 
 
 # ---- selection ---------------------------------------------------------------------------------
 
-N = 3 * CHUNK + 77
+N = 12 * 1024 + 77
 ORDERS = {
     "all equal": np.zeros(N, int),
     "ascending": np.arange(N) // 2,
@@ -112,37 +153,40 @@ ORDERS = {
     "staircase": np.arange(N) // 500,
     "staircase down": np.arange(N)[::-1] // 500,
     "two values": np.arange(N) % 2,
-    "one good token in a chunk": np.where(np.arange(N) % CHUNK == 5, 0, 9),
+    "a good token now and then": np.where(np.arange(N) % 4096 == 5, 0, 9),
     "near the largest": 65534 - np.arange(N) % 3,
     "random": np.random.default_rng(0).integers(0, 300, N),
 }
 
 
 @numba.njit
-def _by_chunks(distances, n, chunk, k, indices, ranks):
-    """What the fused step does: the k nearest of each chunk, merged with those so far."""
+def _newest_first(distances, n, chunk, k, room, indices, ranks):
+    """What the fused step does: chunks from the newest on, each under the bound of those before."""
     count, bound = 0, INVISIBLE - 1
-    for first in range(0, n, chunk):
+    for first in range((n - 1) // chunk * chunk, -1, -chunk):
+        end = min(first + chunk, n)
         at = distances + 2 * first
-        size = min(chunk, n - first)
-        count += append_topk(at, size, k, bound, first, indices + 4 * count, ranks + 2 * count)
-        if count >= k:
-            bound = keep_nearest(indices, ranks, count, k, bound)
-            count = k
+        count, bound = append_newest(at, first, end, bound, first, indices, ranks, count, room, k)
+    if count > k:
+        keep_nearest(indices, ranks, count, k, INVISIBLE - 1)
+        count = k
     return count
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("k", [1, 63, 64, 128, 1000, N - 1, N])
-@pytest.mark.parametrize("chunk", [64, CHUNK])
+@pytest.mark.parametrize("chunk", [64, 4096])
 def test_running_selection_is_exact(order, k, chunk):
     distances = ORDERS[order].astype(np.uint16)
-    indices = np.empty(k + chunk + STEP, np.int32)
-    ranks = np.empty(k + chunk + STEP, np.uint16)
-    count = _by_chunks(address(distances), N, chunk, k, address(indices), address(ranks))
+    padded = np.zeros(-(-N // STEP) * STEP, np.uint16)  # what lies behind the end is not read
+    padded[:N] = distances
+    room = -(-(k + 448) // STEP) * STEP
+    indices, ranks = np.empty(room, np.int32), np.empty(room, np.uint16)
+    at = address(padded), N, chunk, k, room, address(indices), address(ranks)
+    count = _newest_first(*at)
     expected = reference.topk(distances, k)
-    assert_array_equal(indices[:count], expected)
-    assert_array_equal(ranks[:count], distances[expected])
+    assert_array_equal(indices[:count], expected[::-1])
+    assert_array_equal(ranks[:count], distances[expected][::-1])
     assert_array_equal(cpu.topk(distances, k), expected)
 
 
@@ -154,9 +198,22 @@ def _planes_with_distances(distances, H_kv=1):
     return np.repeat(to_planes(codes)[:, None, None], H_kv, axis=2)
 
 
+SIZES = [
+    64,
+    4 * SAMPLE - 1,
+    4 * SAMPLE,
+    4 * SAMPLE + 65,
+    CHUNK - 1,
+    CHUNK,
+    CHUNK + 1,
+    3 * CHUNK + 9,
+]
+
+
 @pytest.mark.parametrize("order", ["all equal", "ascending", "descending", "two values"])
-@pytest.mark.parametrize("S", [CHUNK - 1, CHUNK, CHUNK + 1, 64 * 512 - 1, 64 * 512, 64 * 512 + 1])
-def test_fused_selection_at_chunk_boundaries(order, S):
+@pytest.mark.parametrize("S", SIZES)
+def test_fused_selection_at_the_sizes_where_it_changes(order, S):
+    """Where a sample begins to pay, and where chunks end."""
     distances = np.sort(np.random.default_rng(S).integers(0, 33, S))
     distances = {
         "all equal": np.full(S, 7),
@@ -168,28 +225,60 @@ def test_fused_selection_at_chunk_boundaries(order, S):
     thresholds = np.ones((1, 3), np.float32)  # a query of zeros has code 0
     codes = SimpleNamespace(planes=planes, length=S, thresholds=thresholds)
     q = np.zeros((1, 1, 1, 32), np.float32)
-    for k in 1, 100:
+    for k in 1, 64, S // 2, S - 1, S:
         expected = reference.topk(distances.astype(np.uint16), k)
         assert_array_equal(cpu.select_topk(q, codes, k, "manhattan")[0, 0, 0], expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("H_kv, G, L", [(1, 1, 1), (1, 3, 2), (3, 2, 1), (1, ROWS, 3)])
-def test_fused_selection_split_over_threads(threads, H_kv, G, L):
+@pytest.mark.parametrize(
+    "B, H_kv, G, L, P",
+    [(1, 1, 1, 1, 1), (1, 1, 3, 2, 2), (1, 3, 2, 1, 3), (2, 1, ROWS + 1, 3, 1), (3, 1, 4, 1, 2)],
+)
+@pytest.mark.parametrize("prefilter", [0, 2])
+def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, prefilter):
+    """Parts of heads, merged; heads that no number of threads divides; ragged lengths."""
     rng = np.random.default_rng(7)
     S = 2 * CHUNK + 100
-    planes = rng.integers(0, 2**64, (2, 1, H_kv, -(-S // 64), 8, 1, 8), dtype=np.uint64)
+    planes = rng.integers(0, 2**64, (2, B, H_kv, -(-S // 64), 8, P, 8), dtype=np.uint64)
+    if P == 3:  # the words of a head_dim of 192 lie in a transform of 256, which has four
+        planes = np.concatenate([planes, np.zeros_like(planes[..., :1, :])], axis=-2)
     thresholds = np.tile(np.float32([-1, 0, 1]), (H_kv, 1))
-    codes = SimpleNamespace(planes=planes, length=S, thresholds=thresholds)
-    q = rng.standard_normal((1, H_kv * G, L, 64)).astype(np.float32)
-    query = cpu.quantize_query(cpu.hadamard(q))
-    expected = reference.topk(cpu.score(query, planes, S), 50, 3, 4)
+    length = S if B == 1 else np.array([S, 5, CHUNK + 1][:B])
+    codes = SimpleNamespace(planes=planes, length=length, thresholds=thresholds)
+    q = rng.standard_normal((B, H_kv * G, L, 64 * P)).astype(np.float32)
+    arguments = q, codes, 50, "weighted", 4, 3, 4, prefilter
+    expected = reference.select_topk(*arguments)
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(min(threads, before))
-        assert_array_equal(cpu.select_topk(q, codes, 50, sinks=3, recent=4), expected)
+        assert_array_equal(cpu.select_topk(*arguments), expected)
+        assert numba.get_num_threads() == min(threads, before)
     finally:
         numba.set_num_threads(before)
+
+
+def test_several_python_threads_at_once():
+    """Calls of different sizes from four threads give what each gives alone."""
+    rng = np.random.default_rng(3)
+    cases = []
+    for S, H_kv in (300, 2), (20_000, 1), (5_000, 3), (70_000, 1):
+        k = rng.standard_normal((1, H_kv, S, 64)).astype(np.float32)
+        q = rng.standard_normal((1, 4 * H_kv, 1, 64)).astype(np.float32)
+        codes = encode(k)
+        cases.append((q, k, k, codes, reference.select_topk(q, codes, 70)))
+
+    def work(case):
+        q, k, v, codes, expected = case
+        alone = cpu.attend(q, k, v, expected, None, True)
+        for _ in range(30):
+            assert_array_equal(cpu.select_topk(q, codes, 70), expected)
+            for x, y in zip(cpu.attend_topk(q, k, v, codes, 70), alone, strict=True):
+                assert_array_equal(x, y)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, cases))
 
 
 # ---- encode ------------------------------------------------------------------------------------
