@@ -15,6 +15,7 @@ from collections import Counter
 import llvmlite.binding as llvm
 from numba.core.registry import cpu_target
 
+from adamas_core.cpu._lookup import AVAILABLE
 from adamas_core.cpu.score import score_tile
 
 # Triple, processor, features; and what each calls counting bits and looking nibbles up.
@@ -25,19 +26,21 @@ TARGETS = {
     "AArch64 (NEON)": ("aarch64-unknown-linux-gnu", "generic", "+neon"),
     "Apple M1 (NEON)": ("aarch64-unknown-linux-gnu", "apple-m1", ""),
 }
-WORK = re.compile(r"^\t(v?pshufb|v?popcnt[a-z]*|vpopcntq|vpsadbw|cnt|uadalp|uaddlp|addv|udot|call|bl|idiv)\b")
+WORK = re.compile(
+    r"^\t(v?pshufb|popcnt[a-z]*|vpopcntq|vpsadbw|cnt|uadalp|uaddlp|addv|udot|call|bl|div)\b"
+)
 
 
 def ir() -> str:
     """As Numba hands it to LLVM's code generator, optimised."""
-    score_tile.address  # noqa: B018: compiles
+    assert score_tile.address  # which compiles it
     return score_tile._compiled.inspect_llvm()
 
 
 def assembly(text: str, triple: str, processor: str, features: str) -> str:
     target = llvm.Target.from_triple(triple)
     machine = target.create_target_machine(processor, features, opt=3, reloc="pic")
-    text = re.sub(r'^target (triple|datalayout) = .*$', "", text, flags=re.M)
+    text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
     text = re.sub(r'"target-(cpu|features)"="[^"]*"', "", text)
     module = llvm.parse_assembly(text)
     module.triple, module.data_layout = triple, str(machine.target_data)
@@ -45,6 +48,8 @@ def assembly(text: str, triple: str, processor: str, features: str) -> str:
 
 
 def main() -> None:
+    if AVAILABLE:
+        raise SystemExit("set NUMBA_CPU_NAME and NUMBA_CPU_FEATURES as above")
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     features = cpu_target.target_context.codegen().magic_tuple()
@@ -53,7 +58,7 @@ def main() -> None:
     for name, target in TARGETS.items():
         code = assembly(text, *target)
         found = Counter(m[1] for line in code.splitlines() if (m := WORK.match(line)))
-        lines = sum(line.startswith("\t") and not line.startswith("\t.") for line in code.splitlines())
+        lines = sum(bool(re.match(r"\t[^.]", line)) for line in code.splitlines())
         told = ", ".join(f"{count} {what}" for what, count in sorted(found.items()))
         print(f"{name}: {lines} instructions; {told}")
 

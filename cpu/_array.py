@@ -26,7 +26,7 @@ _NAMES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 _codes: dict[np.dtype[Any], int] = {}
 
 try:
-    from ._address import address
+    from ._address import address as address
 except ImportError:  # a source tree whose compiled module was never built
 
     def address(array: NDArray[Any]) -> int:

@@ -16,6 +16,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 _HERE = Path(__file__).parent
+_CFunc: Any = CFunc  # its attributes are not typed
 
 # Strict IEEE arithmetic: the transform's bits are part of the contract, so no fastmath. A division
 # by zero gives inf or NaN, as in NumPy, and never raises.
@@ -59,15 +60,27 @@ class opaque:
         """Of the compiled function; compiles at first, or loads from the cache on disk."""
         count = self._function.__code__.co_argcount
         signature = (types.int64,) * count, types.int64
-        self._compiled = CFunc(self._function, signature, {}, dict(_FLAGS))
+        self._compiled = _Announced(self._function, signature, {}, dict(_FLAGS))
         self._compiled.enable_caching()
         _look_at_every_file(self._compiled._cache)
         self._compiled.compile()
         return int(self._compiled.address)
 
 
-@intrinsic
-def invoke(typing_context, address, arguments):  # type: ignore[no-untyped-def]
+class _Announced(_CFunc):  # type: ignore[misc]
+    def _compile_uncached(self) -> Any:
+        _announce(self._cache.cache_path)
+        return super()._compile_uncached()
+
+
+@functools.cache
+def _announce(folder: str) -> None:
+    """Say once that kernels are compiled; loading them from the cache is silent."""
+    text = f"adamas-core: compiling CPU kernels, once; they are cached in {folder}"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _invoke(typing_context, address, arguments):
     """Call the opaque function at this address with a tuple of int64."""
 
     def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -78,6 +91,9 @@ def invoke(typing_context, address, arguments):  # type: ignore[no-untyped-def]
         return builder.call(pointer, cgutils.unpack_tuple(builder, packed))
 
     return types.int64(types.int64, arguments), emit
+
+
+invoke: Any = intrinsic(_invoke)
 
 
 def _look_at_every_file(cache: Any) -> None:
@@ -104,7 +120,7 @@ def _start_threads() -> None:
 
 
 class _Notice(event.Listener):
-    """Says once that a kernel of this package is compiled; loading from the cache is silent."""
+    """Hears Numba compile the first kernel of this package."""
 
     def on_start(self, event_: event.Event) -> None:
         dispatcher = event_.data["dispatcher"]
@@ -113,9 +129,7 @@ class _Notice(event.Listener):
             return
         if dispatcher.targetoptions.get("parallel"):
             event.unregister("numba:compile", self)
-            where = dispatcher.stats.cache_path
-            text = f"adamas-core: compiling CPU kernels, once; they are cached in {where}"
-            print(text, file=sys.stderr, flush=True)
+            _announce(dispatcher.stats.cache_path)
 
     def on_end(self, event_: event.Event) -> None:
         pass

@@ -53,7 +53,7 @@ def _indices(builder: Any, words: Any) -> tuple[Any, Any]:
     low = constant(_WORDS, 0x0F0F0F0F0F0F0F0F)
     position = constant(_WORDS, 0x7060504030201000)  # bytes of a word have tables of their own
     high = builder.lshr(words, constant(_WORDS, 4))
-    return tuple(builder.or_(builder.and_(x, low), position) for x in (words, high))  # type: ignore[return-value]
+    return tuple(builder.or_(builder.and_(x, low), position) for x in (words, high))
 
 
 def _look_up(builder: Any, index: Any, tables: Any) -> Any:

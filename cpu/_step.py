@@ -6,7 +6,7 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from ._jit import inlined

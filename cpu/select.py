@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import carray, prange
+from numba import prange
+from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from adamas_core.reference.quantize import TILE
