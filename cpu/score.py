@@ -195,25 +195,29 @@ def score_tile(high, low, queries, rows, P, weights, planes, distances, gap):
 
 
 @inlined
-def distance_of(high, low, query, P, weights, token):
-    """Of one token, by popcounts; `query` are the words."""
+def manhattan_distance(high, low, query, P, token):
+    """Of one token; `query` are the words."""
     at = 64 * P * (token // 8) + 8 * (token % 8)
     total = 0
-    if weights == 0:
-        for p in range(P):
-            query_high, query_low = load_uint64(query + 8 * p), load_uint64(query + 8 * (P + p))
-            s = load_uint64(low + at + 64 * p) ^ query_low
-            d = (load_uint64(high + at + 64 * p) ^ query_high) & ~(s & (query_high ^ query_low))
-            total += count_bits(s) + 2 * count_bits(d)
-        return total
     for p in range(P):
-        sign = load_uint64(query + 8 * p)
-        h, l = load_uint64(high + at + 64 * p) ^ sign, load_uint64(low + at + 64 * p) ^ sign
-        part_ = 0
+        query_high, query_low = load_uint64(query + 8 * p), load_uint64(query + 8 * (P + p))
+        s = load_uint64(low + at + 64 * p) ^ query_low
+        d = (load_uint64(high + at + 64 * p) ^ query_high) & ~(s & (query_high ^ query_low))
+        total += count_bits(s) + 2 * count_bits(d)
+    return total
+
+
+@inlined
+def low_distance(low, query, P, weights, token):
+    """The low plane's share of one token's weighted distance; the high plane's counts twice."""
+    at = 64 * P * (token // 8) + 8 * (token % 8)
+    total = 0
+    for p in range(P):
+        l = load_uint64(low + at + 64 * p) ^ load_uint64(query + 8 * p)
+        share = 0
         for plane in range(1, weights + 1):
-            weight = load_uint64(query + 8 * (plane * P + p))
-            part_ = 2 * part_ + 2 * count_bits(h & weight) + count_bits(l & weight)
-        total += part_
+            share = 2 * share + count_bits(l & load_uint64(query + 8 * (plane * P + p)))
+        total += share
     return total
 
 

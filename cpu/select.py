@@ -39,7 +39,8 @@ from .hadamard import scratch_floats, transform, transformed_size
 from .quantize import bucketize, weigh
 from .score import (
     add_tables,
-    distance_of,
+    low_distance,
+    manhattan_distance,
     query_bytes,
     score_tile,
     table_bytes,
@@ -62,6 +63,7 @@ CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB
 ROWS = 8  # query rows that share a chunk of codes while it is in cache
 SAMPLE = 16 * TILE  # tokens that give the first bound
 WORDS_A_THREAD = 250_000  # scored in a tenth of a millisecond, which is what waking a thread costs
+TILES_AHEAD = 2  # of the high plane alone, asked for before they are scored
 AHEAD = 16  # candidates whose codes are asked for before they are ranked again
 
 
@@ -350,6 +352,9 @@ def _select_rows(step, layout, scratch, b, h, first_row, split, rows, start, end
         for tile in range(chunk, chunk_end, TILE):
             at = 8 * P * tile
             target = distances + 2 * (tile - chunk)
+            if planes == 1:  # of one stream alone the hardware asks for too little ahead
+                for line in range(0, 8 * P * TILE, LINE):
+                    prefetch(high + at + TILES_AHEAD * 8 * P * TILE + line)
             invoke(
                 step.score_tile,
                 (high + at, low + at, queries, rows, P, weights, planes, target, gap),
@@ -458,13 +463,21 @@ def _reduce(candidates, ranks, count, places):
 
 @inlined
 def _rank_again(candidates, ranks, count, high, low, query, P, weights):
-    """Distances of candidates, by both planes; their codes are asked for some tokens ahead."""
+    """Distances of candidates by both planes; their codes are asked for some candidates ahead.
+
+    Under the weighted metric a rank by signs is the high plane's share already.
+    """
     for i in range(count):
         ahead = load_int32(candidates + 4 * min(i + AHEAD, count - 1))
         for p in range(P):
             at = 64 * P * (ahead // 8) + 64 * p
-            prefetch(high + at)
             prefetch(low + at)
+            if weights == 0:
+                prefetch(high + at)
         token = load_int32(candidates + 4 * i)
-        distance = distance_of(high, low, query, P, weights, token)
+        if weights == 0:
+            distance = manhattan_distance(high, low, query, P, token)
+        else:
+            signs = np.int64(load_uint16(ranks + 2 * i))
+            distance = 2 * signs + low_distance(low, query, P, weights, token)
         store_uint16(ranks + 2 * i, np.uint16(distance))
