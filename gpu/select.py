@@ -126,7 +126,7 @@ def _select_twice(
     """Select by the high plane, then among those by both; with all distances in memory."""
     xp = _launch.device().xp
     planes = codes.planes
-    # The high plane in the low one's place: codes of 0 and 3 alone, three times what it says.
+    # The high plane in the low one's place: codes of 0 and 3 alone, which is what it tells apart.
     high = xp.broadcast_to(planes[:1], planes.shape)
     coarse = score(query, high, codes.length, metric)
     kept = topk(coarse, min(prefilter * budget, coarse.shape[-1]), sinks, recent)

@@ -41,7 +41,7 @@ def select_topk(
     distances = score(query, codes.planes, codes.length, metric)
     if prefilter:
         high = codes.planes[0]
-        # Codes of 0 and 3 alone: three times what the high plane says.
+        # Codes of 0 and 3 alone, which is what the high plane tells apart.
         coarse = score(query, np.stack([high, high]), codes.length, metric)
         K = min(prefilter * budget, distances.shape[-1])
         kept = topk(coarse, K, sinks, recent)  # (B, H, L, K)
