@@ -30,7 +30,7 @@ FEWEST = 3  # repeats of a form, however slow
 SLOW_MS = 1500.0  # a form that has taken so long in all is not repeated beyond the fewest
 # A form whose first call took so many times the best of its peer, and so long, is dropped.
 HOPELESS, HOPELESS_MS = 4, 100.0
-REST_SECONDS = 0.01  # for which the threads of a form before may still spin
+REST_SECONDS = 0.01  # for which the threads of the form before may still spin
 
 _evict = np.ones(EVICT_BYTES // 8, np.int64)
 
@@ -47,6 +47,7 @@ class Form:
     before: Callable[[], Any] = lambda: None
     facts: dict[str, Any] = field(default_factory=dict)
     after_emptying: Callable[[], Any] = lambda: None
+    rest: float = REST_SECONDS  # before the next form's turn
 
 
 def measure(forms: dict[str, Form], state: str, repeats: int) -> dict[str, NDArray[np.float64]]:
@@ -55,16 +56,18 @@ def measure(forms: dict[str, Form], state: str, repeats: int) -> dict[str, NDArr
     for form in forms.values():
         form.before()
         form.call()
+    rest = 0.0
     for turn in range(repeats):
         for name, form in forms.items():
             if turn >= FEWEST and sum(times[name]) > SLOW_MS:
                 continue
+            time.sleep(rest)
+            rest = form.rest
             if state == "cold":
                 form.before()
                 _evict.sum()
                 form.after_emptying()
             else:
-                time.sleep(REST_SECONDS)
                 for _ in range(2):
                     form.before()
                     form.call()
@@ -130,7 +133,8 @@ def fastest_forms(
         if peer in best and first > max(HOPELESS * best[peer][0], HOPELESS_MS):
             hopeless.add((peer, name))
             continue
-        form = Form(call, facts={"peer": peer, "form": name, "error": float(f"{error:.1e}")})
+        facts = {"peer": peer, "form": name, "error": float(f"{error:.1e}")}
+        form = Form(call, facts=facts, rest=peers.REST_SECONDS.get(peer, REST_SECONDS))
         ms = float(measure({name: form}, "cold", FEWEST)[name].min())
         trials.setdefault(peer, {})[name] = round(ms, 4)
         if peer not in best or ms < best[peer][0]:

@@ -23,6 +23,8 @@ DENSE = (
     ("llama.cpp", "llama_cpp", "llama-cpp-python"),
     ("NumPy", "numpy_dense", "numpy"),
 )
+# How long a peer's threads spin behind a call, where that is long: those of OpenBLAS.
+REST_SECONDS = {"NumPy": 0.25}
 COPY_BYTES = 3 << 30  # a form that needs rearranged copies of K or V larger than this is left out
 
 
