@@ -45,6 +45,8 @@ from ._step import step_at, step_record
 from .dense import attend_dense
 
 BATCH = 4  # rows read together
+MANY = 384  # rows that fit the caches until they are used; of more, only the next are asked for
+AHEAD = 8  # so many rows before they are used
 PARTIAL = 128  # rows summed before their sum joins the total: float32 sums stay short
 PRODUCTS_A_THREAD = 250_000  # of query and key, 0.1 ms: what waking another thread costs
 
@@ -135,7 +137,8 @@ def _attend_rows(step, dtype, start, end, scratch):
     """The same for one dtype of keys and values.
 
     Memory is kept busy: the values of a row are asked for while its logits are summed, and the
-    keys of the next row while its values are.
+    keys of the next row while its values are. Where these are too many for the caches, both are
+    asked for shortly before they are used.
     """
     q, H, L, D = step.q, step.H, step.L, step.D
     k, k_b, k_h, k_s = step.k, step.k_b, step.k_h, step.k_s
@@ -149,7 +152,7 @@ def _attend_rows(step, dtype, start, end, scratch):
     n, bad = _choose(indices + 4 * K * start, K, S, tokens + 8 * K * (start % 2))
     b, h, l = _split(start, H, L)
     keys = k + b * k_b + h // G * k_h
-    for i in range(0, n, BATCH):
+    for i in range(0, min(n, MANY), BATCH):
         _ask_for(keys, k_s, item_bytes(dtype) * D, tokens + 8 * K * (start % 2), i, n)
     for row in range(start, end):
         if bad >= 0:
@@ -226,12 +229,15 @@ def _ask_for(base, stride, octets, tokens, first, n):
 
 @inlined
 def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
-    """q.k of the chosen rows, q being scaled. Their values are asked for meanwhile."""
+    """q.k of the chosen rows, q being scaled. Rows are asked for meanwhile."""
     size = item_bytes(dtype)
     whole = D - D % LANES
     batches = n - n % BATCH
     for i in range(0, batches, BATCH):
-        _ask_for(v, v_s, size * D, tokens, i, n)
+        if n <= MANY:
+            _ask_for(v, v_s, size * D, tokens, i, n)
+        else:
+            _ask_for(k, k_s, size * D, tokens, i + AHEAD, n)
         a = k + k_s * _token(tokens, i)
         b = k + k_s * _token(tokens, i + 1)
         c = k + k_s * _token(tokens, i + 2)
@@ -283,7 +289,7 @@ def _softmax(p, n):
 
 @inlined
 def _sum_values(D, padded, v, v_s, dtype, tokens, n, p, sums, keys, k_s, following, following_n):
-    """sums (D,) = the sum of p_i v_i over the chosen rows; asks for the following row's keys.
+    """sums (D,) = the sum of p_i v_i over the chosen rows; asks for the next rows of memory.
 
     Behind sums lies room for a partial sum of as many floats.
     """
@@ -295,7 +301,10 @@ def _sum_values(D, padded, v, v_s, dtype, tokens, n, p, sums, keys, k_s, followi
         for d in range(0, D, LANES):
             store_float32(partial + 4 * d, zero)
         for i in range(start, min(start + PARTIAL, max(n, following_n)), BATCH):
-            _ask_for(keys, k_s, item_bytes(dtype) * D, following, i, following_n)
+            if i < MANY:
+                _ask_for(keys, k_s, item_bytes(dtype) * D, following, i, following_n)
+            if n > MANY:
+                _ask_for(v, v_s, item_bytes(dtype) * D, tokens, i + AHEAD, n)
             if i + BATCH <= n:
                 _add_values(D, v, v_s, dtype, tokens, i, p, partial)
             else:
