@@ -34,16 +34,7 @@ import inputs
 import peers
 import plots
 from adamas_core import KVCache, attend, decode_attention, select_topk
-from harness import (
-    RESULTS,
-    Floor,
-    Form,
-    Report,
-    fastest_forms,
-    gather_form,
-    measure,
-    statistics,
-)
+from harness import RESULTS, Floor, Form, Report, fastest_forms, measure, statistics
 
 COLUMNS = ["heads", "tokens", "state", "name", "form", "ms", "p10", "p90", "times", "MB", "floors"]
 PEER_LIMIT_MS = 1000.0  # a peer that takes longer is left out at greater lengths
@@ -232,9 +223,7 @@ def stages(args: argparse.Namespace, report: Report) -> None:
     rest: the step less all these; below 0 where the step saves by doing them together. For all
     these the caches are emptied and then the same function is called on one tile, so that the
     program is in cache and the data is not. program: what the step takes longer without that call,
-    when the interpreter and the kernels have to come from memory too. gather: a loop that only
-    reads the chosen rows of K and V, with the same program in cache or not; `attend` has that as
-    its floor, since rows of half a KiB do not come at the speed of a plain read.
+    when the interpreter and the kernels have to come from memory too.
     """
     for facts, setting in settings(args, report):
         k, v = setting.cache[0].k, setting.cache[0].v
@@ -259,7 +248,6 @@ def stages(args: argparse.Namespace, report: Report) -> None:
                 "together": replace(step, after_emptying=warm_step),
                 "step": step,
                 "floor": Floor(nbytes).form(nbytes),
-                "gather": gather_form(k, v, chosen),
             }
             times = measure(forms, "cold", args.repeats)
             ms = {name: float(np.median(t)) for name, t in times.items()}
@@ -275,7 +263,7 @@ def stages(args: argparse.Namespace, report: Report) -> None:
             for name, part in parts.items():
                 report.add(**row, form=name, ms=round(part, 4), share=round(part / ms["step"], 3))
             row["MB"] = round(nbytes / 1e6, 2)
-            for name in ("step", "floor", "gather"):
+            for name in ("step", "floor"):
                 floors = round(ms[name] / ms["floor"], 2)
                 report.add(**row, form=name, **statistics(times[name]), floors=floors)
 

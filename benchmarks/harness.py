@@ -105,31 +105,6 @@ class Floor:
         return Form(lambda: _read(words), facts={"bytes": nbytes})
 
 
-@numba.njit(parallel=True, nogil=True)
-def _gather(words: NDArray[np.int64], tokens: NDArray[np.int32], totals: NDArray[np.int64]) -> None:
-    G = len(tokens) // len(words)
-    for head in numba.prange(len(tokens)):
-        total = 0
-        for token in tokens[head]:
-            if token >= 0:
-                for word in words[head // G, token]:
-                    total += word
-        totals[head] = total
-
-
-def gather_form(k: NDArray[Any], v: NDArray[Any], chosen: NDArray[np.int32]) -> Form:
-    """Reading the chosen rows of k and v (B, H_kv, S, D), by a loop that does nothing else."""
-    tokens = chosen.reshape(-1, chosen.shape[-1])
-    k, v = (x.view(np.int64).reshape(-1, *x.shape[2:3], x.strides[2] // 8) for x in (k, v))
-    totals = np.empty(len(tokens), np.int64)
-
-    def call() -> None:
-        _gather(k, tokens, totals)
-        _gather(v, tokens, totals)
-
-    return Form(call)
-
-
 def fastest_forms(
     forms: dict[tuple[str, str], Callable[[], Any]],
     expected: NDArray[Any],

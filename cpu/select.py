@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from adamas_core.codes import KeyCodes
 
 CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB a row
+PART = 64 * TILE  # parts of a head begin at multiples of this
 ROWS = 8  # query rows that share a chunk of codes while it is in cache
 SAMPLE = 16 * TILE  # tokens that give the first bound
 WORDS_A_THREAD = 250_000  # scored in a tenth of a millisecond, which is what waking a thread costs
@@ -151,7 +152,7 @@ def _step(steps):
     # Whole heads, or as many parts of each as give every thread two pieces of work.
     splits = 1
     if heads % threads != 0 and heads < 4 * threads:
-        splits = max(min(-(-2 * threads // heads), -(-step.S // CHUNK)), 1)
+        splits = max(min(-(-2 * threads // heads), -(-step.S // PART)), 1)
     first = max(step.budget, step.taken)
     held = splits * first + STEP
     candidates = np.empty(rows * held, np.int32)
@@ -278,10 +279,10 @@ def collect(address, head, split, scratch):
     b, h = divmod(head, step.H_kv)
     rows = step.H // step.H_kv * step.L
     length = _length(step, b)
-    # Whole chunks to each part, as evenly as they go; the newest to the first.
-    chunks = (length + CHUNK - 1) // CHUNK
-    start = chunks * (step.splits - 1 - split) // step.splits * CHUNK
-    end = min(chunks * (step.splits - split) // step.splits * CHUNK, length)
+    # As even as they go; the newest is the first.
+    units = (length + PART - 1) // PART
+    start = units * (step.splits - 1 - split) // step.splits * PART
+    end = min(units * (step.splits - split) // step.splits * PART, length)
     for first_row in range(0, rows, ROWS):
         count = min(ROWS, rows - first_row)
         for i in range(count):
