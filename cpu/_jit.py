@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba.core import cgutils, event, types
+from numba.core import cgutils, config, event, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
+from numba.np.ufunc.parallel import threading_layer
 
 _HERE = Path(__file__).parent
 _CFunc: Any = CFunc  # its attributes are not typed
@@ -22,16 +24,30 @@ _CFunc: Any = CFunc  # its attributes are not typed
 # by zero gives inf or NaN, as in NumPy, and never raises.
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
+_MOST_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
 # Numba looks for changes in the file of the kernel alone. A kernel holds code of this folder's
 # other files too, so the newest of them all decides whether a cached one is stale.
 _NEWEST = max(file.stat().st_mtime_ns for file in _HERE.glob("*.py"))
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+class kernel:
     """Compile a parallel kernel at its first call and cache it on disk."""
-    dispatcher = numba.njit(parallel=True, cache=True, **_FLAGS)(function)
-    _look_at_every_file(dispatcher._cache)
-    return dispatcher
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.dispatcher = numba.njit(parallel=True, cache=True, **_FLAGS)(function)
+        _look_at_every_file(self.dispatcher._cache)
+
+    def __call__(self, *arguments: Any) -> Any:
+        limit = _openmp_limit()
+        if limit >= _MOST_THREADS:
+            return self.dispatcher(*arguments)
+        allowed = numba.get_num_threads()
+        numba.set_num_threads(min(limit, allowed))
+        try:
+            return self.dispatcher(*arguments)
+        finally:
+            numba.set_num_threads(allowed)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,6 +117,22 @@ def _look_at_every_file(cache: Any) -> None:
     index._source_stamp = (index._source_stamp, _NEWEST)
 
 
+def _find_openmp_limit() -> Callable[[], int]:
+    """How many threads OpenMP lets the calling thread use, which threadpoolctl limits.
+
+    Numba asks for its own number whatever that limit is. Other threading layers have none.
+    """
+    if sys.platform == "linux" and threading_layer() == "omp":
+        try:
+            loaded: Any = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except OSError:  # a Numba that was built with another OpenMP
+            pass
+        else:
+            limit: Callable[[], int] = loaded.omp_get_max_threads
+            return limit
+    return lambda: _MOST_THREADS
+
+
 def _start_threads() -> None:
     """Start Numba's threads with a short wait.
 
@@ -110,13 +142,14 @@ def _start_threads() -> None:
     bridges the kernels of one step. The library reads the variable once, when it is loaded.
     """
     wait = "GOMP_SPINCOUNT"
-    if wait in os.environ or "OMP_WAIT_POLICY" in os.environ:
-        return
-    os.environ[wait] = "1000"
+    own = wait not in os.environ and "OMP_WAIT_POLICY" not in os.environ
+    if own:
+        os.environ[wait] = "1000"
     try:
         numba.get_num_threads()  # starts them
     finally:
-        del os.environ[wait]
+        if own:
+            del os.environ[wait]
 
 
 class _Notice(event.Listener):
@@ -137,3 +170,4 @@ class _Notice(event.Listener):
 
 event.register("numba:compile", _Notice())
 _start_threads()
+_openmp_limit = _find_openmp_limit()

@@ -281,6 +281,28 @@ def test_several_python_threads_at_once():
         assert all(pool.map(work, cases))
 
 
+@_jit.kernel
+def _threads_in_a_kernel(seen):
+    for i in numba.prange(1):
+        seen[i] = _simd.threads_allowed()
+
+
+def test_limits_of_threadpoolctl_and_numba_hold():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    if numba.threading_layer() != "omp":
+        pytest.skip("threadpoolctl limits OpenMP, and Numba runs on another threading layer here")
+    before = numba.get_num_threads()
+    seen = np.zeros(1, np.int64)
+    _threads_in_a_kernel(seen)
+    assert seen[0] == before
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        _threads_in_a_kernel(seen)
+        assert seen[0] == 1
+        assert numba.get_num_threads() == before
+    _threads_in_a_kernel(seen)
+    assert seen[0] == before
+
+
 # ---- encode ------------------------------------------------------------------------------------
 
 
@@ -316,7 +338,7 @@ def test_no_layout_compiles_anew():
         frozen.flags.writeable = False
         out = [cpu.attend(q.astype(dtype), x, x, indices) for x in (view, frozen, frozen[:, :, 3:])]
         assert_array_equal(out[0], out[1])
-    assert len(_attend.overloads) == 1
+    assert len(_attend.dispatcher.overloads) == 1
 
 
 def test_index_out_of_range_names_it():
