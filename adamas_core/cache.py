@@ -59,6 +59,8 @@ class KVCache:
         First and last tokens that every selection holds; they count towards the budget.
     prefilter : int
         As of `select_topk`: 8 reads about half the bytes of the codes, 0 reads them all.
+    refine : int
+        As of `select_topk`: 2 or 4 rank so many times the budget by the keys themselves.
     dense_layers : collection of int
         Layers that keep no codes and always attend to every token.
     capacity : int
@@ -69,7 +71,7 @@ class KVCache:
 
     Attributes
     ----------
-    backend, dense_layers, metric, query_bits, recent, sinks
+    backend, dense_layers, metric, prefilter, query_bits, recent, refine, sinks
         As above; backend is None until it is settled.
 
     See Also
@@ -99,6 +101,7 @@ class KVCache:
         sinks: int = 0,
         recent: int = 0,
         prefilter: int = 0,
+        refine: int = 0,
         dense_layers: Collection[int] = (),
         capacity: int = 0,
         backend: str | None = None,
@@ -106,7 +109,8 @@ class KVCache:
         checks.at_least("KVCache", "layers", layers, 1)
         checks.metric("KVCache", metric)
         checks.query_bits("KVCache", "query_bits", query_bits, 1)
-        counts = {"sinks": sinks, "recent": recent, "prefilter": prefilter, "capacity": capacity}
+        counts = {"sinks": sinks, "recent": recent, "capacity": capacity}
+        counts |= {"prefilter": prefilter, "refine": refine}
         for name, value in counts.items():
             checks.at_least("KVCache", name, value, 0)
         strangers = [i for i in dense_layers if i not in range(layers)]
@@ -126,6 +130,7 @@ class KVCache:
         self.sinks = int(sinks)
         self.recent = int(recent)
         self.prefilter = int(prefilter)
+        self.refine = int(refine)
         self.dense_layers = frozenset(int(i) for i in dense_layers)
         self.backend = backend
         self._layers = [
@@ -227,6 +232,7 @@ class KVCache:
             "sinks": self.sinks,
             "recent": self.recent,
             "prefilter": self.prefilter,
+            "refine": self.refine,
             "dense_layers": sorted(self.dense_layers),
             "states": [layer._state() for layer in self._layers],
             "arrays": table,
@@ -274,6 +280,7 @@ class KVCache:
             sinks=header["sinks"],
             recent=header["recent"],
             prefilter=header.get("prefilter", 0),
+            refine=header.get("refine", 0),
             dense_layers=header["dense_layers"],
             backend=backend,
         )
@@ -514,8 +521,9 @@ def decode_attention(
         out, lse = _dense(home, q4, held, scale)
     else:
         checks.query_bits("decode_attention", "query_bits", cache.query_bits, a.shape[-1])
-        options = cache.metric, cache.query_bits, cache.sinks, cache.recent, cache.prefilter
-        out, lse = home.attend_topk(q4, held.k, held.v, held.codes, int(budget), *options, scale)
+        options = cache.metric, cache.query_bits, cache.sinks, cache.recent
+        more = cache.prefilter, cache.refine, scale
+        out, lse = home.attend_topk(q4, held.k, held.v, held.codes, int(budget), *options, *more)
     give = returner(q)
     out = give(out.reshape(a.shape))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

@@ -13,6 +13,7 @@ from .attend import attend
 from .decode import decode_attention
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
+from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
 from .topk import topk
@@ -25,6 +26,7 @@ __all__ = [
     "hadamard",
     "quantize",
     "quantize_query",
+    "rerank",
     "score",
     "select_topk",
     "topk",

@@ -36,6 +36,7 @@ def decode_attention(
         every = np.where(token < seen, token, np.int32(-1))  # (B, 1, L, S)
         indices = np.broadcast_to(every, (B, H, L, held.tokens))
     else:
-        options = (cache.metric, cache.query_bits, cache.sinks, cache.recent, cache.prefilter)
-        indices = select_topk(q, held.codes, budget, *options)
+        options = (cache.metric, cache.query_bits, cache.sinks, cache.recent)
+        more = cache.prefilter, cache.refine, held.k
+        indices = select_topk(q, held.codes, budget, *options, *more)
     return attend(q, held.k, held.v, indices, scale, return_lse)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .attend import attend
 from .hadamard import hadamard
 from .quantize import quantize, quantize_query
+from .rerank import rerank
 from .score import INVISIBLE, score
 from .topk import topk
 
@@ -26,11 +27,14 @@ def select_topk(
     sinks: int = 0,
     recent: int = 0,
     prefilter: int = 0,
+    refine: int = 0,
+    k: NDArray[Any] | None = None,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D).
 
     With a prefilter only the prefilter * budget tokens compete that are nearest by their high
-    plane, which is the sign of each coordinate.
+    plane, which is the sign of each coordinate. To refine is to take the refine * budget nearest,
+    and of these the budget of largest inner product with the keys k (B, H_kv, S, D).
     """
     x = hadamard(q)
     if metric == "manhattan":
@@ -51,6 +55,9 @@ def select_topk(
         at = (*row[:, some], kept[some])
         near[at] = distances[at]
         distances = near
+    if k is not None and refine:
+        near = topk(distances, min(refine * budget, distances.shape[-1]), sinks, recent)
+        return rerank(q, k, near, budget, sinks, recent)
     return topk(distances, budget, sinks, recent)
 
 
@@ -65,8 +72,10 @@ def attend_topk(
     sinks: int = 0,
     recent: int = 0,
     prefilter: int = 0,
+    refine: int = 0,
     scale: float | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
-    indices = select_topk(q, codes, budget, metric, query_bits, sinks, recent, prefilter)
+    options = metric, query_bits, sinks, recent, prefilter, refine, k
+    indices = select_topk(q, codes, budget, *options)
     return attend(q, k, v, indices, scale, True)  # type: ignore[return-value]
