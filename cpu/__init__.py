@@ -7,6 +7,7 @@ __path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the
 from .attend import attend
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
+from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
 from .topk import topk
@@ -18,6 +19,7 @@ __all__ = [
     "hadamard",
     "quantize",
     "quantize_query",
+    "rerank",
     "score",
     "select_topk",
     "topk",

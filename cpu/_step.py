@@ -15,17 +15,17 @@ from ._simd import pointer
 # Addresses and strides are in bytes.
 _GIVEN = (
     # compiled parts, by their addresses
-    *("score_tile", "collect", "choose", "attend_rows"),
+    *("score_tile", "collect", "choose", "rank_by_products", "attend_rows"),
     # queries (B, H, L, D)
     *("q", "q_dtype", "q_b", "q_h", "q_l", "B", "H", "L", "D", "Dt"),
     # codes: the planes of H_kv heads, with room for S tokens; the low plane is `plane` behind the
     # high one; lengths is 0 where all sequences have `length` tokens
     *("planes", "plane", "planes_b", "planes_h", "H_kv", "S", "P", "length", "lengths"),
     "thresholds",
-    # the selection: planes of weights, 0 under the Manhattan metric; `taken` tokens are taken by
-    # their signs and then ranked again, if not 0
-    *("weights", "budget", "taken", "sinks", "recent", "indices"),
-    # keys and values; k is 0 where there is nothing to attend to
+    # the selection: planes of weights, 0 under the Manhattan metric; if not 0, `taken` tokens are
+    # taken by their signs and then ranked again, and `kept` by their codes and then by products
+    *("weights", "budget", "taken", "kept", "sinks", "recent", "indices"),
+    # keys and values; out is 0 where there is nothing to attend to
     *("k", "k_b", "k_h", "k_s", "v", "v_b", "v_h", "v_s", "kv_dtype", "out", "lse", "scale"),
 )
 # What kernels fill in: parts of the sequence; candidates a row in the search of one part, and of

@@ -37,6 +37,7 @@ from ._step import step_at, step_record
 from .attend import attend_rows, attend_scratch, attention
 from .hadamard import scratch_floats, transform, transformed_size
 from .quantize import bucketize, weigh
+from .rerank import keep_best, rank_by_products, rerank_scratch
 from .score import (
     add_tables,
     low_distance,
@@ -77,16 +78,17 @@ def select_topk(
     sinks: int = 0,
     recent: int = 0,
     prefilter: int = 0,
+    refine: int = 0,
+    k: NDArray | None = None,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
     indices = np.empty((*q.shape[:3], budget), np.int32)
     if indices.size:
-        options = metric, query_bits, sinks, recent, prefilter
-        _run(q, codes, indices, *options, *_NOTHING_TO_ATTEND)
+        keys = (0,) * 4 if k is None else (address(k), *k.strides[:3])
+        dtype = 0 if k is None else dtype_code(k)
+        options = metric, query_bits, sinks, recent, prefilter, 0 if k is None else refine
+        _run(q, codes, indices, *options, *keys, *(0,) * 4, dtype, 0, 0, 0.0)
     return indices
-
-
-_NOTHING_TO_ATTEND = (0,) * 11 + (0.0,)
 
 
 def attend_topk(
@@ -100,6 +102,7 @@ def attend_topk(
     sinks: int = 0,
     recent: int = 0,
     prefilter: int = 0,
+    refine: int = 0,
     scale: float | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
     """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
@@ -107,7 +110,7 @@ def attend_topk(
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
         indices = np.empty((*q.shape[:3], budget), np.int32)
-        options = metric, query_bits, sinks, recent, prefilter
+        options = metric, query_bits, sinks, recent, prefilter, refine
         _run(q, codes, indices, *options, *attention(k, v, scale, out, lse))
     return out, lse
 
@@ -121,6 +124,7 @@ def _run(
     sinks: int,
     recent: int,
     prefilter: int,
+    refine: int,
     *attention: float,
 ) -> None:
     B, H, L, D = q.shape
@@ -130,13 +134,15 @@ def _run(
     lengths = None if isinstance(length, int) else np.ascontiguousarray(length, np.int64)
     budget = indices.shape[-1]
     fields = (
-        *(score_tile.address, collect.address, choose.address, attend_rows.address),
+        *(score_tile.address, collect.address, choose.address),
+        *(rank_by_products.address, attend_rows.address),
         *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, transformed_size(D)),
         *(address(planes), *planes.strides[:3], H_kv, T * TILE, P),
         *((length, 0) if lengths is None else (0, address(lengths))),
         address(codes.thresholds),
         *(0 if metric == "manhattan" else query_bits - 1, budget),
-        *(min(prefilter * budget, T * TILE), sinks, recent, address(indices), *attention),
+        *(min(prefilter * budget, T * TILE), min(refine * budget, T * TILE)),
+        *(sinks, recent, address(indices), *attention),
     )
     _step(step_record(fields))
 
@@ -153,7 +159,7 @@ def _step(steps):
     splits = 1
     if heads % threads != 0 and heads < 4 * threads:
         splits = max(min(-(-2 * threads // heads), -(-step.S // PART)), 1)
-    first = max(step.budget, step.taken)
+    first = _candidates(step)
     held = splits * first + STEP
     candidates = np.empty(rows * held, np.int32)
     ranks = np.empty(rows * held, np.uint16)
@@ -172,6 +178,12 @@ def _step(steps):
         scratch = np.empty(scratch_bytes, np.uint8)
         _work(at, splits, threads, candidates, ranks, counts, shared, scratch)
     allow_threads(allowed)
+
+
+@inlined
+def _candidates(step):
+    """How many tokens the codes give: by one plane, to rank by products, or those sought."""
+    return step.taken if step.taken > 0 else max(step.kept, step.budget)
 
 
 @part
@@ -202,7 +214,7 @@ def _finish(address, start, end, scratch):
     """Rows whose candidates are all there."""
     step = step_at(address)
     invoke(step.choose, (address, start, end, scratch))
-    if step.k != 0:
+    if step.out != 0:
         invoke(step.attend_rows, (address, start, end, scratch))
 
 
@@ -242,6 +254,7 @@ class Layout(NamedTuple):
     near: int  # candidates, and their ranks
     near_ranks: int
     state: int  # what a row carries from chunk to chunk
+    products: int  # what ranking by them needs
     end: int
 
 
@@ -253,8 +266,9 @@ def _layout(step):
     near = distances + 2 * group * CHUNK
     near_ranks = near + 4 * group * step.room
     state = near_ranks + 2 * group * step.room
-    end = max(state + 8 * FIELDS * group, attend_scratch(step.D, step.budget))
-    return Layout(0, x, distances, near, near_ranks, state, end + LINE)
+    products = (state + 8 * FIELDS * group + LINE - 1) // LINE * LINE
+    end = max(products + rerank_scratch(step.D, step.kept), attend_scratch(step.D, step.budget))
+    return Layout(0, x, distances, near, near_ranks, state, products, end + LINE)
 
 
 @inlined
@@ -327,7 +341,7 @@ def _select_rows(step, layout, scratch, b, h, first_row, split, rows, start, end
     high = step.planes + b * step.planes_b + h * step.planes_h
     low = high + step.plane
     planes = 1 if step.taken > 0 else 2
-    budget = max(step.budget, step.taken)
+    budget = _candidates(step)
     largest = min(64 * P * 3 * ((1 << weights) - 1 if weights > 0 else 1), INVISIBLE - 1)
     gap = 2 * CHUNK
     queries, distances = scratch + layout.queries, scratch + layout.distances
@@ -415,7 +429,7 @@ def choose(address, start, end, scratch):
     layout = _layout(step)
     budget, sinks, recent = step.budget, step.sinks, step.recent
     for row in range(start, end):
-        b, h, l, _ = _locate(step, row)
+        b, h, l, source = _locate(step, row)
         visible = visible_tokens(_length(step, b), step.L, l)
         own = step.candidates + 4 * step.held * row
         ranks = step.ranks + 2 * step.held * row
@@ -423,7 +437,7 @@ def choose(address, start, end, scratch):
         count = load_int64(counts)
         for split in range(1, step.splits):
             for i in range(load_int64(counts + 8 * split)):
-                move_candidate(own, ranks, max(budget, step.taken) * split + i, count)
+                move_candidate(own, ranks, _candidates(step) * split + i, count)
                 count += 1
         if step.taken > 0:
             count = _reduce(own, ranks, count, _places(visible, step.taken, sinks, recent))
@@ -432,7 +446,19 @@ def choose(address, start, end, scratch):
             high = step.planes + b * step.planes_b + h * step.planes_h
             words = query + table_bytes(step.P, step.weights)
             _rank_again(own, ranks, count, high, high + step.plane, words, step.P, step.weights)
-        count = _reduce(own, ranks, count, _places(visible, budget, sinks, recent))
+        if step.kept > 0:
+            count = _reduce(own, ranks, count, _places(visible, step.kept, sinks, recent))
+            keys = step.k + b * step.k_b + h * step.k_h
+            products = invoke(
+                step.rank_by_products,
+                (
+                    *(source, step.q_dtype, step.D, keys, step.k_s, step.kv_dtype),
+                    *(own, count, scratch + layout.products),
+                ),
+            )
+            count = keep_best(own, products, count, _places(visible, budget, sinks, recent))
+        else:
+            count = _reduce(own, ranks, count, _places(visible, budget, sinks, recent))
         seen, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
         indices = step.indices + 4 * budget * row
         n = append_run(seen - sinks_taken, sinks_taken, indices)
