@@ -49,12 +49,12 @@ def select_topk(
         coarse = score(query, np.stack([high, high]), codes.length, metric)
         K = min(prefilter * budget, distances.shape[-1])
         kept = topk(coarse, K, sinks, recent)  # (B, H, L, K)
-        near = np.full_like(distances, INVISIBLE)
+        competing = np.full_like(distances, INVISIBLE)
         row = np.indices(kept.shape)[:-1]  # (3, B, H, L, K)
         some = kept >= 0
         at = (*row[:, some], kept[some])
-        near[at] = distances[at]
-        distances = near
+        competing[at] = distances[at]
+        distances = competing
     if k is not None and refine:
         near = topk(distances, min(refine * budget, distances.shape[-1]), sinks, recent)
         return rerank(q, k, near, budget, sinks, recent)
