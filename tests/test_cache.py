@@ -182,6 +182,21 @@ def test_several_new_tokens_are_causal(place: Place) -> None:
             np.testing.assert_allclose(got, on_host(alone), atol=2e-6)
 
 
+def test_prefilter_and_refine_of_a_cache(place: Place, tmp_path: Path) -> None:
+    k, v, q = (place(normal(n, 300, 64, seed=n)) for n in (2, 3, 6))
+    q, v = q[:, :1], v[:2]
+    cache = KVCache(prefilter=3, refine=2, sinks=1, recent=2, thresholds=[-1, 0, 1])
+    cache.append(k, v)
+    indices = select_topk(q, cache[0].codes, 9, sinks=1, recent=2, prefilter=3, refine=2, k=k)
+    plain = select_topk(q, cache[0].codes, 9, sinks=1, recent=2)
+    assert (on_host(indices) != on_host(plain)).any()
+    expected = on_host(attend(q, k, v, indices))
+    cache.save(tmp_path / "a.kv")
+    for held in cache, KVCache.load(tmp_path / "a.kv", backend=cache.backend):
+        assert (held.prefilter, held.refine) == (3, 2)
+        np.testing.assert_allclose(on_host(decode_attention(q, held, 9)), expected, atol=2e-6)
+
+
 def test_truncate_then_append(place: Place) -> None:
     k, other = normal(2, 300, 64), normal(2, 40, 64, seed=1)
     cache = KVCache(thresholds=[-1, 0, 1])

@@ -98,6 +98,16 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "bits=5 at head_dim 2048 gives distances up to 92160",
     ),
+    "prefilter below 0": (
+        lambda: ac.select_topk(query(), codes(), 5, prefilter=-1),
+        ValueError,
+        "select_topk: prefilter=-1; expected at least 0",
+    ),
+    "cache with refine below 0": (
+        lambda: ac.KVCache(refine=-2),
+        ValueError,
+        "KVCache: refine=-2; expected at least 0",
+    ),
     # score
     "score query dtype": (
         lambda: ac.score(words.astype(np.int64), planes, 100),
@@ -359,3 +369,14 @@ def test_checked_mode_from_the_environment() -> None:
     )
     assert run.returncode == 1
     assert "expected no NaN, found 1" in run.stderr
+
+
+def test_more_tokens_than_an_index_can_name() -> None:
+    k = np.broadcast_to(np.float32(0), (1, 1, 2**31, 1))  # one float in memory
+    for use in (ac.encode, lambda x: ac.KVCache().append(x, x)):
+        with pytest.raises(ValueError, match="2147483648 tokens; expected at most 2147483647"):
+            use(k)
+    codes = ac.encode(np.zeros((1, 1, 5, 8), np.float32))
+    with pytest.raises(ValueError, match="2147483648 tokens"):
+        codes.reserve(2**31)
+    assert codes.tokens == 5
