@@ -11,7 +11,7 @@ from ._rows import element, leading_strides, loaded_at_once
 
 THREADS = 512
 HELD = 6144  # products that a block keeps in shared memory: 24 KB, beside up to 8 KB of the query
-SUMS = 16  # of the specification: what the query is padded to
+STEP = 64  # coordinates that a key is taken in: what the query is padded to
 
 
 def rerank(
@@ -29,7 +29,7 @@ def rerank(
     if best.size:
         wide = q if q.dtype == k.dtype else xp.asarray(q, np.float32)
         held = M if M <= HELD else 0
-        width = -(-D // SUMS) * SUMS
+        width = -(-D // STEP) * STEP
         _launch.device().launch(
             RERANK,
             (element(wide), element(k), loaded_at_once(k)),

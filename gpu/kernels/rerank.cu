@@ -6,6 +6,7 @@
 #include "topk.cuh"
 
 constexpr int SUMS = 16;  // partial sums of a product, which the promised order of additions has
+constexpr int AHEAD = 4;  // loads in flight a thread
 
 // Of a product a distance that grows as the product falls; NaN counts as -inf. No product is -0,
 // whose bits would differ from +0's: every sum begins at +0. So distances go from 2^23 - 1, of inf,
@@ -19,7 +20,7 @@ __device__ __forceinline__ unsigned distance_of_product(float x) {
 // Grid: rows of q (B, H, L, D). q and k (B, H_kv, S, D) with the strides of their first three axes,
 // in elements; candidates (B, H, L, M) ascend, those outside of 0 to S - 1 are left out; out
 // (B, H, L, K), -1 behind the last. Dynamic shared memory: `width` floats, D rounded up to a
-// multiple of SUMS, and `held` distances: all M, or none where they are too many and go to
+// multiple of AHEAD SUMS, and `held` distances: all M, or none where they are too many and go to
 // `workspace` (rows, M). With VEC > 1 every row of k is aligned to VEC elements and VEC divides D.
 template <typename TQ, typename TK, int VEC>
 __global__ void __launch_bounds__(512) rerank(
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(512) rerank(
     const int* candidates, Int H, Int H_kv, Int L, Int S, Int M, Int D, Int width,
     unsigned* workspace, Int held, Int K, Int sinks, Int recent, int* out) {
   constexpr int SHARERS = SUMS / VEC;  // threads that share a token, each with VEC of its sums
+  constexpr int FOUR = VEC < 4 ? VEC : 4;  // coordinates of the query that one instruction loads
   DYN_SHARED(float, query);
   __shared__ SelectionScratch scratch;
   const Int row = blockIdx.x;
@@ -46,18 +48,30 @@ __global__ void __launch_bounds__(512) rerank(
   const int first = threadIdx.x % SHARERS * VEC, team = threadIdx.x / SHARERS;
   const int teams = blockDim.x / SHARERS;
   for (int start = 0; start < n; start += teams) {
-    const int i = start + team;
-    const int token = i < n ? candidates[i] : -1;
+    const int place = start + team;
+    const int token = place < n ? candidates[place] : -1;
     const bool there = token >= 0 && token < S;
     const TK* const key = k.row(b, head, there ? token : 0);
     float sum[VEC] = {};
-#pragma unroll 4
-    for (int d = first; d < end; d += SUMS) {
-      // Behind D zeros are added, which change no sum: none is -0.
-      const Part part = there && d < D ? *reinterpret_cast<const Part*>(key + d) : Part{};
+    for (int at = first; at < end; at += AHEAD * SUMS) {
+      Part parts[AHEAD];
 #pragma unroll
-      for (int j = 0; j < VEC; ++j) {
-        sum[j] = __fadd_rn(sum[j], __fmul_rn(query[d + j], to_float(part.x[j])));
+      for (int a = 0; a < AHEAD; ++a) {
+        const int d = at + a * SUMS;
+        parts[a] = there && d < D ? *reinterpret_cast<const Part*>(key + d) : Part{};
+      }
+      // Behind D zeros are added, which change no sum: none is -0.
+#pragma unroll
+      for (int a = 0; a < AHEAD; ++a) {
+#pragma unroll
+        for (int i = 0; i < VEC; i += FOUR) {
+          const auto some = *reinterpret_cast<const Vector<float, FOUR>*>(query + at + a * SUMS + i);
+#pragma unroll
+          for (int j = 0; j < FOUR; ++j) {
+            const float term = __fmul_rn(some.x[j], to_float(parts[a].x[i + j]));
+            sum[i + j] = __fadd_rn(sum[i + j], term);
+          }
+        }
       }
     }
     // The upper half of the sums is added to the lower one: first between threads, then in each.
@@ -73,7 +87,9 @@ __global__ void __launch_bounds__(512) rerank(
 #pragma unroll
       for (int j = 0; j < half; ++j) sum[j] = __fadd_rn(sum[j], sum[j + half]);
     }
-    if (first == 0 && i < n) distances[i] = there ? distance_of_product(sum[0]) : NOT_THERE<unsigned>;
+    if (first == 0 && place < n) {
+      distances[place] = there ? distance_of_product(sum[0]) : NOT_THERE<unsigned>;
+    }
   }
   __syncthreads();
   const int taken = select_nearest(

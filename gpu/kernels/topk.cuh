@@ -8,7 +8,7 @@
 #pragma once
 #include "score.cuh"
 
-constexpr int BINS = 2048;
+constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS;
 constexpr int MAX_WARPS = 32;
 
 struct SelectionScratch {
@@ -151,8 +151,7 @@ __device__ int select_nearest(
     } else {
       unsigned first = least, width = most - least + 1, wanted = rank;
       for (;;) {
-        int shift = 0;
-        while ((width - 1) >> shift >= static_cast<unsigned>(BINS)) ++shift;
+        const int shift = max(32 - BIN_BITS - __clz(width - 1), 0);  // width <= BINS << shift
         for (int i = threadIdx.x; i < BINS; i += blockDim.x) s.histogram[i] = 0;
         __syncthreads();
         mine.walk([&](int, unsigned d, bool forced) {
