@@ -14,6 +14,7 @@ from .attend import attend
 from .decode import DecodeStep, DeviceCache, device_cache
 from .hadamard import hadamard
 from .quantize import encode, encode_query, encode_step, quantize, quantize_query
+from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
 from .topk import topk
@@ -32,6 +33,7 @@ __all__ = [
     "hadamard",
     "quantize",
     "quantize_query",
+    "rerank",
     "score",
     "select_topk",
     "topk",

@@ -80,10 +80,19 @@ _ATTEND = tuple(
     if DT <= 256 or vector == 1
 )
 
+# TQ, TK, VEC of rerank.cu, as of attend.cu; head_dim needs no variants there.
+_RERANK = tuple(
+    (q, k, vector)
+    for q, k in product(ELEMENTS.values(), ELEMENTS.values())
+    for vector in (1, 4 if k == "float" else 8)
+    if q in (k, "float")
+)
+
 SCORE = Kernel("score.cu", "score", _SCAN)
 TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks")
 MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates")
 SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCAN)
+RERANK = Kernel("rerank.cu", "rerank", _RERANK)
 APPEND = Kernel("append.cu", "append", tuple((name,) for name in ELEMENTS.values()))
 ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
 
@@ -96,6 +105,7 @@ KERNELS = (
     TOPK_CHUNKS,
     MERGE_CANDIDATES,
     SELECT_CHUNKS,
+    RERANK,
     ATTEND,
     APPEND,
 )

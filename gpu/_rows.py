@@ -8,6 +8,7 @@ from ._kernels import ELEMENTS, VALUES
 from ._launch import Array
 
 LANES = 32
+VECTOR = 16  # bytes of a load, where rows are aligned to it
 THREADS = 128  # four rows a block: small blocks leave no multiprocessor idle behind a long one
 
 
@@ -53,3 +54,15 @@ def leading_strides(x: Array) -> tuple[int, ...]:
 def blocks(rows: int) -> tuple[int]:
     """The grid of a launch with a warp a row."""
     return (-(-rows * LANES // THREADS),)
+
+
+def loaded_at_once(*arrays: Array) -> int:
+    """Elements of arrays (..., D) of one dtype: VECTOR bytes, or 1 where not all rows allow it."""
+    n = VECTOR // arrays[0].dtype.itemsize
+    fits = all(x.shape[-1] % n == 0 and _aligned(x) for x in arrays)
+    return n if fits else 1
+
+
+def _aligned(x: Array) -> bool:
+    """Whether every row of x begins at a multiple of VECTOR bytes."""
+    return all(n % VECTOR == 0 for n in (x.data.ptr, *x.strides[:-1]))

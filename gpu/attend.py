@@ -9,10 +9,9 @@ import numpy as np
 from . import _launch
 from ._kernels import ATTEND
 from ._launch import Array
-from ._rows import element, leading_strides, padded
+from ._rows import element, leading_strides, loaded_at_once, padded
 
 THREADS = 128
-VECTOR = 16  # bytes of a load, where rows are aligned to it
 BLOCKS = 4  # a multiprocessor; more splits than fill them so do not pay
 LEAST = 32  # tokens a split; fewer do not pay for the merge
 
@@ -55,9 +54,7 @@ def attend_into(
     B, H, L, D = q.shape
     H_kv, S = k.shape[1:3]
     DT = max(padded(D), 32)
-    vector = VECTOR // k.dtype.itemsize
-    if not (q.dtype == k.dtype and DT <= 256 and D % vector == 0 and _aligned(k) and _aligned(v)):
-        vector = 1
+    vector = loaded_at_once(k, v) if q.dtype == k.dtype and DT <= 256 else 1
     _launch.device().launch(
         ATTEND,
         (element(q), element(k), DT, vector),
@@ -102,8 +99,3 @@ def attend(
             raise IndexError(f"index {int(beyond[0]) - 1} is out of range: k and v hold {S} tokens")
     out = out.astype(q.dtype, copy=False)
     return (out, lse) if return_lse else out
-
-
-def _aligned(x: Array) -> bool:
-    """Whether every row of x begins at a multiple of VECTOR bytes."""
-    return all(n % VECTOR == 0 for n in (x.data.ptr, *x.strides[:-1]))

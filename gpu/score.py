@@ -43,8 +43,12 @@ def device_lengths(length: int | Array) -> tuple[Array | None, int]:
     """Lengths (B,) as the kernels read them, None for one number, and the largest."""
     if isinstance(length, (int, np.integer)):
         return None, int(length)
-    largest = int(length.max()) if length.size else 0
-    return _launch.device().xp.asarray(length, np.int32), largest
+    return _launch.device().xp.asarray(length, np.int32), longest(length)
+
+
+def longest(length: int | Array) -> int:
+    """The largest of lengths (B,), or the one number."""
+    return int(np.max(length, initial=0))
 
 
 def score(query: Array, planes: Array, length: int | Array, metric: str = "weighted") -> Array:

@@ -14,7 +14,8 @@ from ._kernels import SELECT_CHUNKS
 from ._launch import Array
 from .attend import attend
 from .quantize import encode_query
-from .score import THREADS, Scan, codes_arguments, device_lengths, scan, score
+from .rerank import rerank
+from .score import THREADS, Scan, codes_arguments, device_lengths, longest, scan, score
 from .topk import Candidates, merge_candidates, no_candidates, topk
 
 if TYPE_CHECKING:
@@ -97,19 +98,40 @@ def select_topk(
     sinks: int = 0,
     recent: int = 0,
     prefilter: int = 0,
+    refine: int = 0,
+    k: Array | None = None,
 ) -> Array:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
+    options = metric, query_bits, sinks, recent
+    if k is not None and refine:
+        K = min(refine * budget, longest(codes.length))
+        near = _select(q, codes, K, prefilter * budget, *options)
+        return rerank(q, k, near, budget, sinks, recent)
+    return _select(q, codes, budget, prefilter * budget, *options)
+
+
+def _select(
+    q: Array,
+    codes: KeyCodes,
+    K: int,
+    kept: int,
+    metric: str,
+    query_bits: int,
+    sinks: int,
+    recent: int,
+) -> Array:
+    """Select K tokens by their codes, out of the `kept` nearest by the high plane if kept > 0."""
     xp = _launch.device().xp
     B, H, L, _ = q.shape
     planes = codes.planes
     H_kv, P = planes.shape[2], planes.shape[5]
-    indices = xp.empty((B, H, L, budget), np.int32)
+    indices = xp.empty((B, H, L, K), np.int32)
     if indices.size:
         query = encode_query(q, codes.thresholds, H_kv, metric, query_bits)
-        if prefilter:
-            return _select_twice(query, codes, budget, metric, sinks, recent, prefilter)
+        if kept:
+            return _select_twice(query, codes, K, kept, metric, sinks, recent)
         lengths, S = device_lengths(codes.length)
-        cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, budget)
+        cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, K)
         select_coded(query, planes, lengths, S, cut, indices, sinks, recent)
     return indices
 
@@ -117,11 +139,11 @@ def select_topk(
 def _select_twice(
     query: Array,
     codes: KeyCodes,
-    budget: int,
+    K: int,
+    kept: int,
     metric: str,
     sinks: int,
     recent: int,
-    prefilter: int,
 ) -> Array:
     """Select by the high plane, then among those by both; with all distances in memory."""
     xp = _launch.device().xp
@@ -129,13 +151,13 @@ def _select_twice(
     # The high plane in the low one's place: codes of 0 and 3 alone, which is what it tells apart.
     high = xp.broadcast_to(planes[:1], planes.shape)
     coarse = score(query, high, codes.length, metric)
-    kept = topk(coarse, min(prefilter * budget, coarse.shape[-1]), sinks, recent)
-    # The places behind the last token are written one column further.
     S = coarse.shape[-1]
+    near = topk(coarse, min(kept, S), sinks, recent)
+    # The places behind the last token are written one column further.
     among = xp.zeros((*coarse.shape[:-1], S + 1), bool)
-    xp.put_along_axis(among, xp.where(kept < 0, S, kept), True, axis=-1)
+    xp.put_along_axis(among, xp.where(near < 0, S, near), True, axis=-1)
     distances = score(query, planes, codes.length, metric)
-    return topk(xp.where(among[..., :S], distances, np.uint16(INVISIBLE)), budget, sinks, recent)
+    return topk(xp.where(among[..., :S], distances, np.uint16(INVISIBLE)), K, sinks, recent)
 
 
 def attend_topk(
@@ -149,8 +171,9 @@ def attend_topk(
     sinks: int = 0,
     recent: int = 0,
     prefilter: int = 0,
+    refine: int = 0,
     scale: float | None = None,
 ) -> tuple[Array, Array]:
     """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
-    indices = select_topk(q, codes, budget, metric, query_bits, sinks, recent, prefilter)
-    return attend(q, k, v, indices, scale, True)
+    options = metric, query_bits, sinks, recent, prefilter, refine, k
+    return attend(q, k, v, select_topk(q, codes, budget, *options), scale, True)

@@ -13,22 +13,6 @@ constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
 // -inf, the largest logit of no token.
 __device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
 
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Vector {
-  T x[N];
-};
-
-// An array (B, heads, tokens, D), its strides in elements; the last axis is contiguous.
-template <typename T>
-struct Rows {
-  const T* data;
-  Int b_stride, head_stride, token_stride;
-
-  __device__ const T* row(int b, int head, Int token) const {
-    return data + b * b_stride + head * head_stride + token * token_stride;
-  }
-};
-
 // The tokens of one query: `indices`, those below 0 left out, or without them 0 to count - 1.
 // An index of S or above is left out too, so that nothing is read outside of k and v; *beyond
 // becomes one more than the largest such.

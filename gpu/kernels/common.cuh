@@ -54,6 +54,23 @@ __device__ __forceinline__ void from_float(BFloat16& to, float x) {
   to.bits = x != x ? 0x7fffu : static_cast<unsigned short>(half_to_even >> 16);
 }
 
+// What one instruction loads.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Vector {
+  T x[N];
+};
+
+// An array (B, heads, tokens, D), its strides in elements; the last axis is contiguous.
+template <typename T>
+struct Rows {
+  const T* data;
+  Int b_stride, head_stride, token_stride;
+
+  __device__ const T* row(int b, int head, Int token) const {
+    return data + b * b_stride + head * head_stride + token * token_stride;
+  }
+};
+
 __device__ __forceinline__ int lane_index() { return threadIdx.x % LANES; }
 
 // This warp's number in the whole launch; blocks have one axis, of whole warps.

@@ -8,7 +8,7 @@
 #pragma once
 #include "score.cuh"
 
-constexpr int BINS = 2048;
+constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS;
 constexpr int MAX_WARPS = 32;
 
 struct SelectionScratch {
@@ -51,9 +51,15 @@ __device__ __forceinline__ void find_bin(SelectionScratch& s, unsigned rank) {
   __syncthreads();
 }
 
+// The distance of a token that is not there, in distances of 16 bits (INVISIBLE) or 32.
+template <typename T>
+constexpr unsigned NOT_THERE = static_cast<T>(~T{0});
+static_assert(NOT_THERE<unsigned short> == INVISIBLE);
+
 // A warp's run of consecutive tokens of a row.
+template <typename T>
 struct Run {
-  const unsigned short* distances;
+  const T* distances;
   int begin, end;
   unsigned seen_before;     // visible tokens of the row before the run
   unsigned sinks, recents;  // visible tokens of these ranks are forced: below sinks, from recents on
@@ -67,12 +73,12 @@ struct Run {
     unsigned rank = seen_before;  // of the first of the 32 among the visible ones
     for (int start = begin; start < end; start += LANES) {
       const int i = start + lane;
-      const unsigned d = i < end ? distances[i] : INVISIBLE;
+      const unsigned d = i < end ? distances[i] : NOT_THERE<T>;
       bool forced = false;
       if (forces) {
-        const unsigned here = __ballot_sync(ALL_LANES, d != INVISIBLE);
+        const unsigned here = __ballot_sync(ALL_LANES, d != NOT_THERE<T>);
         const unsigned own = rank + __popc(here & ((1u << lane) - 1));
-        forced = d != INVISIBLE && (own < sinks || own >= recents);
+        forced = d != NOT_THERE<T> && (own < sinks || own >= recents);
         rank += __popc(here);
       }
       visit(i, d, forced);
@@ -80,14 +86,14 @@ struct Run {
   }
 };
 
-// Selects up to K of the n tokens by distances[0 .. n), INVISIBLE ones left out: the first `sinks`
+// Selects up to K of the n tokens by distances[0 .. n), those NOT_THERE left out: the first `sinks`
 // and the last `recent` visible ones and the nearest of the others, among equals the last.
 // Calls emit(position, token, distance) once for each, with positions 0, 1, ... in the tokens'
 // order, and returns how many there are. The whole block calls it, with sinks + recent <= K,
 // after a barrier behind the writes to `distances`; it ends with a barrier.
-template <typename Emit>
+template <typename T, typename Emit>
 __device__ int select_nearest(
-  const unsigned short* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Emit emit
+  const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Emit emit
 ) {
   // Each warp has a run of consecutive tokens, a multiple of 32 but for the last.
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
@@ -96,10 +102,10 @@ __device__ int select_nearest(
   const unsigned below_lane = (1u << lane) - 1;
 
   // How many are visible, before this warp and in all, and their smallest and largest distance.
-  unsigned seen = 0, least = INVISIBLE, most = 0;
+  unsigned seen = 0, least = NOT_THERE<T>, most = 0;
   for (int i = begin + lane; i < end; i += LANES) {
     const unsigned d = distances[i];
-    if (d != INVISIBLE) {
+    if (d != NOT_THERE<T>) {
       ++seen;
       least = min(least, d);
       most = max(most, d);
@@ -125,7 +131,7 @@ __device__ int select_nearest(
     most = max(most, s.counts[2][w]);
   }
   __syncthreads();
-  const Run mine{
+  const Run<T> mine{
     distances, begin, end, seen_before, static_cast<unsigned>(sinks),
     visible - min(visible, static_cast<unsigned>(recent)),
     // With fewer visible tokens than K all are taken and none needs force.
@@ -133,9 +139,10 @@ __device__ int select_nearest(
   };
 
   // The threshold: smaller distances are taken, and of those equal to it all but the first
-  // `skipped`. Distances span at most 16 bits, so two rounds of 2048 bins reach a single value;
-  // the first one does where they span less than 2048, as up to 7 * 3 * 64 and 3 * 512 always.
-  unsigned threshold = INVISIBLE, skipped = 0;
+  // `skipped`. A round of 2048 bins settles 11 bits: of distances of 16 bits two rounds reach a
+  // single value, of 32 bits three; the first one does where they span less than 2048, as up to
+  // 7 * 3 * 64 and 3 * 512 always.
+  unsigned threshold = NOT_THERE<T>, skipped = 0;
   if (visible > static_cast<unsigned>(K)) {
     const unsigned rank = K - sinks - recent;
     if (rank == 0) {
@@ -143,13 +150,12 @@ __device__ int select_nearest(
       skipped = visible;
     } else {
       unsigned first = least, width = most - least + 1, wanted = rank;
-      int shift = 0;
-      while (width > static_cast<unsigned>(BINS) << shift) ++shift;
       for (;;) {
+        const int shift = max(32 - BIN_BITS - __clz(width - 1), 0);  // width <= BINS << shift
         for (int i = threadIdx.x; i < BINS; i += blockDim.x) s.histogram[i] = 0;
         __syncthreads();
         mine.walk([&](int, unsigned d, bool forced) {
-          if (d != INVISIBLE && !forced && d - first < width) {
+          if (d != NOT_THERE<T> && !forced && d - first < width) {
             atomicAdd(&s.histogram[(d - first) >> shift], 1u);
           }
         });
@@ -159,7 +165,6 @@ __device__ int select_nearest(
         wanted -= s.before;
         if (shift == 0) break;
         width = 1u << shift;
-        shift = 0;
       }
       threshold = first;
       skipped = s.inside - wanted;
@@ -170,7 +175,7 @@ __device__ int select_nearest(
   unsigned below = 0, equal = 0;
   mine.walk([&](int, unsigned d, bool forced) {
     below += __popc(__ballot_sync(ALL_LANES, forced || d < threshold));
-    equal += __popc(__ballot_sync(ALL_LANES, !forced && d == threshold && d != INVISIBLE));
+    equal += __popc(__ballot_sync(ALL_LANES, !forced && d == threshold && d != NOT_THERE<T>));
   });
   __syncthreads();  // find_bin's counts have been read
   if (lane == 0) {
@@ -186,7 +191,7 @@ __device__ int select_nearest(
 
   mine.walk([&](int i, unsigned d, bool forced) {
     const bool is_below = forced || d < threshold;
-    const bool is_equal = !forced && d == threshold && d != INVISIBLE;
+    const bool is_equal = !forced && d == threshold && d != NOT_THERE<T>;
     const unsigned below_here = __ballot_sync(ALL_LANES, is_below);
     const unsigned equal_here = __ballot_sync(ALL_LANES, is_equal);
     const unsigned own_below = below + __popc(below_here & below_lane);

@@ -345,6 +345,7 @@ SMALL = (
     ("select", "MOST", 128),
     ("select", "LEAST", 64),
     ("attend", "LEAST", 5),
+    ("rerank", "HELD", 100),
 )
 
 

@@ -1,0 +1,99 @@
+// rerank: of each query's chosen tokens, those of the largest inner product, exactly.
+//
+// Bounded by the latency of scattered rows, as attend.cu: M rows of k a query, each read once. A
+// block takes a row of the indices, computes all products and selects as topk.cu does, so that no
+// product travels between blocks.
+#include "topk.cuh"
+
+constexpr int SUMS = 16;  // partial sums of a product, which the promised order of additions has
+constexpr int AHEAD = 4;  // loads in flight a thread
+
+// Of a product a distance that grows as the product falls; NaN counts as -inf. No product is -0,
+// whose bits would differ from +0's: every sum begins at +0. So distances go from 2^23 - 1, of inf,
+// to 0xff800000, of -inf, and none is NOT_THERE.
+__device__ __forceinline__ unsigned distance_of_product(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if (x != x) return 0xff800000u;
+  return bits >> 31 ? bits : bits ^ 0x7fffffffu;
+}
+
+// Grid: rows of q (B, H, L, D). q and k (B, H_kv, S, D) with the strides of their first three axes,
+// in elements; candidates (B, H, L, M) ascend, those outside of 0 to S - 1 are left out; out
+// (B, H, L, K), -1 behind the last. Dynamic shared memory: `width` floats, D rounded up to a
+// multiple of AHEAD SUMS, and `held` distances: all M, or none where they are too many and go to
+// `workspace` (rows, M). With VEC > 1 every row of k is aligned to VEC elements and VEC divides D.
+template <typename TQ, typename TK, int VEC>
+__global__ void __launch_bounds__(512) rerank(
+    const TQ* q_data, Int q_b, Int q_h, Int q_l, const TK* k_data, Int k_b, Int k_h, Int k_s,
+    const int* candidates, Int H, Int H_kv, Int L, Int S, Int M, Int D, Int width,
+    unsigned* workspace, Int held, Int K, Int sinks, Int recent, int* out) {
+  constexpr int SHARERS = SUMS / VEC;  // threads that share a token, each with VEC of its sums
+  constexpr int FOUR = VEC < 4 ? VEC : 4;  // coordinates of the query that one instruction loads
+  DYN_SHARED(float, query);
+  __shared__ SelectionScratch scratch;
+  const Int row = blockIdx.x;
+  const int l = row % L, h = row / L % H, b = row / (L * H);
+  const int head = h / (H / H_kv), n = M, end = width;
+  unsigned* const distances =
+      held == M ? reinterpret_cast<unsigned*>(query + width) : workspace + row * M;
+  candidates += row * M;
+  out += row * K;
+
+  const TQ* const q = Rows<TQ>{q_data, q_b, q_h, q_l}.row(b, h, l);
+  for (int d = threadIdx.x; d < end; d += blockDim.x) query[d] = d < D ? to_float(q[d]) : 0.0f;
+  __syncthreads();
+
+  using Part = Vector<TK, VEC>;
+  const Rows<TK> k{k_data, k_b, k_h, k_s};
+  const int first = threadIdx.x % SHARERS * VEC, team = threadIdx.x / SHARERS;
+  const int teams = blockDim.x / SHARERS;
+  for (int start = 0; start < n; start += teams) {
+    const int place = start + team;
+    const int token = place < n ? candidates[place] : -1;
+    const bool there = token >= 0 && token < S;
+    const TK* const key = k.row(b, head, there ? token : 0);
+    float sum[VEC] = {};
+    for (int at = first; at < end; at += AHEAD * SUMS) {
+      Part parts[AHEAD];
+#pragma unroll
+      for (int a = 0; a < AHEAD; ++a) {
+        const int d = at + a * SUMS;
+        parts[a] = there && d < D ? *reinterpret_cast<const Part*>(key + d) : Part{};
+      }
+      // Behind D zeros are added, which change no sum: none is -0.
+#pragma unroll
+      for (int a = 0; a < AHEAD; ++a) {
+#pragma unroll
+        for (int i = 0; i < VEC; i += FOUR) {
+          const auto some = *reinterpret_cast<const Vector<float, FOUR>*>(query + at + a * SUMS + i);
+#pragma unroll
+          for (int j = 0; j < FOUR; ++j) {
+            const float term = __fmul_rn(some.x[j], to_float(parts[a].x[i + j]));
+            sum[i + j] = __fadd_rn(sum[i + j], term);
+          }
+        }
+      }
+    }
+    // The upper half of the sums is added to the lower one: first between threads, then in each.
+#pragma unroll
+    for (int stride = SHARERS / 2; stride > 0; stride /= 2) {
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) {
+        sum[j] = __fadd_rn(sum[j], __shfl_xor_sync(ALL_LANES, sum[j], stride));
+      }
+    }
+#pragma unroll
+    for (int half = VEC / 2; half > 0; half /= 2) {
+#pragma unroll
+      for (int j = 0; j < half; ++j) sum[j] = __fadd_rn(sum[j], sum[j + half]);
+    }
+    if (first == 0 && place < n) {
+      distances[place] = there ? distance_of_product(sum[0]) : NOT_THERE<unsigned>;
+    }
+  }
+  __syncthreads();
+  const int taken = select_nearest(
+      distances, n, K, sinks, recent, scratch,
+      [&](int at, int i, unsigned) { out[at] = candidates[i]; });
+  for (int i = taken + threadIdx.x; i < K; i += blockDim.x) out[i] = -1;
+}
