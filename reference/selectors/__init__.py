@@ -10,11 +10,33 @@ from __future__ import annotations
 from typing import Protocol
 
 from .adamas import Adamas
+from .double_sparsity import DoubleSparsity
 from .exact import Exact
 from .full import Full
+from .h2o import H2O
 from .largest import Array, Indices
+from .loki import Loki
+from .quest import Quest
+from .sign_hash import SignHash
+from .sliding_window import SlidingWindow
+from .sparq import SparQ
+from .streaming_llm import StreamingLLM
 
-__all__ = ["SELECTORS", "Adamas", "Exact", "Full", "Selector"]
+__all__ = [
+    "SELECTORS",
+    "Adamas",
+    "DoubleSparsity",
+    "Exact",
+    "Full",
+    "H2O",
+    "Loki",
+    "Quest",
+    "Selector",
+    "SignHash",
+    "SlidingWindow",
+    "SparQ",
+    "StreamingLLM",
+]
 
 
 class Selector(Protocol):
@@ -65,5 +87,14 @@ class Selector(Protocol):
 SELECTORS: dict[str, Selector] = {
     "full": Full(),
     "exact": Exact(),
+    "sliding-window": SlidingWindow(),
+    "streaming-llm": StreamingLLM(),
+    "quest": Quest(),
+    "h2o": H2O(),
+    "sparq": SparQ(),
+    "double-sparsity": DoubleSparsity(),
+    "double-sparsity-quarter": DoubleSparsity("Double Sparsity, D/4 channels", share=4),
+    "loki": Loki(),
+    "sign-hash": SignHash(),
     "adamas": Adamas(),
 }

@@ -64,7 +64,7 @@ def by_scores(
     H_kv, S = k.shape[:2]
     grouped = q.reshape(H_kv, H // H_kv, L, D)
     indices = np.empty((H_kv, H // H_kv, L, K), np.int32)
-    for g, rows, own in blocks(*grouped.shape[:3], S):
+    for g, rows, own in blocks(H_kv, H // H_kv, L, S):
         indices[g, :, rows] = largest(scores(g, grouped[g, :, rows], own), own, K, sinks, recent)
     return indices.reshape(H, L, K)
 
