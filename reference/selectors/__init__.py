@@ -89,12 +89,26 @@ SELECTORS: dict[str, Selector] = {
     "exact": Exact(),
     "sliding-window": SlidingWindow(),
     "streaming-llm": StreamingLLM(),
-    "quest": Quest(),
     "h2o": H2O(),
+    "quest": Quest(),
     "sparq": SparQ(),
     "double-sparsity": DoubleSparsity(),
     "double-sparsity-quarter": DoubleSparsity("Double Sparsity, D/4 channels", share=4),
     "loki": Loki(),
     "sign-hash": SignHash(),
+    "paper": Adamas("Adamas as published", metric="l1", thresholds="published"),
+    "paper-xor": Adamas("Adamas as published, XOR kernel", metric="xor", thresholds="published"),
+    "paper-quartiles": Adamas("Adamas, L1, quartiles", metric="l1", thresholds="quartiles"),
+    "paper-own-quartiles": Adamas(
+        "Adamas, L1, own quartiles", metric="l1", thresholds="quartiles", own_thresholds=True
+    ),
     "adamas": Adamas(),
+    "adamas-prefilter": Adamas("weighted, prefilter 8", prefilter=8),
+    "adamas-refine-2": Adamas("weighted, refine 2", refine=2),
+    "adamas-refine-4": Adamas("weighted, refine 4", refine=4),
+    "adamas-high-refine-4": Adamas("weighted, high plane, refine 4", bits=1, refine=4),
+    "adamas-mean": Adamas(
+        "weighted, scale, means of 64", thresholds="token", scale=True, block=64, recode=True
+    ),
+    "adamas-group": Adamas("weighted, group", group="softmax"),
 }

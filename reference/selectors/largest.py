@@ -69,6 +69,23 @@ def by_scores(
     return indices.reshape(H, L, K)
 
 
+def hide(scores: NDArray[Any], own: Own) -> Array:
+    """Scores (..., l, S) in float32, -inf where query i, which sees 0 to own[i], sees nothing."""
+    visible = np.arange(scores.shape[-1]) <= own[:, None]
+    return np.where(visible, scores, -np.inf).astype(np.float32, copy=False)
+
+
+def only(scores: NDArray[Any], kept: Indices) -> Array:
+    """Scores (..., S) in float32, -inf for all tokens but those of kept (..., M)."""
+    S = scores.shape[-1]
+    flat, rows = scores.reshape(-1, S), kept.reshape(-1, kept.shape[-1])
+    row, column = np.nonzero(rows >= 0)
+    token = rows[row, column]
+    left: Array = np.full(flat.shape, -np.inf, np.float32)
+    left[row, token] = flat[row, token]
+    return left.reshape(scores.shape)
+
+
 def largest(
     scores: NDArray[Any],
     own: Own,
@@ -84,9 +101,9 @@ def largest(
     """
     *lead, S = scores.shape
     token = np.arange(S)
-    visible = np.broadcast_to(token <= own[:, None], scores.shape).reshape(-1, S)
     last = np.broadcast_to(own, lead).reshape(-1, 1)
-    rank = np.where(visible, scores.reshape(-1, S), -np.inf).astype(np.float32, copy=False)
+    visible = token <= last
+    rank = hide(scores, own).reshape(-1, S)
     rank[visible & ((token < sinks) | (token > last - recent))] = np.inf
 
     wanted = np.broadcast_to(K, lead).reshape(-1)

@@ -36,11 +36,13 @@ class Quest:
             low, high = self._bounds(k[g])  # (S, D) each, of each token's page up to the token
             S = len(low)
             ends = np.minimum(np.arange(self.page - 1, S + self.page - 1, self.page), S - 1)
-            up, down = np.maximum(x, 0), np.minimum(x, 0)  # (G, l, D)
-            pages = up @ high[ends].T + down @ low[ends].T  # (G, l, S / page)
+            up: Array = np.maximum(x, 0)  # (G, l, D)
+            down: Array = np.minimum(x, 0)
+            pages: Array = up @ high[ends].T + down @ low[ends].T  # (G, l, S / page)
             of_query = np.vecdot(up, high[own]) + np.vecdot(down, low[own])  # (G, l)
             pages[:, np.arange(len(own)), own // self.page] = of_query
-            return np.repeat(pages, self.page, axis=-1)[..., :S]
+            of_tokens: Array = np.repeat(pages, self.page, axis=-1)
+            return of_tokens[..., :S]
 
         return by_scores(self.name, q, k, budget, scores)
 
