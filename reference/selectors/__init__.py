@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from .adamas import Adamas
+from .adaptive import AdaptiveBudgets
 from .double_sparsity import DoubleSparsity
 from .exact import Exact
 from .full import Full
@@ -25,6 +26,7 @@ from .streaming_llm import StreamingLLM
 __all__ = [
     "SELECTORS",
     "Adamas",
+    "AdaptiveBudgets",
     "DoubleSparsity",
     "Exact",
     "Full",
@@ -111,4 +113,5 @@ SELECTORS: dict[str, Selector] = {
         "weighted, scale, means of 64", thresholds="token", scale=True, block=64, recode=True
     ),
     "adamas-group": Adamas("weighted, group", group="softmax"),
+    "adamas-adaptive": AdaptiveBudgets(),
 }

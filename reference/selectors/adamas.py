@@ -165,16 +165,18 @@ class Adamas:
 
     def _by_code(self, q: Array, k: Array, K: int) -> Indices:
         """The best K by code, (H, L, K)."""
-        fitted = self.fitted
-        if fitted is None:
-            raise ValueError(f"{self.name}: has no thresholds; fit it to a prefix first")
         if self._in_library():
-            codes = encode(k, fitted.thresholds)
+            codes = encode(k, self._ready().thresholds)
             metric = "manhattan" if self.metric == "l1" else "weighted"
             options = metric, self.query_bits or 4, *self._forced(K), self.prefilter
             indices: Indices = select_topk(q, codes, K, *options)
             return indices
-        return self._by_estimates(q, k, K, fitted)
+        return self._by_estimates(q, k, K)
+
+    def _ready(self) -> Fitted:
+        if self.fitted is None:
+            raise ValueError(f"{self.name}: has no thresholds; fit it to a prefix first")
+        return self.fitted
 
     def _in_library(self) -> bool:
         """Whether `select_topk` has these options."""
@@ -186,28 +188,30 @@ class Adamas:
             and (self.metric == "l1" or (self.metric == "weighted" and self.query_bits is not None))
         )
 
-    def _by_estimates(self, q: Array, k: Array, K: int, fitted: Fitted) -> Indices:
+    def _by_estimates(self, q: Array, k: Array, K: int) -> Indices:
         """The same for all options, those of the library included."""
         forced = self._forced(K)
 
         def scores(g: int, x: Array, own: Own) -> NDArray[Any]:
-            keys, queries = self._rotated(k[g]), self._rotated(x)
-            fine = self._pooled(hide(self._estimates(fitted, g, queries, keys, own), own))
+            fine = self._pooled(self.estimates(g, x, k[g], own))
             if not self.prefilter:
                 return fine
-            estimates = self._estimates(fitted, g, queries, keys, own, high_plane=True)
-            coarse = self._pooled(hide(estimates, own))
-            return only(fine, largest(coarse, own, min(self.prefilter * K, len(keys)), *forced))
+            coarse = self._pooled(self.estimates(g, x, k[g], own, high_plane=True))
+            M = min(self.prefilter * K, k.shape[1])
+            return only(fine, largest(coarse, own, M, *forced))
 
         return by_scores(self.name, q, k, K, scores, *forced)
 
-    def _estimates(
-        self, fitted: Fitted, g: int, x: Array, y: Array, own: Own, high_plane: bool = False
+    def estimates(
+        self, g: int, queries: Array, keys: Array, own: Own, high_plane: bool = False
     ) -> Array:
-        """Estimated logits, or negative distances, (G, l, S) of transformed x (G, l, D), y (S, D).
+        """Estimated logits, or negative distances, (G, l, S); -inf where a query does not see.
 
+        Of queries (G, l, D) and all keys (S, D) of KV head g, own (l,) being the queries' tokens.
         With the high plane alone a code is 0 or n - 1.
         """
+        fitted = self._ready()
+        x, y = self._rotated(queries), self._rotated(keys)
         if self.metric != "weighted":
             first = g * len(x)
             e = np.stack(
@@ -219,7 +223,7 @@ class Adamas:
             c = codes_of(y, fitted.coder.edges[g], fitted.coder.per_token)
             if high_plane:
                 c = np.where(c >= 2 ** (self.bits - 1), np.float32(2**self.bits - 1), 0)
-            return -code_distance(self.metric, e, c, self.bits)
+            return hide(-code_distance(self.metric, e, c, self.bits), own)
 
         weights, unit = self._weights(x)
 
@@ -232,13 +236,13 @@ class Adamas:
             return estimate if mean is None else estimate + x @ mean.T
 
         if not self.block:
-            return logits(None)
+            return hide(logits(None), own)
         before, within = block_means(y, self.block)
         estimate = logits(before)
         if self.recode:
             full = (own + 1) // self.block * self.block  # tokens in blocks that are full by then
             estimate = np.where(np.arange(len(y)) < full[:, None], logits(within), estimate)
-        return estimate
+        return hide(estimate, own)
 
     def _weights(self, x: Array) -> tuple[Array, Array]:
         """Signed integer weights (G, l, D) and what to multiply them by, (G, l, 1), to get a logit.
