@@ -226,14 +226,15 @@ class Adamas:
             return hide(-code_distance(self.metric, e, c, self.bits), own)
 
         weights, unit = self._weights(x)
+        scale = np.float32(queries.shape[-1] ** -0.5)
 
         def logits(mean: Array | None) -> Array:
             rest = y if mean is None else y - mean
             u, s = fitted.coder.read_back(g, rest, fitted.step[g])
             if high_plane:
                 u = np.copysign(np.float32((2**self.bits - 1) / 2), u)
-            estimate: Array = (weights @ u.T) * s[:, 0] * unit
-            return estimate if mean is None else estimate + x @ mean.T
+            estimate: Array = scale * unit * s[:, 0] * (weights @ u.T)
+            return estimate if mean is None else estimate + scale * (x @ mean.T)
 
         if not self.block:
             return hide(logits(None), own)
@@ -245,18 +246,17 @@ class Adamas:
         return hide(estimate, own)
 
     def _weights(self, x: Array) -> tuple[Array, Array]:
-        """Signed integer weights (G, l, D) and what to multiply them by, (G, l, 1), to get a logit.
+        """Signed integer weights (G, l, D) and their unit (G, l, 1): together about x.
 
         The same float32 operations as in `quantize_query`. A query that is 0 weighs nothing.
         """
-        scale = np.float32(x.shape[-1] ** -0.5)
         if self.query_bits is None:
-            return x, np.full((*x.shape[:-1], 1), scale)
+            return x, np.ones((*x.shape[:-1], 1), np.float32)
         size = np.abs(x)
         top = size.max(axis=-1, keepdims=True)
         top[top == 0] = 1
         wmax = np.float32(2 ** (self.query_bits - 1) - 1)
-        return np.copysign(np.rint(size / top * wmax), x), scale * top / wmax
+        return np.copysign(np.rint(size / top * wmax), x), top / wmax
 
     def _pooled(self, scores: Array) -> NDArray[Any]:
         """One row (1, l, S) for the group, where it shares its choice."""
