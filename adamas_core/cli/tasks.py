@@ -6,7 +6,7 @@ equal prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -62,82 +62,98 @@ def passkey(length: int, depth: float, count: Count, rng: np.random.Generator) -
 
 
 def multi_needle(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Six people's numbers at even distances in filler."""
+    """Six people's user names at even distances in filler; each is asked for."""
     names = rng.choice(NAMES, 6, replace=False)
-    keys = [digits(5, rng) for _ in names]
-    needles = [f"The pass key of {n} is {key}. " for n, key in zip(names, keys, strict=True)]
+    keys = [digits(4, rng) for _ in names]
+    needles = [f"The user name of {n} is {n}{key}. " for n, key in zip(names, keys, strict=True)]
     filler = max((length - count("".join(needles))) // count(FILLER), len(needles) + 1)
     parts = np.diff(np.linspace(0, filler, len(needles) + 2).astype(int))
     text = FILLER * int(parts[0])
     for needle, part in zip(needles, parts[1:], strict=True):
         text += needle + FILLER * int(part)
     questions = tuple(
-        Question(f"\nThe pass key of {n} is", f" {key}") for n, key in zip(names, keys, strict=True)
+        Question(f"\nThe user name of {n} is {n}", key) for n, key in zip(names, keys, strict=True)
     )
     return Prompt("multi-needle", length, None, text, questions)
 
 
 def key_value(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """A list of words with a number each; eight of them are asked for."""
-    line = count("river stone = 4821\n")
-    pairs = max(length // line, 8)
-    keys = distinct_pairs(pairs, rng)
-    values = [digits(4, rng) for _ in keys]
-    text = "".join(f"{key} = {value}\n" for key, value in zip(keys, values, strict=True))
-    asked = rng.choice(pairs, 8, replace=False)
-    questions = tuple(Question(f"\n{keys[i]} =", f" {values[i]}") for i in asked)
+    """A list of pairs of words with a number each; eight are asked for."""
+    pairs = distinct_pairs(max(length // count("river-stone4821\n"), 8), rng)
+    values = [digits(4, rng) for _ in pairs]
+    text = "".join(f"{pair}{value}\n" for pair, value in zip(pairs, values, strict=True))
+    asked = rng.choice(len(pairs), 8, replace=False)
+    questions = tuple(Question(f"\n{pairs[i]}", values[i]) for i in asked)
     return Prompt("key-value recall", length, None, text, questions)
 
 
 def induction(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Random words; six of them are said again, and the next six have to follow."""
-    words = max(length // count(" river"), 64)
-    sequence = rng.choice(WORDS, words)
-    starts = rng.choice(words - 12, 8, replace=False)
+    """Random numbers; twelve of them are said again, and the next three have to follow."""
+    numbers = [digits(3, rng) for _ in range(max(length // count(" 123"), 16))]
     questions = tuple(
         Question(
-            "\n\n" + " ".join(sequence[i : i + 6]),
-            "".join(f" {w}" for w in sequence[i + 6 : i + 12]),
+            "\nThe same numbers again: " + " ".join(numbers[i : i + 12]),
+            "".join(f" {n}" for n in numbers[i + 12 : i + 15]),
         )
-        for i in starts
+        for i in rng.integers(0, len(numbers) - 14, 6)
     )
-    return Prompt("induction copy", length, None, " ".join(sequence), questions)
+    return Prompt("induction copy", length, None, f"Numbers: {' '.join(numbers)}.\n", questions)
 
 
 def variables(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Python code in which numbers go from variable to variable."""
-    lines: list[str] = []
-    names = distinct_pairs(max(length // count("river_stone = cloud_window\n"), 12), rng)
-    held: dict[str, str] = {}
-    for i, pair in enumerate(names):
-        name = pair.replace(" ", "_")
-        if i % 2 == 0:
-            held[name] = digits(3, rng)
-            lines.append(f"{name} = {held[name]}\n")
-        else:
-            other = names[i - 1].replace(" ", "_")
-            held[name] = held[other]
-            lines.append(f"{name} = {other}\n")
-    copies = [name for i, name in enumerate(held) if i % 2]
-    asked = rng.choice(copies, min(6, len(copies)), replace=False)
-    questions = tuple(Question(f"\nassert {n} ==", f" {held[n]}") for n in asked)
-    return Prompt("variable tracking", length, None, "".join(lines), questions)
+    """Python code: what a variable was set to, some hundred lines before."""
+    return _variables("variable tracking", 0, length, count, rng)
+
+
+def copied_variables(length: int, count: Count, rng: np.random.Generator) -> Prompt:
+    """The same where what is asked for was copied from another variable."""
+    return _variables("variable tracking, one copy", 1, length, count, rng)
+
+
+def _variables(
+    task: str, copies: int, length: int, count: Count, rng: np.random.Generator
+) -> Prompt:
+    """Each value begins with the name of its variable: a number alone the model mixes up."""
+    made = max(length // ((1 + copies) * count('river_stone = "river_stone482"\n')), 6)
+    names = [pair.replace("-", "_") for pair in distinct_pairs((1 + copies) * made, rng)]
+    values = {name: f"{name}{digits(3, rng)}" for name in names[:made]}
+    lines = [f'{name} = "{value}"\n' for name, value in values.items()]
+    for name, other in zip(names[made:], names[:made], strict=False):
+        values[name] = values[other]
+        lines.append(f"{name} = {other}\n")
+    questions = tuple(
+        Question(f'\nassert {name} == "{values[name][:-3]}', f'{values[name][-3:]}"')
+        for name in rng.choice(names[-made:], 6, replace=False)
+    )
+    return Prompt(task, length, None, "".join(lines), questions)
 
 
 def word_counts(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """A list of words in which some stand several times; how often is asked."""
-    words = max(length // count(" river,"), 24)
-    often = rng.choice(WORDS, 4, replace=False)
-    times = rng.permutation([2, 3, 4, 5])
-    rest = [w for w in WORDS if w not in often]
-    listed = [w for w, n in zip(often, times, strict=True) for _ in range(n)]
-    listed += list(rng.choice(rest, words - len(listed)))
-    text = "Words: " + ", ".join(rng.permutation(listed)) + ".\n"
-    questions = tuple(
-        Question(f"The number of times that {w} is in the list of words:", f" {n}")
-        for w, n in zip(often, times, strict=True)
-    )
+    """Words said once, twice or three times with their count, as examples for six more."""
+
+    def said() -> tuple[str, str]:
+        word, n = rng.choice(WORDS), int(rng.integers(1, 4))
+        return f"{' '.join([word] * n)} =", f" {n} {word}"
+
+    examples = max(length // count("river river = 2 river\n"), 4)
+    text = "".join(f"{''.join(said())}\n" for _ in range(examples))
+    questions = tuple(Question(*said()) for _ in range(6))
     return Prompt("word counts", length, None, text, questions)
+
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+OTHERS = (multi_needle, key_value, induction, variables, copied_variables, word_counts)
+OTHERS_LENGTH = 512  # small models solve most of them at no more
+
+
+def suite(lengths: Sequence[int], examples: int, count: Count, seed: int = 0) -> list[Prompt]:
+    """All prompts: pass keys at each length and depth, and the other tasks."""
+    prompts = []
+    for example in range(examples):
+        rng = np.random.default_rng([seed, example])
+        prompts += [make(OTHERS_LENGTH, count, rng) for make in OTHERS]
+        prompts += [passkey(n, depth, count, rng) for n in sorted(lengths) for depth in DEPTHS]
+    return prompts
 
 
 def digits(n: int, rng: np.random.Generator) -> str:
@@ -146,6 +162,6 @@ def digits(n: int, rng: np.random.Generator) -> str:
 
 
 def distinct_pairs(n: int, rng: np.random.Generator) -> list[str]:
-    """n different pairs of words."""
+    """n different pairs of words, as river-stone."""
     chosen = rng.choice(len(WORDS) ** 2, n, replace=False)
-    return [f"{WORDS[i // len(WORDS)]} {WORDS[i % len(WORDS)]}" for i in chosen]
+    return [f"{WORDS[i // len(WORDS)]}-{WORDS[i % len(WORDS)]}" for i in chosen]
