@@ -156,8 +156,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks, "OTHERS", (tasks.word_counts, tasks.key_value))
-    monkeypatch.setattr(tasks, "OTHERS_LENGTH", 60)
+    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60})
     monkeypatch.setattr(tasks, "DEPTHS", (0.0, 1.0))
     monkeypatch.setattr(judge, "SOLVED", 0.0)
     command = ["compare", *model[1:], "--tasks", "--quick", "--contexts", "100", "--budgets", "8"]

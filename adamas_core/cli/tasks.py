@@ -142,8 +142,15 @@ def word_counts(length: int, count: Count, rng: np.random.Generator) -> Prompt:
 
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-OTHERS = (multi_needle, key_value, induction, variables, copied_variables, word_counts)
-OTHERS_LENGTH = 512  # small models solve most of them at no more
+# Small models solve the others at no more tokens than these.
+OTHERS: dict[Callable[[int, Count, np.random.Generator], Prompt], int] = {
+    multi_needle: 512,
+    key_value: 512,
+    induction: 512,
+    variables: 256,
+    copied_variables: 256,
+    word_counts: 256,
+}
 
 
 def suite(lengths: Sequence[int], examples: int, count: Count, seed: int = 0) -> list[Prompt]:
@@ -151,7 +158,7 @@ def suite(lengths: Sequence[int], examples: int, count: Count, seed: int = 0) ->
     prompts = []
     for example in range(examples):
         rng = np.random.default_rng([seed, example])
-        prompts += [make(OTHERS_LENGTH, count, rng) for make in OTHERS]
+        prompts += [make(length, count, rng) for make, length in OTHERS.items()]
         prompts += [passkey(n, depth, count, rng) for n in sorted(lengths) for depth in DEPTHS]
     return prompts
 
