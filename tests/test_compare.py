@@ -314,8 +314,10 @@ def test_an_interrupted_run_goes_on(
 def test_ablations_on_the_command_line(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(capsys, [*command, "--budgets", "24", "--ablations"], tmp_path / "out")
-    assert [row["selector"] for row in found["rows"]] == ["exact", *(v.key for v in ablations())]
+    more = ["--selectors", "quest", "--budgets", "8", "--at=24", "--ablations"]
+    found = run(capsys, [*command, *more], tmp_path / "out")
+    told = [(row["selector"], row["budget"]) for row in found["rows"]]
+    assert told == [("quest", 8), *((variant.key, 24) for variant in ablations())]
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--positions", type=int, help="last tokens of a window, which are decoded (512)")
     add("--budgets", type=int, nargs="+", help="tokens a query head attends to (16 to 1024)")
     add("--contexts", type=int, nargs="*", help="compared at the budget --at (1024 to 8192)")
-    add("--at", type=int, default=128, help="budget at which contexts are compared (128)")
+    add("--at", type=int, default=128, help="budget of contexts and ablations (128)")
     add("--selectors", nargs="+", help=f"of {', '.join(SELECTORS)} (all but full)")
-    add("--ablations", action="store_true", help="compare changes of the method, at --budgets")
+    add("--ablations", action="store_true", help="also changes of the method, at the budget --at")
     add("--tasks", action="store_true", help="tasks with exact answers, in place of texts")
     add("--out", type=Path, default=Path("adamas-compare"), help="folder of results")
     add("--examples", type=int, help="prompts of each task, length and depth (2)")
@@ -82,15 +82,15 @@ def run(args: argparse.Namespace) -> int:
         from . import judge
 
         return judge.run(args)
-    compared = [Variant("exact", SELECTORS["exact"]), *ablations()] if args.ablations else []
-    compared = compared or variants(args.selectors)
-    plan = [(args.context, budget) for budget in args.budgets]
-    plan += [(context, args.at) for context in args.contexts if (context, args.at) not in plan]
+    plan = [(args.context, b, v) for b in args.budgets for v in variants(args.selectors)]
+    plan += [(c, args.at, v) for c in args.contexts for v in variants(args.selectors)]
+    if args.ablations:
+        plan += [(args.context, args.at, v) for v in ablations()]
     texts = [named(name) for name in args.text]
 
     path = args.model or fetch.smollm2()
     record = Record(args.out / "cells.jsonl", settings(path, args.positions), KEY)
-    compare(path, args.tokenizer or path, texts, plan, compared, args.positions, record)
+    compare(path, args.tokenizer or path, texts, plan, args.positions, record)
     report(args, path, record)
     return 0
 
@@ -110,50 +110,43 @@ def compare(
     path: Path,
     tokenizer_path: Path,
     texts: list[Text],
-    plan: list[tuple[int, int]],
-    compared: list[Variant],
+    plan: list[tuple[int, int, Variant]],
     positions: int,
     record: Record,
 ) -> None:
-    """Measure all that the record lacks: each variant at each (context, budget) on each text."""
+    """Measure what the record lacks of a plan of (context, budget, variant), on each text."""
     from ..reference import llama, tokenizers
 
-    with bar("Loading the model") as move:
+    with bar("Loading the model"):
         model, tokenizer = llama.load(path), tokenizers.load(tokenizer_path)
-    contexts = list(dict.fromkeys(context for context, _ in plan))
+    contexts = list(dict.fromkeys(context for context, _, _ in plan))
     if max(contexts) > model.config.context:
         raise ValueError(
             f"a context of {max(contexts)} is more than the model's {model.config.context}"
         )
-    total = len(texts) * len(plan) * len(compared)
-    done = 0
     for text in texts:
         windows = text.windows(tokenizer, contexts)
-        for context in contexts:
-            todo = []
-            for budget in (b for c, b in plan if c == context):
-                for variant in compared:
-                    facts = about(variant, text.name, windows[context], budget, model.config)
-                    if not record.has(facts):
-                        todo.append((variant, budget, facts))
-                    else:
-                        done += 1
+        for context, window in windows.items():
+            todo = {}
+            for at, budget, variant in plan:
+                facts = about(variant, text.name, window, budget, model.config)
+                if at == context and not record.has(facts):
+                    todo[budget, variant.key] = (variant, facts)
             if not todo:
                 continue
             with bar(f"Reading {context} tokens of {text.name}") as move:
-                reading = Reading(model, windows[context], positions, move)
+                reading = Reading(model, window, positions, move)
             full = reading.full()
             fitted: dict[str, list[Selector]] = {}
-            for variant, budget, facts in todo:
-                with bar(f"{done + 1} of {total}: {text.name}, {variant.name}, {budget}") as move:
-                    move(done, total)
-                    if variant.key not in fitted:
-                        fitted[variant.key] = reading.prefix.fit(variant.selector)
-                    chosen = fitted[variant.key]
-                    sparse = reading.next_token(chosen, budget, variant.dense_layers)
-                    captured = reading.captured(chosen, budget)
+            for done, ((budget, key), (variant, facts)) in enumerate(todo.items()):
+                told = f"{text.name}, context {context}, budget {budget}, {variant.name}"
+                with bar(f"{done + 1} of {len(todo)}: {told}") as move:
+                    move(done, len(todo))
+                    if key not in fitted:
+                        fitted[key] = reading.prefix.fit(variant.selector)
+                    sparse = reading.next_token(fitted[key], budget, variant.dense_layers)
+                    captured = reading.captured(fitted[key], budget)
                     record.add(results.cell(full, sparse, captured, variant, facts))
-                    done += 1
 
 
 def about(
