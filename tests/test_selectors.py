@@ -550,6 +550,7 @@ def test_estimated_logits(
     assert selector.fitted is not None
     turn = transform if transformed else (lambda a: a.astype(np.float64))
     x, y = turn(case.q), turn(case.k)
+    wrong = []
     for g in range(2):
         edges = selector.fitted.coder.edges[g].astype(np.float64)
         step = float(selector.fitted.step[g])
@@ -574,9 +575,9 @@ def test_estimated_logits(
                         mean = y[g, first : first + block].mean(axis=0).astype(np.float16)
                 coded, _ = approximation(y[g, j] - mean, edges, step, rule == "token", scale)
                 expected[j] = (weights @ coded + query @ mean) / case.D**0.5
-            wrong = ~np.isclose(got[i, l, :n], expected, rtol=1e-4, atol=2e-3)
-            # float32 may round a coordinate, a mean or a scale to the other side.
-            assert wrong.mean() <= 0.04, np.flatnonzero(wrong)
+            wrong.append(~np.isclose(got[i, l, :n], expected, rtol=1e-4, atol=2e-3))
+    # float32 may round a coordinate, a mean or a scale to the other side, though rarely.
+    assert np.concatenate(wrong).mean() <= 0.002
 
 
 def test_thresholds_and_steps() -> None:
@@ -632,6 +633,7 @@ def test_refining_all_is_exact() -> None:
 @pytest.mark.parametrize("group", ["softmax", "table", "nearest"])
 def test_group(group: str) -> None:
     case = normal(8, 6, 2, 80, 7, 16)
+    case.q *= 8  # logits down to where the table ends
     selector = Adamas(group=group).fit(case.q0, case.k0)
     got = selector(case.q, case.k, 12)
     for g in range(2):
