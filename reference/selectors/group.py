@@ -36,7 +36,7 @@ def table(logits: Array) -> NDArray[np.int64]:
         i = np.floor((best - logits) * np.float32(OCTAVE / np.log(2)))
     last = OCTAVE * (UNIT + 1)
     entries = np.rint(2.0 ** (UNIT - np.arange(last) / OCTAVE)).astype(np.int64)
-    entries[-1] = 0
+    entries[-1] = 0  # what a query does not see must not add to its head's sum
     e = entries[np.minimum(i, last - 1).astype(np.int64)]  # (G, l, S)
     share = (e << UNIT) // e.sum(axis=-1, keepdims=True)
     total: NDArray[np.int64] = share.sum(axis=0, keepdims=True)
