@@ -34,6 +34,7 @@ def variants(keys: list[str]) -> list[Variant]:
 def ablations() -> list[Variant]:
     """Ours with one option changed, and the same changes of the paper's L1."""
     ours = Adamas()
+    mean = replace(ours, thresholds="token", scale=True, block=64, recode=True)
     l1 = Adamas("L1", metric="l1")
     changed: dict[str, Adamas] = {
         "ours-no-transform": replace(ours, name="weighted, no transform", transform=False),
@@ -54,6 +55,13 @@ def ablations() -> list[Variant]:
         "ours-group-nearest": replace(ours, name="weighted, group's nearest", group="nearest"),
         "ours-scale": replace(
             ours, name="weighted, each token's scale", thresholds="token", scale=True
+        ),
+        "mean-before": replace(mean, name="weighted, scale, mean of the 64 before", recode=False),
+        "mean-group": replace(mean, name="weighted, scale, means of 64, group", group="table"),
+        "mean-refine-2": replace(mean, name="weighted, scale, means of 64, refine 2", refine=2),
+        "mean-1-bit": replace(mean, name="weighted, scale, means of 64, 1 bit", bits=1),
+        "mean-1-bit-refine-4": replace(
+            mean, name="weighted, scale, means of 64, 1 bit, refine 4", bits=1, refine=4
         ),
         "l1-rms": replace(l1, name="L1, rms"),
         "l1-no-transform": replace(l1, name="L1, rms, no transform", transform=False),
