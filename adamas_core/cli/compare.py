@@ -50,6 +50,7 @@ QUICK: dict[str, Any] = {
     "selectors": ["exact", "streaming-llm", "quest", "paper-quartiles", "adamas"],
 }
 KEY = ("text", "context", "selector", "budget")
+HEAT = "relative_mass_by_layer_and_head"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +180,7 @@ def report(args: argparse.Namespace, path: Path, record: Record) -> None:
     written = {
         **environment(path),
         "positions": args.positions,
-        "rows": rows,
+        "rows": [{k: v for k, v in row.items() if k != HEAT} for row in rows],  # cells have it
         "cells": list(record),
     }
     write_json(args.out / "results.json", written)
@@ -230,6 +231,7 @@ def show(rows: list[dict[str, Any]], at: int, cells: list[dict[str, Any]]) -> No
         )
         table.add_column("selector")
         for column in (
+            "texts",
             "KL",
             "perplexity",
             "top-1",
@@ -257,6 +259,7 @@ def columns(row: Mapping[str, Any]) -> Iterable[str]:
 
     return (
         row["name"],
+        str(len(row["texts"])),
         mean("kl", 4),
         f"x {row['perplexity_ratio'][0]:.4f}",
         mean("agreement", 3),

@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from .ablations import Variant
+from ..reference.selectors import SELECTORS
+from .ablations import Variant, ablations
 from .evaluate import Captured, NextToken, batch_mean
 
 # Means over positions, each with half of its 95% interval.
 MEANS = ("kl", "loss_gain", "agreement", "mass", "relative_mass", "recall", "output_error")
+# Others that are averaged over texts, and those that do not depend on the text.
+AVERAGED = (
+    "kl_median",
+    "relative_mass_worst_tenth",
+    "relative_mass_tenth_percentile",
+    "ms_to_choose",
+)
+BYTES = ("bytes_kept", "bytes_to_choose", "bytes_a_step", "bytes_a_step_full")
 WORST = 0.1  # the share that the worst tenth is
 
 
@@ -57,7 +66,7 @@ def rounded(x: float) -> float:
 
 
 def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows over all texts of the same context, selector and budget, in the order they came.
+    """Rows over all texts of the same context, selector and budget, in the order of tables.
 
     A mean over texts has each text count once; its interval is that of independent texts.
     """
@@ -65,7 +74,9 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for c in cells:
         groups.setdefault((c["context"], c["selector"], c["budget"]), []).append(c)
     rows = []
-    for (context, selector, budget), group in groups.items():
+    order = [*SELECTORS, *(variant.key for variant in ablations())]
+    for context, selector, budget in sorted(groups, key=lambda g: (g[0], order.index(g[1]), g[2])):
+        group = groups[context, selector, budget]
         n = len(group)
         row: dict[str, Any] = {
             "context": context,
@@ -79,17 +90,10 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row[name] = [rounded(sum(c[name][0] for c in group) / n), rounded(half)]
         gain, half = row["loss_gain"]
         row["perplexity_ratio"] = [rounded(math.exp(gain)), rounded(math.exp(gain) * half)]
-        for name in (
-            "kl_median",
-            "relative_mass_worst_tenth",
-            "relative_mass_tenth_percentile",
-            "ms_to_choose",
-            "bytes_kept",
-            "bytes_to_choose",
-            "bytes_a_step",
-            "bytes_a_step_full",
-        ):
+        for name in AVERAGED:
             row[name] = rounded(sum(c[name] for c in group) / n)
+        for name in BYTES:  # the same of all texts
+            row[name] = group[0][name]
         heat = np.mean([c["relative_mass_by_layer_and_head"] for c in group], axis=0)
         row["relative_mass_by_layer_and_head"] = [[round(float(x), 3) for x in r] for r in heat]
         rows.append(row)
