@@ -1,4 +1,4 @@
-"""The command line: ``adamas-core generate``, ``info`` and ``demo``."""
+"""The command line: ``adamas-core generate``, ``compare``, ``info`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, generate, info
+from . import compare, demo, generate, info
 
-COMMANDS = {"generate": generate, "info": info, "demo": demo}
+COMMANDS = {"generate": generate, "compare": compare, "info": info, "demo": demo}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

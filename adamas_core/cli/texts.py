@@ -1,0 +1,114 @@
+"""The texts that selectors are compared on: the reader's own Python, a file, or pass keys."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .tasks import FILLER, NAMES, digits
+
+if TYPE_CHECKING:
+    from ..reference.tokenizers import Tokenizer
+
+MODULE = "argparse"  # long enough for a window of 8192 tokens in the middle
+NEEDLES = 10
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, and what a model reads of it.
+
+    `windows` takes a tokenizer and the contexts wanted, and gives for each its tokens and one
+    more. Windows of all contexts end at the same token, so that the same positions are compared
+    with more and with less before them.
+    """
+
+    name: str
+    windows: Callable[[Tokenizer, list[int]], dict[int, list[int]]]
+
+
+def named(name: str) -> Text:
+    """The text of a name in BUILT_IN, or else of a UTF-8 file."""
+    if name in BUILT_IN:
+        return Text(name, BUILT_IN[name])
+    content = Path(name).read_text(encoding="utf-8")
+    return Text(
+        Path(name).stem, lambda tokenizer, contexts: middle(name, content, tokenizer, contexts)
+    )
+
+
+def middle(
+    name: str, content: str, tokenizer: Tokenizer, contexts: list[int]
+) -> dict[int, list[int]]:
+    """Windows that end in the middle of a text, behind its front matter, or later if they must."""
+    tokens = tokenizer.encode(content, bos=False, special=False)
+    longest = max(contexts) + 1
+    if len(tokens) < longest:
+        raise ValueError(f"the text {name} has {len(tokens)} tokens, fewer than {longest}")
+    end = max(len(tokens) // 2, longest)
+    return {context: tokens[end - context - 1 : end] for context in contexts}
+
+
+def documentation(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
+    """The language reference that Python's help() shows."""
+    from pydoc_data.topics import topics
+
+    content = "\n\n".join(topics[name] for name in sorted(topics))
+    return middle("pydoc", content, tokenizer, contexts)
+
+
+def source(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
+    """A module of the standard library."""
+    found = importlib.util.find_spec(MODULE)
+    if found is None or found.origin is None:
+        raise OSError(f"this Python has no source of its module {MODULE}")
+    content = Path(found.origin).read_text(encoding="utf-8")
+    return middle("source", content, tokenizer, contexts)
+
+
+def passkeys(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
+    """Pass keys of ten people in filler; in the last 500 tokens or so each is asked for."""
+    return {context: _passkeys(tokenizer, context) for context in contexts}
+
+
+def _passkeys(tokenizer: Tokenizer, context: int) -> list[int]:
+    """The window of one context: keys at even distances, in an order of their own at the end."""
+    rng = np.random.default_rng(0)
+    names = rng.choice(NAMES, NEEDLES, replace=False)
+    keys = {name: digits(5, rng) for name in names}
+    needles = [f"The pass key of {name} is {key}. " for name, key in keys.items()]
+    questions = "".join(
+        f"What is the pass key of {name}? The pass key of {name} is {keys[name]}. {FILLER}{FILLER}"
+        for name in rng.permutation(names)
+    )
+
+    def encoded(text: str) -> list[int]:
+        return tokenizer.encode(text, bos=False, special=False)
+
+    room = context - len(encoded("".join(needles) + questions))
+    between = max(room // (NEEDLES * len(encoded(FILLER))), 0)
+    text = "".join(FILLER * between + needle for needle in needles) + questions
+    tokens = encoded(text)
+    missing = context + 1 - len(tokens)
+    if missing > 0:
+        lead = encoded(FILLER) * (missing // len(encoded(FILLER)) + 1)
+        tokens = lead[-missing:] + tokens
+    return tokens[-context - 1 :]
+
+
+def digest(tokens: list[int]) -> str:
+    """What tells one window from another."""
+    return hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()[:16]
+
+
+BUILT_IN: dict[str, Callable[[Tokenizer, list[int]], dict[int, list[int]]]] = {
+    "pydoc": documentation,
+    "source": source,
+    "passkeys": passkeys,
+}
