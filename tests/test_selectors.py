@@ -442,8 +442,7 @@ def test_adamas_is_the_library(case: Case, budget: int, data: st.DataObject) -> 
     query_edges = np.repeat(selector.fitted.thresholds, case.G, axis=0)
     here = replace(selector, fitted=replace(selector.fitted, coder=coder, query_edges=query_edges))
     np.testing.assert_array_equal(here._by_estimates(case.q, case.k, K), expected)
-    if not options["prefilter"]:
-        np.testing.assert_array_equal(selector(case.q, case.k, budget), expected)
+    np.testing.assert_array_equal(selector(case.q, case.k, budget), expected)
 
 
 def test_adamas_computes_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,10 +149,16 @@ class Adamas:
 
     def __call__(self, q: Array, k: Array, budget: int) -> Indices:
         K = checked(self.name, q, k, budget)
+        if self._in_library():
+            codes = encode(k, self._ready().thresholds)
+            metric = "manhattan" if self.metric == "l1" else "weighted"
+            options = metric, self.query_bits or 4, *self._forced(K), self.prefilter, self.refine
+            indices: Indices = select_topk(q, codes, K, *options, k)
+            return indices
         if not self.refine:
-            return self._by_code(q, k, K)
+            return self._by_estimates(q, k, K)
         S = k.shape[1]
-        candidates = self._by_code(q, k, min(self.refine * K, S))
+        candidates = self._by_estimates(q, k, min(self.refine * K, S))
         grouped = candidates.reshape(len(k), -1, *candidates.shape[1:])  # (H_kv, G, L, M)
         scale = np.float32(q.shape[-1] ** -0.5)
 
@@ -162,16 +168,6 @@ class Adamas:
             return only(self._pooled(logits), kept[:1]) if self.group else logits
 
         return by_scores(self.name, q, k, K, exact, *self._forced(K))
-
-    def _by_code(self, q: Array, k: Array, K: int) -> Indices:
-        """The best K by code, (H, L, K)."""
-        if self._in_library():
-            codes = encode(k, self._ready().thresholds)
-            metric = "manhattan" if self.metric == "l1" else "weighted"
-            options = metric, self.query_bits or 4, *self._forced(K), self.prefilter
-            indices: Indices = select_topk(q, codes, K, *options)
-            return indices
-        return self._by_estimates(q, k, K)
 
     def _ready(self) -> Fitted:
         if self.fitted is None:
