@@ -32,6 +32,10 @@ def test_attend_topk_of_a_backend(every: Any) -> None:
     assert arguments(every.attend_topk) == arguments(reference.attend_topk)
 
 
+def test_rerank_of_a_backend(every: Any) -> None:
+    assert arguments(every.rerank) == arguments(reference.rerank)
+
+
 def test_encode_of_a_backend(backend: ModuleType) -> None:
     assert arguments(backend.encode) == arguments(reference.encode)
 

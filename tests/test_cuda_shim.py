@@ -356,7 +356,20 @@ def compare_attention(K: int) -> None:
     assert_attention(out.get(), exact, q.dtype)
 
 
+def compare_rerank(n: int) -> None:
+    """With the reference, as test_rerank does; one index is no token of k."""
+    q, k = (
+        RNG.standard_normal(shape).astype(np.float32) for shape in [(1, 2, 1, 40), (1, 1, n, 40)]
+    )
+    indices = np.broadcast_to(np.arange(n, dtype=np.int32), (1, 2, 1, n))
+    there = np.append(indices, np.full((1, 2, 1, 1), n, np.int32), axis=-1)
+    best = gpu.rerank(*(DeviceArray(x) for x in (q, k, there)), 8)
+    assert_same_bits(best.get(), reference.rerank(q, k, indices, 8))
+
+
 SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
+QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
+PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
 SUMS_BARRIER = "  __syncthreads();\n\n  // The row's sums"
 
 
@@ -377,6 +390,14 @@ SUMS_BARRIER = "  __syncthreads();\n\n  // The row's sums"
          lambda: compare_attention(64)),
         ("attend.cu", "stride = SHARERS; stride < LANES;", "stride = SHARERS; stride < LANES / 2;",
          lambda: compare_attention(64)),
+        ("rerank.cu", QUERY_BARRIER, "  using Part", lambda: compare_rerank(60)),
+        ("rerank.cu", PRODUCTS_BARRIER, "  const int taken", lambda: compare_rerank(60)),
+        ("rerank.cu", PRODUCTS_BARRIER, "  const int taken", lambda: compare_rerank(300)),
+        ("rerank.cu", "token < S", "token <= S", lambda: compare_rerank(60)),
+        ("rerank.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", lambda: compare_rerank(60)),
+        ("rerank.cu", "start < n", "start + teams <= n", lambda: compare_rerank(60)),
+        ("rerank.cu", "bits ^ 0x7fffffffu", "~bits", lambda: compare_rerank(60)),
+        ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", lambda: compare_rerank(60)),
     ],
 )  # fmt: skip
 def test_a_broken_kernel_of_the_library(file: str, right: str, wrong: str, compare: Any) -> None:

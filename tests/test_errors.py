@@ -207,6 +207,41 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "same batch",
     ),
+    "select refine without k": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=2),
+        ValueError,
+        r"refine=2 without k; expected the keys of codes \(2, 3, 100, 64\)",
+    ),
+    "select refine negative": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=-1, k=kv),
+        ValueError,
+        "refine=-1; expected at least 0",
+    ),
+    "select refine no integer": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=1.5, k=kv),  # type: ignore[arg-type]
+        TypeError,
+        "refine=1.5; expected an integer",
+    ),
+    "select k of fewer tokens": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv[:, :, :99]),
+        ValueError,
+        r"k is float32 \(2, 3, 99, 64\) and codes of shape \(2, 3, 100, 64\)",
+    ),
+    "select k of other heads": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv[:, :2]),
+        ValueError,
+        r"k is float32 \(2, 2, 100, 64\) and codes of shape \(2, 3, 100, 64\)",
+    ),
+    "select k of another head_dim": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv[..., :32]),
+        ValueError,
+        r"k is float32 \(2, 3, 100, 32\) and codes of shape \(2, 3, 100, 64\)",
+    ),
+    "select k of another dtype": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv.astype(F64)),
+        TypeError,
+        r"k is float64 \(2, 3, 100, 64\)",
+    ),
     # attend
     "attend k and v": (
         lambda: ac.attend(query(), kv, kv[:, :, :50], index),

@@ -16,12 +16,14 @@ from adamas_core import encode, reference, select_topk
 from adamas_core.reference.score import INVISIBLE
 
 prefilters = st.sampled_from([0, 0, 1, 2, 8])
+refines = st.sampled_from([0, 0, 1, 2, 4])
 
 
 @given(case=cases(), form=metrics, data=st.data())
 def test_bits(kernels: ModuleType, case: Any, form: tuple[str, int], data: st.DataObject) -> None:
     K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    args = (case.q, case.codes, K, *form, sinks, recent, data.draw(prefilters))
+    options = (*form, sinks, recent, data.draw(prefilters), data.draw(refines), case.k)
+    args = (case.q, case.codes, K, *options)
     assert_same_bits(kernels.select_topk(*args), reference.select_topk(*args))
 
 
@@ -30,10 +32,10 @@ def test_attention_over_what_is_selected(
     kernels: ModuleType, case: Any, form: tuple[str, int], data: st.DataObject
 ) -> None:
     K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    options = (K, *form, sinks, recent, data.draw(prefilters))
+    options = (K, *form, sinks, recent, data.draw(prefilters), data.draw(refines))
     scale = data.draw(st.sampled_from([None, 0.05]))
     got = kernels.attend_topk(*case[:4], *options, scale)
-    indices = reference.select_topk(case.q, case.codes, *options)
+    indices = reference.select_topk(case.q, case.codes, *options, case.k)
     for x, expected in zip(got, kernels.attend(*case[:3], indices, scale, True), strict=True):
         assert_same_bits(x, expected)
 

@@ -23,7 +23,7 @@ __device__ __forceinline__ unsigned distance_of_product(float x) {
 // multiple of AHEAD SUMS, and `held` distances: all M, or none where they are too many and go to
 // `workspace` (rows, M). With VEC > 1 every row of k is aligned to VEC elements and VEC divides D.
 template <typename TQ, typename TK, int VEC>
-__global__ void __launch_bounds__(512) rerank(
+__global__ void __launch_bounds__(512, 2) rerank(
     const TQ* q_data, Int q_b, Int q_h, Int q_l, const TK* k_data, Int k_b, Int k_h, Int k_s,
     const int* candidates, Int H, Int H_kv, Int L, Int S, Int M, Int D, Int width,
     unsigned* workspace, Int held, Int K, Int sinks, Int recent, int* out) {
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(512) rerank(
       for (int a = 0; a < AHEAD; ++a) {
 #pragma unroll
         for (int i = 0; i < VEC; i += FOUR) {
-          const auto some = *reinterpret_cast<const Vector<float, FOUR>*>(query + at + a * SUMS + i);
+          const float* const from = query + at + a * SUMS + i;
+          const auto some = *reinterpret_cast<const Vector<float, FOUR>*>(from);
 #pragma unroll
           for (int j = 0; j < FOUR; ++j) {
             const float term = __fmul_rn(some.x[j], to_float(parts[a].x[i + j]));

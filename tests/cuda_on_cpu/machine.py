@@ -346,6 +346,7 @@ SMALL = (
     ("select", "LEAST", 64),
     ("attend", "LEAST", 5),
     ("rerank", "HELD", 100),
+    ("rerank", "THREADS", 64),
 )
 
 
