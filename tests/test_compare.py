@@ -16,7 +16,7 @@ from test_llama import DenseAttention, tiny
 from adamas_core import cli
 from adamas_core.cli import compare, results
 from adamas_core.cli.ablations import Variant, ablations, variants
-from adamas_core.cli.evaluate import Captured, NextToken, Reading, batch_mean
+from adamas_core.cli.evaluate import Captured, NextToken, Reading, batch_mean, recall
 from adamas_core.cli.record import Record
 from adamas_core.cli.texts import middle, named
 from adamas_core.reference.selectors import SELECTORS
@@ -93,6 +93,12 @@ def test_captured_attention_is_that_of_plain_loops(reading: Reading, key: str) -
             assert found.recall[at] == pytest.approx(len(best & set(chosen)) / 8)
             assert found.error[at] == pytest.approx(error / np.linalg.norm(full), abs=1e-4)
     assert 0 < found.recall.mean() < 1
+
+
+def test_recall_leaves_out_what_is_no_token() -> None:
+    chosen = np.array([[[0, 2, 4, -1], [1, 2, -1, -1]]], np.int32)
+    oracle = np.array([[[0, 3, 4], [2, -1, -1]]], np.int32)  # the second sees fewer than 3
+    np.testing.assert_allclose(recall(chosen, oracle, 5), [[2 / 3, 1]])
 
 
 def test_the_oracle_and_full_attention(reading: Reading) -> None:
