@@ -56,8 +56,8 @@ def select_topk(
         competing[at] = distances[at]
         distances = competing
     if k is not None and refine:
-        near = topk(distances, min(refine * budget, distances.shape[-1]), sinks, recent)
-        return rerank(q, k, near, budget, sinks, recent)
+        nearest = topk(distances, min(refine * budget, distances.shape[-1]), sinks, recent)
+        return rerank(q, k, nearest, budget, sinks, recent)
     return topk(distances, budget, sinks, recent)
 
 

@@ -357,14 +357,11 @@ def compare_attention(K: int) -> None:
 
 
 def compare_rerank(n: int) -> None:
-    """With the reference, as test_rerank does; one index is no token of k."""
-    q, k = (
-        RNG.standard_normal(shape).astype(np.float32) for shape in [(1, 2, 1, 40), (1, 1, n, 40)]
-    )
-    indices = np.broadcast_to(np.arange(n, dtype=np.int32), (1, 2, 1, n))
-    there = np.append(indices, np.full((1, 2, 1, 1), n, np.int32), axis=-1)
-    best = gpu.rerank(*(DeviceArray(x) for x in (q, k, there)), 8)
-    assert_same_bits(best.get(), reference.rerank(q, k, indices, 8))
+    """With the reference, as test_rerank does; the last indices are no tokens of k."""
+    q, k = (RNG.standard_normal((1, H, S, 40)).astype(np.float32) for H, S in [(2, 1), (1, n)])
+    indices = np.broadcast_to(np.arange(n + 16, dtype=np.int32), (1, 2, 1, n + 16)).copy()
+    best = gpu.rerank(*(DeviceArray(x) for x in (q, k, indices)), 8, 1, 2)
+    assert_same_bits(best.get(), reference.rerank(q, k, indices[..., :n], 8, 1, 2))
 
 
 SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import UNIT, VALUES, Case, cases
@@ -117,6 +117,7 @@ def test_order_of_the_sum(case: Case, data: st.DataObject) -> None:
     assert_same_bits(inner_products(case.q[0, 0, 0], case.k[0, 0, [key]]), np.array(sums))
 
 
+@settings(max_examples=50)
 @given(case=cases(), data=st.data())
 def test_refining_everything_is_exact(kernels: Any, case: Case, data: st.DataObject) -> None:
     """With refine * budget tokens and more the codes decide nothing."""
