@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adamas_core.gpu._kernels import FOLDER, KERNELS, Kernel
-from adamas_core.gpu._nvrtc import Binary, compile_variant, resources
+from adamas_core.gpu._kernels import FOLDER, KERNELS, Kernel, Variant
+from adamas_core.gpu._nvrtc import Binary, Resources, compile_variant, resources
 
 # A100; H100 and H200; B200.
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -28,8 +29,12 @@ def nvrtc() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_no_variant_spills(kernel: Kernel, architecture: str) -> None:
-    for variant in kernel.variants:
-        used = resources(compile_variant(kernel, variant, architecture))
+    def compiled(variant: Variant) -> Resources:
+        return resources(compile_variant(kernel, variant, architecture))
+
+    with ThreadPoolExecutor() as threads:  # NVRTC runs without the GIL
+        found = list(threads.map(compiled, kernel.variants))
+    for variant, used in zip(kernel.variants, found, strict=True):
         assert used.spills == 0, f"{kernel.expression(variant)} on {architecture}: {used}"
         assert used.registers <= 255
 
