@@ -190,6 +190,13 @@ def test_a_cell_and_the_row_over_texts() -> None:
     assert np.shape(first["relative_mass_by_layer_and_head"]) == (2, 3)
 
 
+def test_plots_compare_on_the_same_texts() -> None:
+    a, b, other = made_cell("a", 1, 1), made_cell("b", 1, 2), made_cell("b", 1, 3, budget=16)
+    assert results.on_common_texts([a, b, other]) == [b, other]
+    assert results.on_common_texts([a, b]) == [a, b]
+    assert results.on_common_texts([a, other]) == [a, other]
+
+
 def test_the_record_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "new" / "cells.jsonl"
     settings = {"model": "m", "positions": 8}

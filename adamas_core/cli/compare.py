@@ -185,7 +185,7 @@ def report(args: argparse.Namespace, path: Path, record: Record) -> None:
     }
     write_json(args.out / "results.json", written)
     show(rows, args.at, list(record))
-    draw(lambda figures: figures.quality(rows, args.out, args.context, args.at))
+    draw(lambda figures: figures.quality(list(record), args.out, args.context, args.at))
     print(f"written to {args.out}")
 
 

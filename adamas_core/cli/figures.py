@@ -11,8 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from ..reference.selectors import SELECTORS
+from .results import on_common_texts, pooled
+
 Row = Mapping[str, Any]
 DPI = 90
+BASE = ("exact", "paper", "paper-quartiles", "adamas")  # what ablations are held against
 MARKERS = "osD^v<>PXph*"
 # Twelve colors that differ in lightness too; with as many markers they tell all selectors apart.
 COLORS_TOLD = (
@@ -22,22 +26,48 @@ COLORS_TOLD = (
 COLORS = tuple(COLORS_TOLD.split())
 
 
-def quality(rows: Sequence[Row], out: Path, context: int, at: int) -> None:
-    """All plots of `results.pooled`'s rows: by budget at `context`, the rest at the budget `at`."""
-    by_budget = [row for row in rows if row["context"] == context]
-    swept = [name for name, own in by_selector(by_budget).items() if len(own) > 1]
-    many = [row for row in by_budget if row["name"] in swept]
-    at_budget = [row for row in rows if row["budget"] == at]
-    here = [row for row in at_budget if row["context"] == context]
-    if many:
-        save(front(many), out / "front.png")
-        save(budgets(many), out / "budgets.png")
-    if len({row["context"] for row in at_budget}) > 1:
-        save(contexts(at_budget), out / "contexts.png")
-    if here:
-        save(heat(here), out / "heat.png")
-        save(layers(here), out / "layers.png")
-        save(ranking(here), out / "selectors.png")
+def quality(cells: Sequence[Row], out: Path, context: int, at: int) -> None:
+    """All plots of finished cells: by budget at `context`, the rest at the budget `at`.
+
+    What stands in one plot is averaged over the same texts, those that all of it was measured on.
+    """
+    known = [c for c in cells if c["selector"] in SELECTORS]
+    by_budget = [c for c in known if c["context"] == context]
+    at_budget = [c for c in known if c["budget"] == at]
+    here = [c for c in by_budget if c["budget"] == at]
+    plots = {
+        "front": (front, by_budget),
+        "budgets": (budgets, swept(by_budget, "budget")),
+        "contexts": (contexts, swept(at_budget, "context")),
+        "heat": (heat, here),
+        "layers": (layers, here),
+        "selectors": (ranking, here),
+    }
+    changed = [c for c in cells if (c["context"], c["budget"]) == (context, at)]
+    if any(c["selector"] not in SELECTORS for c in changed):
+        compared = [c for c in changed if c["selector"] not in SELECTORS or c["selector"] in BASE]
+        plots["ablations"] = (ranking, compared)
+    for name, (plot, shown) in plots.items():
+        if shown:
+            save(plot(pooled(on_common_texts(shown))), out / f"{name}.png")
+
+
+def swept(cells: Sequence[Row], field: str) -> list[Row]:
+    """The cells of selectors that were measured at several values of a field."""
+    values: dict[str, set[Any]] = {}
+    for c in cells:
+        values.setdefault(c["selector"], set()).add(c[field])
+    return [c for c in cells if len(values[c["selector"]]) > 1]
+
+
+def texts(rows: Sequence[Row]) -> str:
+    """The texts of rows that share them."""
+    return "on " + ", ".join(rows[0]["texts"])
+
+
+def about(rows: Sequence[Row]) -> str:
+    """The context and texts of rows that share them."""
+    return f"context {rows[0]['context']}, {texts(rows)}"
 
 
 def by_selector(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -110,15 +140,13 @@ def panels(rows: Sequence[Row], x: str, label: str, title: str) -> Figure:
 
 
 def budgets(rows: Sequence[Row]) -> Figure:
-    return panels(
-        rows, "budget", "budget, tokens a query head", f"by budget, context {rows[0]['context']}"
-    )
+    return panels(rows, "budget", "budget, tokens a query head", f"by budget, {about(rows)}")
 
 
 def contexts(rows: Sequence[Row]) -> Figure:
-    swept = [name for name, own in by_selector(rows).items() if len(own) > 1]
-    rows = [row for row in rows if row["name"] in swept]
-    return panels(rows, "context", "context, tokens", f"by context, budget {rows[0]['budget']}")
+    return panels(
+        rows, "context", "context, tokens", f"by context, budget {rows[0]['budget']}, {texts(rows)}"
+    )
 
 
 def front(rows: Sequence[Row]) -> Figure:
@@ -135,7 +163,7 @@ def front(rows: Sequence[Row]) -> Figure:
     )
     ax.set_ylabel("share of all attention mass")
     told = ", ".join(str(b) for b in sorted({row["budget"] for row in rows}))
-    ax.set_title(f"context {rows[0]['context']}; points of a line are budgets {told}", fontsize=9)
+    ax.set_title(f"{about(rows)}; points of a line are budgets of {told}", fontsize=9)
     ax.grid(alpha=0.3, which="both")
     ax.legend(fontsize=8, loc="lower right")
     return figure
@@ -159,7 +187,7 @@ def heat(rows: Sequence[Row]) -> Figure:
     axes[0].set_xlabel("head", fontsize=7)
     axes[0].set_ylabel("layer", fontsize=7)
     figure.colorbar(image, ax=list(axes), shrink=0.6, label="mass relative to the oracle's")
-    figure.suptitle(f"context {rows[0]['context']}, budget {rows[0]['budget']}", fontsize=9)
+    figure.suptitle(f"{about(rows)}, budget {rows[0]['budget']}", fontsize=9)
     return figure
 
 
@@ -172,7 +200,7 @@ def layers(rows: Sequence[Row]) -> Figure:
         ax.plot(mass, label=name, **look(i))
     ax.set_xlabel("layer")
     ax.set_ylabel("mass relative to the oracle's")
-    ax.set_title(f"context {rows[0]['context']}, budget {rows[0]['budget']}", fontsize=9)
+    ax.set_title(f"{about(rows)}, budget {rows[0]['budget']}", fontsize=9)
     ax.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7)
     return figure
@@ -192,7 +220,7 @@ def ranking(rows: Sequence[Row]) -> Figure:
     left.set_yticks(at, [row["name"] for row in ordered], fontsize=8)
     left.set_xlabel("KL of the next token, nats")
     right.set_xlabel("attention mass relative to the oracle's")
-    figure.suptitle(f"context {rows[0]['context']}, budget {rows[0]['budget']}", fontsize=9)
+    figure.suptitle(f"{about(rows)}, budget {rows[0]['budget']}", fontsize=9)
     return figure
 
 

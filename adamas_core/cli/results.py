@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,18 @@ def cell(
 def rounded(x: float) -> float:
     """Five significant digits: more than the intervals leave."""
     return float(f"{x:.5g}")
+
+
+def on_common_texts(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The cells of the texts on which every (context, selector, budget) among them was measured.
+
+    Where there is no such text, all of them.
+    """
+    groups: dict[tuple[Any, ...], set[str]] = {}
+    for c in cells:
+        groups.setdefault((c["context"], c["selector"], c["budget"]), set()).add(c["text"])
+    common = set.intersection(*groups.values())
+    return [c for c in cells if c["text"] in common or not common]
 
 
 def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
