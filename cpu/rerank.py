@@ -48,6 +48,9 @@ def rerank(
     chosen = np.empty((B, H, L, budget), np.int32)
     if chosen.size:
         indices = np.ascontiguousarray(indices, np.int32)
+        last, S = indices.max(initial=-1), k.shape[2]
+        if last >= S:
+            raise IndexError(f"index {last} is out of range: k holds {S} tokens")
         _rerank(
             *(address(q), dtype_code(q), *q.strides[:3], address(k), dtype_code(k), *k.strides[:3]),
             *(B, H, k.shape[1], L, D, address(indices), indices.shape[3], budget, sinks, recent),

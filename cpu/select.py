@@ -431,6 +431,9 @@ def choose(address, start, end, scratch):
     for row in range(start, end):
         b, h, l, source = _locate(step, row)
         visible = visible_tokens(_length(step, b), step.L, l)
+        # What is forced fits into the budget, so it is the same among more candidates.
+        seen, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
+        forced = sinks_taken + recent_taken
         own = step.candidates + 4 * step.held * row
         ranks = step.ranks + 2 * step.held * row
         counts = step.counts + 8 * step.splits * row
@@ -440,14 +443,14 @@ def choose(address, start, end, scratch):
                 move_candidate(own, ranks, _candidates(step) * split + i, count)
                 count += 1
         if step.taken > 0:
-            count = _reduce(own, ranks, count, _places(visible, step.taken, sinks, recent))
+            count = _reduce(own, ranks, count, step.taken - forced)
             query = scratch + layout.queries
             _prepare(step, row, query, scratch + layout.x)
             high = step.planes + b * step.planes_b + h * step.planes_h
             words = query + table_bytes(step.P, step.weights)
             _rank_again(own, ranks, count, high, high + step.plane, words, step.P, step.weights)
         if step.kept > 0:
-            count = _reduce(own, ranks, count, _places(visible, step.kept, sinks, recent))
+            count = _reduce(own, ranks, count, step.kept - forced)
             keys = step.k + b * step.k_b + h * step.k_h
             products = invoke(
                 step.rank_by_products,
@@ -456,10 +459,9 @@ def choose(address, start, end, scratch):
                     *(own, count, scratch + layout.products),
                 ),
             )
-            count = keep_best(own, products, count, _places(visible, budget, sinks, recent))
+            count = keep_best(own, products, count, budget - forced)
         else:
-            count = _reduce(own, ranks, count, _places(visible, budget, sinks, recent))
-        seen, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
+            count = _reduce(own, ranks, count, budget - forced)
         indices = step.indices + 4 * budget * row
         n = append_run(seen - sinks_taken, sinks_taken, indices)
         for i in range(count):
@@ -470,13 +472,6 @@ def choose(address, start, end, scratch):
             store_int32(indices + 4 * n, np.int32(-1))
             n += 1
     return 0
-
-
-@inlined
-def _places(visible, budget, sinks, recent):
-    """How many places the forced tokens leave."""
-    forced = forced_tokens(visible, budget, sinks, recent)
-    return budget - forced[1] - forced[3]
 
 
 @inlined

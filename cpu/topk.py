@@ -96,11 +96,10 @@ def kth_smallest(distances, n, k, high):
 
 
 @part
-def append_nearest(distances, n, bound, skip, first, indices, ranks):
+def _append_nearest(distances, n, bound, skip, first, indices):
     """Append tokens `first + i` whose distance is <= bound, but not the `skip` oldest equal to it.
 
-    Writes indices (int32) and, where ranks is no null address, their distances (uint16), both in
-    ascending order of index; returns how many.
+    In ascending order; returns how many.
     """
     count = 0
     for s in range(0, n, STEP):
@@ -108,27 +107,25 @@ def append_nearest(distances, n, bound, skip, first, indices, ranks):
         while mask:
             i = s + lowest_bit(mask)
             mask &= mask - np.uint64(1)
-            distance = load_uint16(distances + 2 * i)
-            if skip > 0 and distance == bound:
+            if skip > 0 and load_uint16(distances + 2 * i) == bound:
                 skip -= 1
                 continue
             store_int32(indices + 4 * count, np.int32(first + i))
-            if ranks:
-                store_uint16(ranks + 2 * count, distance)
             count += 1
     return count
 
 
 @part
-def append_topk(distances, n, k, high, first, indices, ranks):
-    """append_nearest of the k smallest distances that are <= high; of all of them if fewer."""
+def _append_topk_between(distances, start, end, k, indices):
+    """Append the k nearest of the tokens start .. end; all visible ones if they are fewer."""
+    at, n, largest = distances + 2 * start, end - start, INVISIBLE - 1
     if k <= 0:
         return 0
-    if count_at_most(distances, n, high, k + 1) <= k:
-        return append_nearest(distances, n, high, 0, first, indices, ranks)
-    bound = kth_smallest(distances, n, k, high)
-    skip = count_at_most(distances, n, bound, n + 1) - k
-    return append_nearest(distances, n, bound, skip, first, indices, ranks)
+    if count_at_most(at, n, largest, k + 1) <= k:
+        return _append_nearest(at, n, largest, 0, start, indices)
+    bound = kth_smallest(at, n, k, largest)
+    skip = count_at_most(at, n, bound, n + 1) - k
+    return _append_nearest(at, n, bound, skip, start, indices)
 
 
 @inlined
@@ -225,13 +222,6 @@ def _position(distances, S, ordinal):
             return s + lowest_bit(mask)
         ordinal -= count
     return S
-
-
-@part
-def _append_topk_between(distances, start, end, k, indices):
-    """The k nearest of the tokens start .. end; all visible ones if they are fewer."""
-    at = distances + 2 * start
-    return append_topk(at, end - start, k, INVISIBLE - 1, start, indices, 0)
 
 
 @part

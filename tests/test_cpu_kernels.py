@@ -345,6 +345,8 @@ def test_index_out_of_range_names_it():
     x = np.zeros((1, 1, 5, 8), np.float32)
     with pytest.raises(IndexError, match=r"index 5 .* 5 tokens"):
         cpu.attend(x[:, :, :1], x, x, np.int32([[[[0, 5]]]]))
+    with pytest.raises(IndexError, match=r"index 5 .* 5 tokens"):
+        cpu.rerank(x[:, :, :1], x, np.int32([[[[0, 5]]]]), 1)
 
 
 def test_compilation_is_announced_for_this_package_alone(capfd):

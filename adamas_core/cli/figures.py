@@ -169,15 +169,21 @@ def front(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def grid(count: int, width: float, height: float) -> tuple[Figure, Any]:
+    """`count` panels of so many inches, up to six in a line."""
+    columns = min(6, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
 def heat(rows: Sequence[Row]) -> Figure:
     """Relative mass of each layer and head, a panel a selector."""
     groups = [own[0] for own in by_selector(rows).values()]
-    columns = min(6, len(groups))
-    lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(2.3 * columns, 3.6 * lines + 0.5), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax in axes[len(groups) :]:
-        ax.set_visible(False)
+    figure, axes = grid(len(groups), 2.3, 3.6)
     for ax, row in zip(axes, groups, strict=False):
         image = ax.imshow(
             np.array(row["relative_mass_by_layer_and_head"]), vmin=0, vmax=1, aspect="auto"
@@ -232,12 +238,7 @@ def tasks(rows: Sequence[Row], out: Path) -> None:
         return
     depths = sorted({row["depth"] for row in passkey})
     lengths = sorted({row["length"] for row in passkey})
-    columns = min(6, len(runs))
-    lines = -(-len(runs) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.1 * lines + 0.5), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax in axes[len(runs) :]:
-        ax.set_visible(False)
+    figure, axes = grid(len(runs), 2.4, 2.1)
     for ax, (name, budget) in zip(axes, runs, strict=False):
         share = np.full((len(depths), len(lengths)), np.nan)
         for row in passkey:
