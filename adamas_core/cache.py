@@ -28,6 +28,7 @@ from .dispatch import (
     views,
 )
 from .ops import thresholds_array
+from .reference.center import Centers
 
 NDArray = np.ndarray[Any, Any]
 
@@ -61,6 +62,11 @@ class KVCache:
         As of `select_topk`: 8 reads about half the bytes of the codes, 0 reads them all.
     refine : int
         As of `select_topk`: 2 or 4 rank so many times the budget by the keys themselves.
+    group : bool
+        As of `select_topk`: one choice for the query heads of a KV head.
+    centered : bool
+        As of `encode`: codes relative to the mean of their tile, with a scale a token; thresholds
+        are not given then and nothing is calibrated.
     dense_layers : collection of int
         Layers that keep no codes and always attend to every token.
     capacity : int
@@ -71,7 +77,7 @@ class KVCache:
 
     Attributes
     ----------
-    backend, dense_layers, metric, prefilter, query_bits, recent, refine, sinks
+    backend, centered, dense_layers, group, metric, prefilter, query_bits, recent, refine, sinks
         As above; backend is None until it is settled.
 
     See Also
@@ -102,6 +108,8 @@ class KVCache:
         recent: int = 0,
         prefilter: int = 0,
         refine: int = 0,
+        group: bool = False,
+        centered: bool = False,
         dense_layers: Collection[int] = (),
         capacity: int = 0,
         backend: str | None = None,
@@ -113,6 +121,12 @@ class KVCache:
         counts |= {"prefilter": prefilter, "refine": refine}
         for name, value in counts.items():
             checks.at_least("KVCache", name, value, 0)
+        checks.together("KVCache", metric, centered, group, prefilter, refine)
+        if centered and thresholds is not None:
+            raise ValueError(
+                f"KVCache: thresholds={thresholds} with centered=True, which cuts at each token's "
+                "own rms; expected thresholds=None"
+            )
         strangers = [i for i in dense_layers if i not in range(layers)]
         if strangers:
             raise ValueError(
@@ -131,10 +145,13 @@ class KVCache:
         self.recent = int(recent)
         self.prefilter = int(prefilter)
         self.refine = int(refine)
+        self.group = bool(group)
+        self.centered = bool(centered)
         self.dense_layers = frozenset(int(i) for i in dense_layers)
         self.backend = backend
         self._layers = [
-            LayerCache(thresholds, i in self.dense_layers, int(capacity)) for i in range(layers)
+            LayerCache(thresholds, i in self.dense_layers, int(capacity), self.centered)
+            for i in range(layers)
         ]
 
     def __len__(self) -> int:
@@ -233,6 +250,8 @@ class KVCache:
             "recent": self.recent,
             "prefilter": self.prefilter,
             "refine": self.refine,
+            "group": self.group,
+            "centered": self.centered,
             "dense_layers": sorted(self.dense_layers),
             "states": [layer._state() for layer in self._layers],
             "arrays": table,
@@ -281,6 +300,8 @@ class KVCache:
             recent=header["recent"],
             prefilter=header.get("prefilter", 0),
             refine=header.get("refine", 0),
+            group=header.get("group", False),
+            centered=header.get("centered", False),
             dense_layers=header["dense_layers"],
             backend=backend,
         )
@@ -308,11 +329,14 @@ class LayerCache:
         None before the first append and in a dense layer.
     """
 
-    def __init__(self, thresholds: NDArray | None, dense: bool, capacity: int) -> None:
+    def __init__(
+        self, thresholds: NDArray | None, dense: bool, capacity: int, centered: bool
+    ) -> None:
         self.dense = dense
         self.codes: KeyCodes | None = None
+        self._centered = centered
         self._thresholds = thresholds
-        self._calibrated = thresholds is not None
+        self._calibrated = thresholds is not None or centered
         self._capacity = capacity
         self._backend = DEFAULT_BACKEND  # settled by the first append
         self._k: NDArray | None = None  # (B, H_kv, capacity, D)
@@ -410,7 +434,9 @@ class LayerCache:
             self.codes.append(k, count)
         elif self._length.any():
             # Without thresholds given, encode calibrates: a first estimate, or the lasting one.
-            self.codes = encode(self.k, self._thresholds, self.length, self._backend)
+            self.codes = encode(
+                self.k, self._thresholds, self.length, self._backend, self._centered
+            )
             self._calibrated = self._calibrated or enough
 
     def _truncate(self, tokens: int) -> None:
@@ -418,7 +444,7 @@ class LayerCache:
             raise ValueError(f"KVCache.truncate: tokens={tokens}; expected 0 to {self.tokens}")
         self._set_length(np.minimum(self._length, tokens))
         if self.codes is not None:
-            self.codes.truncate(tokens)
+            self.codes.truncate(tokens, self._k)
 
     def _arrays(self) -> dict[str, NDArray]:
         """What the file holds of the layer."""
@@ -427,6 +453,8 @@ class LayerCache:
         arrays = {"k": self.k, "v": self.v, "length": self._length.astype(np.int64)}
         if self.codes is not None:
             arrays |= {"planes": self.codes.planes, "codes_thresholds": self.codes.thresholds}
+            if self.codes.centers is not None:
+                arrays |= self.codes.centers._asdict()
         if self._thresholds is not None:
             arrays["thresholds"] = self._thresholds
         return arrays
@@ -445,7 +473,10 @@ class LayerCache:
         self._set_length(arrays["length"])
         if "planes" in arrays:
             planes, t = xp.asarray(arrays["planes"]), arrays["codes_thresholds"]
-            self.codes = KeyCodes(planes, self.length, t, self._k.shape[-1], backend)
+            centers = None
+            if self._centered:
+                centers = Centers(*(xp.asarray(arrays[name]) for name in Centers._fields))
+            self.codes = KeyCodes(planes, self.length, t, self._k.shape[-1], backend, centers)
 
 
 def decode_attention(
@@ -522,7 +553,7 @@ def decode_attention(
     else:
         checks.query_bits("decode_attention", "query_bits", cache.query_bits, a.shape[-1])
         options = cache.metric, cache.query_bits, cache.sinks, cache.recent
-        more = cache.prefilter, cache.refine, scale
+        more = cache.prefilter, cache.refine, cache.group, scale
         out, lse = home.attend_topk(q4, held.k, held.v, held.codes, int(budget), *options, *more)
     give = returner(q)
     out = give(out.reshape(a.shape))

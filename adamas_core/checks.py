@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .reference.score import INVISIBLE
+
+if TYPE_CHECKING:
+    from .reference.center import Centers
 
 NDArray = np.ndarray[Any, Any]
 
@@ -165,6 +168,25 @@ def query_bits(where: str, name: str, bits: int, head_dim: int) -> None:
         )
 
 
+def together(
+    where: str, metric: str, centered: bool, group: object, prefilter: int, refine: int
+) -> None:
+    """Options that go together: estimates come from weighted distances, and groups choose once."""
+    if not isinstance(group, (bool, np.bool_)):
+        raise TypeError(f"{where}: group={group!r}; expected True or False")
+    if metric != "weighted" and (centered or group):
+        what = "group=True" if group else "centered codes"
+        raise ValueError(
+            f"{where}: metric={metric!r} with {what}, which need estimates of q.k; expected "
+            "metric='weighted'"
+        )
+    if group and (prefilter or refine):
+        raise ValueError(
+            f"{where}: group=True with prefilter={prefilter} and refine={refine}, which rank "
+            "tokens for each head; expected both 0"
+        )
+
+
 def padded(head_dim: int) -> int:
     """Dt: head_dim rounded up to a power of two."""
     return 1 << (head_dim - 1).bit_length()
@@ -234,6 +256,24 @@ def planes(where: str, x: NDArray) -> None:
             f"{where}: {shown('planes', x)}; expected (2, B, H_kv, T, 8, P, 8), or without B"
         )
     contiguous(where, "planes", x, axes=4)
+
+
+def centers(where: str, given: Centers, planes: NDArray, head_dim: int) -> None:
+    """Means, scales and tail of key planes, where the planes lie."""
+    _, B, H_kv, T, _, _, _ = planes.shape
+    Dt = padded(head_dim)
+    expected = {
+        "means": ("float16", (B, H_kv, T, Dt)),
+        "scales": ("uint8", (B, H_kv, T, 64)),
+        "tail": ("float32", (B, H_kv, 64, Dt)),
+    }
+    for name, x in given._asdict().items():
+        kind, shape = expected[name]
+        dtype(where, name, x, kind)
+        if x.shape != shape:
+            raise ValueError(f"{where}: {shown(name, x)}; expected {shape}, as planes have tiles")
+        contiguous(where, name, x, axes=2)
+        lies_on(where, name, x, device(planes))
 
 
 def heads(where: str, names: str, q: tuple[int, ...], kv: tuple[int, ...]) -> None:

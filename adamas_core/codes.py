@@ -20,6 +20,7 @@ from .dispatch import (
     views,
 )
 from .ops import hadamard, thresholds_array
+from .reference.center import Centers
 from .reference.quantize import TILE
 
 # The published code's thresholds, the same for queries and keys (arXiv 2510.18413).
@@ -106,12 +107,18 @@ class KeyCodes:
         D.
     backend : {"cpu", "gpu", "reference"}, optional
         That of the planes' own device if not given.
+    centers : Centers, optional
+        Of centered codes: means (B, H_kv, T, Dt), float16; scales (B, H_kv, T, 64), uint8; tail
+        (B, H_kv, 64, Dt), float32. Used as they are, like the planes. Thresholds are then in units
+        of each token's own rms.
 
     Attributes
     ----------
     planes, length, thresholds, head_dim, backend
         As above; planes end at the last tile in use. Planes and thresholds are arrays of NumPy,
         or under "gpu" of CuPy; length is kept on the host.
+    centers : Centers or None
+        As above, up to the last tile in use.
     device : str
         Where the planes lie: "cpu", or "cuda:" and a number.
     tokens : int
@@ -131,6 +138,7 @@ class KeyCodes:
         thresholds: Array | Sequence[float],
         head_dim: int,
         backend: str | None = None,
+        centers: Centers | None = None,
     ) -> None:
         (buffer,) = views(planes=planes)
         checks.planes("KeyCodes", buffer)
@@ -154,6 +162,10 @@ class KeyCodes:
         self.thresholds = array_module(backend).array(np.broadcast_to(t, (H_kv, 3)), order="C")
         self.head_dim = int(head_dim)
         self.backend = backend
+        if centers is not None:
+            centers = Centers(*views(**centers._asdict()))
+            checks.centers("KeyCodes", centers, buffer, head_dim)
+        self._centers = centers
 
     @classmethod
     def empty(
@@ -165,7 +177,7 @@ class KeyCodes:
         backend: str = DEFAULT_BACKEND,
         capacity: int = 0,
     ) -> KeyCodes:
-        """Codes of no token yet, with room for `capacity`."""
+        """Codes of no token yet, not centered, with room for `capacity`."""
         T = -(-capacity // TILE)
         planes = array_module(backend).zeros((2, B, H_kv, T, 8, _words(head_dim), 8), np.uint64)
         return cls(planes, 0, thresholds, head_dim, backend)
@@ -195,17 +207,30 @@ class KeyCodes:
         return self._buffer[:, :, :, : -(-self.tokens // TILE)]
 
     @property
+    def centers(self) -> Centers | None:
+        """Views of means and scales of the tiles in use, and the tail; None if not centered."""
+        if self._centers is None:
+            return None
+        means, scales, tail = self._centers
+        T = -(-self.tokens // TILE)
+        return Centers(means[:, :, :T], scales[:, :, :T], tail)
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, H_kv, tokens, D)."""
         return self._buffer.shape[1], self._buffer.shape[2], self.tokens, self.head_dim
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the planes in use."""
-        return int(self.planes.nbytes)
+        """Bytes of the planes in use, and of means, scales and tail."""
+        return int(self.planes.nbytes) + sum(int(x.nbytes) for x in self.centers or ())
 
     def __repr__(self) -> str:
-        return f"KeyCodes(shape={self.shape}, length={self.length}, backend={self.backend!r})"
+        centered = "" if self._centers is None else ", centered"
+        return (
+            f"KeyCodes(shape={self.shape}, length={self.length}, backend={self.backend!r}"
+            f"{centered})"
+        )
 
     def append(self, k: Array, count: int | Array | None = None) -> None:
         """Encode new tokens' keys behind the others, in place; room grows by doubling.
@@ -241,7 +266,12 @@ class KeyCodes:
             self._ragged = True
         self.reserve(self.tokens + S)
         start = self._length if self._ragged else self.tokens
-        load(self.backend).encode(a, self.thresholds, self._buffer, start)
+        home = load(self.backend)
+        if self._centers is None:
+            home.encode(a, self.thresholds, self._buffer, start)
+        else:
+            centers = self._centers
+            home.encode_centered(a, self.thresholds, self._buffer, centers, start, added)
         self._set_length(self._length + added)
 
     def reserve(self, tokens: int) -> None:
@@ -249,21 +279,75 @@ class KeyCodes:
         checks.tokens("KeyCodes.reserve", tokens)
         held = self._buffer.shape[3]
         needed = -(-tokens // TILE)
-        # A caller's planes may be read-only, which CuPy's never are.
-        if needed <= held and getattr(self._buffer.flags, "writeable", True):
+        # A caller's arrays may be read-only, which CuPy's never are.
+        mine = (self._buffer, *(self._centers or ()))
+        if needed <= held and all(getattr(x.flags, "writeable", True) for x in mine):
             return
-        shape = list(self._buffer.shape)
-        shape[3] = needed if needed <= held else max(needed, 2 * held)
-        grown = array_module(self.backend).zeros(shape, np.uint64)
-        used = self.planes.shape[3]
-        grown[:, :, :, :used] = self.planes
-        self._buffer = grown
+        T = needed if needed <= held else max(needed, 2 * held)
+        self._buffer = self._grown(self._buffer, 3, T)
+        if self._centers is not None:
+            means, scales, tail = self._centers
+            self._centers = Centers(
+                self._grown(means, 2, T), self._grown(scales, 2, T), self._grown(tail, 2, TILE)
+            )
 
-    def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens` of every sequence."""
+    def _grown(self, x: Any, axis: int, size: int) -> Any:
+        """x in an array of this size along an axis, zeros behind."""
+        shape = list(x.shape)
+        shape[axis] = size
+        grown = array_module(self.backend).zeros(shape, x.dtype)
+        grown[(slice(None),) * axis + (slice(x.shape[axis]),)] = x
+        return grown
+
+    def truncate(self, tokens: int, k: Array | None = None) -> None:
+        """Forget all but the first `tokens` of every sequence.
+
+        Parameters
+        ----------
+        tokens : int
+        k : array (B, H_kv, S, D), optional
+            The coded keys, at least `tokens` of them. Centered codes need it where a tile that was
+            full is cut, because its tokens are then coded again.
+
+        Raises
+        ------
+        ValueError
+            tokens is out of range, or k is needed and not given, or has another shape.
+        """
         if not 0 <= checks.integer("KeyCodes.truncate", "tokens", tokens) <= self.tokens:
             raise ValueError(f"KeyCodes.truncate: tokens={tokens}; expected 0 to {self.tokens}")
+        tile, rest = divmod(tokens, TILE)
+        cut = np.flatnonzero(self._length // TILE > tile) if self._centers and rest else []
+        if len(cut) and k is None:
+            raise ValueError(
+                f"KeyCodes.truncate: tokens={tokens} cuts a full tile of centered codes of shape "
+                f"{self.shape}; expected a multiple of {TILE}, or the keys k"
+            )
+        if len(cut):
+            self._code_again(cut, tokens, k)
         self._set_length(np.minimum(self._length, tokens))
+
+    def _code_again(self, sequences: Any, tokens: int, k: Array | None) -> None:
+        """The tokens of a tile that is to be no longer full, against the mean of the one before."""
+        (a,) = views(k=k)
+        checks.floats("KeyCodes.truncate", "k", a, (3, 4))
+        a = a[None] if a.ndim == 3 else a
+        B, H_kv, _, D = self.shape
+        if a.shape[:2] != (B, H_kv) or a.shape[2] < tokens or a.shape[3] != D:
+            raise ValueError(
+                f"KeyCodes.truncate: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D}) with "
+                f"at least {tokens} tokens"
+            )
+        checks.lies_on("KeyCodes.truncate", "k", a, self.device)
+        self.reserve(self.tokens)  # to be writable
+        assert self._centers is not None
+        first = tokens // TILE * TILE
+        for b in sequences:
+            one = slice(b, b + 1)
+            centers = Centers(*(x[one] for x in self._centers))
+            planes = self._buffer[:, one]
+            keys = a[one, :, first:tokens]
+            load(self.backend).encode_centered(keys, self.thresholds, planes, centers, first)
 
 
 def encode(
@@ -271,6 +355,7 @@ def encode(
     thresholds: Array | Sequence[float] | None = None,
     length: int | Array | None = None,
     backend: str | None = None,
+    centered: bool = False,
 ) -> KeyCodes:
     """Codes of cached keys, which `select_topk` searches.
 
@@ -284,6 +369,11 @@ def encode(
         Leading tokens of each sequence that count; all S if not given.
     backend : {"cpu", "gpu", "reference"}, optional
         That of the keys' own device if not given.
+    centered : bool
+        Code what is left of a key behind the mean of its tile of 64 tokens, by its own rms, and
+        keep the mean in float16 and a byte of scale a token: 37 bytes a token at head_dim 128 in
+        place of 32, no thresholds, and the better choice where many keys are alike. A tile is
+        coded against the mean of the tile before until it is full.
 
     Returns
     -------
@@ -294,7 +384,8 @@ def encode(
     TypeError
         k or thresholds have another dtype.
     ValueError
-        Shapes do not fit, thresholds are not ascending, or there is no token to calibrate from.
+        Shapes do not fit, thresholds are not ascending or given for centered codes, or there is no
+        token to calibrate from.
     """
     (a,) = views(k=k)
     checks.floats("encode", "k", a, (3, 4))
@@ -305,6 +396,13 @@ def encode(
     home = load(backend)
     checks.lies_on("encode", "k", a, BACKENDS[backend])
     n = checks.length("encode", S if length is None else int_or_view("length", length), B, S)
+    if centered:
+        if thresholds is not None:
+            raise ValueError(
+                f"encode: thresholds={thresholds} with centered=True, which cuts at each token's "
+                "own rms; expected thresholds=None"
+            )
+        return _encode_centered(home, a, n, backend)
     if thresholds is None:
         sample = np.minimum(n, 1024)
         thresholds = calibrate(a[:, :, :1024], length=sample if np.ndim(n) else int(sample))
@@ -313,6 +411,21 @@ def encode(
     t = np.ascontiguousarray(np.broadcast_to(t, (H_kv, 3)))
     planes = home.encode(a, t)
     return KeyCodes(planes, n, t, D, backend)
+
+
+def _encode_centered(home: Any, k: Any, n: int | np.ndarray[Any, Any], backend: str) -> KeyCodes:
+    B, H_kv, S, D = k.shape
+    T, Dt = -(-S // TILE), checks.padded(D)
+    xp = array_module(backend)
+    planes = xp.zeros((2, B, H_kv, T, 8, _words(D), 8), np.uint64)
+    centers = Centers(
+        xp.zeros((B, H_kv, T, Dt), np.float16),
+        xp.zeros((B, H_kv, T, TILE), np.uint8),
+        xp.zeros((B, H_kv, TILE, Dt), np.float32),
+    )
+    t = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
+    home.encode_centered(k, t, planes, centers, 0, n)
+    return KeyCodes(planes, n, t, D, backend, centers)
 
 
 def _words(head_dim: int) -> int:

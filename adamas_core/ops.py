@@ -302,11 +302,13 @@ def select_topk(
     recent: int = 0,
     prefilter: int = 0,
     refine: int = 0,
+    group: bool = False,
     k: Array | None = None,
 ) -> Array:
     """Indices of the tokens that matter to raw queries: the fused step, no distances in memory.
 
-    Equal to the bit to `topk` of `score` of the quantized `hadamard` of q.
+    Equal to the bit to `topk` of `score` of the quantized `hadamard` of q, where codes are not
+    centered and no option changes the order.
 
     Parameters
     ----------
@@ -331,6 +333,11 @@ def select_topk(
         Take the refine * K nearest by their codes, and of these the K whose inner product with the
         query is largest. Reads refine * K rows of k a query; 2 or 4 find nearly what exact
         top-k does. 0, the default, ends with the codes.
+    group : bool
+        One choice for all query heads of a KV head, so that a row of k and v is read once for
+        them: the tokens that get most of the heads' attention, which is estimated from the codes.
+        At the same budget each head loses some tokens; at as many rows read all gain. Not together
+        with prefilter or refine.
     k : array (B, H_kv, S, D), optional
         The coded keys themselves, which `refine` needs: float16, bfloat16 or float32, S the codes'
         tokens or more.
@@ -346,7 +353,8 @@ def select_topk(
         codes is no KeyCodes, q has another dtype, or a number is no integer.
     ValueError
         Shapes do not fit, codes are empty, prefilter or refine is negative, k is missing where it
-        is to refine, or the budget is below 1 or above codes' tokens.
+        is to refine, the budget is below 1 or above codes' tokens, or options do not go together:
+        centered codes and group need metric="weighted".
 
     Examples
     --------
@@ -376,12 +384,13 @@ def select_topk(
         raise ValueError(f"select_topk: codes of shape {codes.shape} are empty; append keys first")
     checks.budget("select_topk", budget, codes.tokens, codes.shape, sinks, recent)
     checks.at_least("select_topk", "prefilter", prefilter, 0)
-    options = metric, int(query_bits), int(sinks), int(recent), int(prefilter)
     keys = None
     if checks.at_least("select_topk", "refine", refine, 0):
         keys = _keys_of(codes, k, refine)
+    checks.together("select_topk", metric, codes.centers is not None, group, prefilter, refine)
+    options = metric, int(query_bits), int(sinks), int(recent), int(prefilter), int(refine)
     found = load(codes.backend).select_topk
-    indices = found(q4, codes, int(budget), *options, int(refine), keys)
+    indices = found(q4, codes, int(budget), *options, bool(group), keys)
     return returner(q)(indices.reshape(*a.shape[:-1], int(budget)))
 
 

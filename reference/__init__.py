@@ -10,6 +10,7 @@ T = ceil(S / 64) tiles, K budget.
 """
 
 from .attend import attend
+from .center import encode_centered
 from .decode import decode_attention
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
@@ -23,6 +24,7 @@ __all__ = [
     "attend_topk",
     "decode_attention",
     "encode",
+    "encode_centered",
     "hadamard",
     "quantize",
     "quantize_query",

@@ -37,6 +37,6 @@ def decode_attention(
         indices = np.broadcast_to(every, (B, H, L, held.tokens))
     else:
         options = (cache.metric, cache.query_bits, cache.sinks, cache.recent)
-        more = cache.prefilter, cache.refine, held.k
+        more = cache.prefilter, cache.refine, cache.group, held.k
         indices = select_topk(q, held.codes, budget, *options, *more)
     return attend(q, held.k, held.v, indices, scale, return_lse)

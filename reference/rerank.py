@@ -41,18 +41,24 @@ def rerank(
 
 
 def inner_products(q: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.float32]:
-    """q (D,) times keys (n, D), in float32 and in an order that gives the same bits everywhere.
-
-    Every product is rounded. Of sixteen lanes, lane j adds up the products j, j + 16, ... in turn;
-    then the upper half of the lanes is added to the lower one, until one is left.
-    """
-    D = len(q)
-    products = np.zeros((len(keys), -(-D // LANES) * LANES), np.float32)
+    """q (D,) times keys (n, D), in float32; every product is rounded."""
     with np.errstate(over="ignore", invalid="ignore"):
-        products[:, :D] = q.astype(np.float32) * keys.astype(np.float32)
-        sums = np.zeros((len(keys), LANES), np.float32)
+        return lane_sums(q.astype(np.float32) * keys.astype(np.float32))
+
+
+def lane_sums(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums of the rows of x (n, D), in an order that gives the same bits everywhere.
+
+    Of sixteen lanes, lane j adds up the elements j, j + 16, ... in turn; then the upper half of the
+    lanes is added to the lower one, until one is left.
+    """
+    n, D = x.shape
+    padded = np.zeros((n, -(-D // LANES) * LANES), np.float32)
+    padded[:, :D] = x
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.zeros((n, LANES), np.float32)
         for first in range(0, D, LANES):
-            sums += products[:, first : first + LANES]
+            sums += padded[:, first : first + LANES]
         while sums.shape[1] > 1:
             half = sums.shape[1] // 2
             sums = sums[:, :half] + sums[:, half:]

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 import adamas_core.gpu
 from adamas_core.codes import KeyCodes
 from adamas_core.dispatch import load, on_host
+from adamas_core.reference.center import Centers
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=200, derandomize=True, **_common)
@@ -91,7 +92,10 @@ class OnDevice:
         @wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
             given = [x for x in (*arguments, *named.values()) if isinstance(x, np.ndarray)]
+            centers = [x for x in arguments if isinstance(x, Centers)]
+            given += [x for group in centers for x in group]
             there = {id(x): moved(x) for x in given}
+            there |= {id(x): moved_centers(x, there) for x in centers}
             there |= {id(x): moved_codes(x) for x in arguments if isinstance(x, KeyCodes)}
             result = function(
                 *(there.get(id(x), x) for x in arguments),
@@ -128,9 +132,18 @@ def moved(x: np.ndarray[Any, Any]) -> Any:
 
 def moved_codes(codes: KeyCodes) -> Any:
     """What the GPU backend reads of codes, on the device."""
+    centers = codes.centers and Centers(*map(moved, codes.centers))
     return SimpleNamespace(
-        planes=moved(codes.planes), thresholds=moved(codes.thresholds), length=codes.length
+        planes=moved(codes.planes),
+        thresholds=moved(codes.thresholds),
+        length=codes.length,
+        centers=centers,
     )
+
+
+def moved_centers(centers: Centers, there: dict[int, Any]) -> Centers:
+    """Of the device arrays that stand for its own."""
+    return Centers(*(there[id(x)] for x in centers))
 
 
 def _bytes_at(first: int, end: int) -> memoryview:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adamas_core import reference
-from adamas_core.codes import KeyCodes
+from adamas_core.codes import KeyCodes, encode
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
 HEAD_DIMS = [1, 2, 3, 8, 16, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 160, 256, 300, 512]
@@ -104,7 +104,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, kinds: list[str] = VALUES) -> Case:
+def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) -> Case:
     """Queries, keys, values and codes; MHA, GQA and MQA; one length or one a sequence."""
     B, H_kv, G = (
         draw(st.integers(1, 2)),
@@ -122,6 +122,9 @@ def cases(draw: st.DrawFn, kinds: list[str] = VALUES) -> Case:
     length: int | NDArray[np.int64] = S
     if draw(st.booleans()):
         length = np.array(draw(st.lists(st.integers(0, S), min_size=B, max_size=B)))
+    if centered:
+        codes = encode(k, length=length, backend="reference", centered=True)
+        return Case(q, k, v, codes, length)
     t = np.broadcast_to(draw(thresholds(H_kv)), (H_kv, 3))
     codes = KeyCodes(reference.encode(k, t), length, t, D, "reference")
     return Case(q, k, v, codes, length)

@@ -36,8 +36,9 @@ def test_rerank_of_a_backend(every: Any) -> None:
     assert arguments(every.rerank) == arguments(reference.rerank)
 
 
-def test_encode_of_a_backend(backend: ModuleType) -> None:
-    assert arguments(backend.encode) == arguments(reference.encode)
+@pytest.mark.parametrize("name", ["encode", "encode_centered"])
+def test_encode_of_a_backend(backend: ModuleType, name: str) -> None:
+    assert arguments(getattr(backend, name)) == arguments(getattr(reference, name))
 
 
 @pytest.mark.parametrize("name", sorted(set(adamas_core.__all__) - {"__version__", "PAPER"}))

@@ -153,7 +153,7 @@ class Adamas:
             codes = encode(k, self._ready().thresholds)
             metric = "manhattan" if self.metric == "l1" else "weighted"
             options = metric, self.query_bits or 4, *self._forced(K), self.prefilter, self.refine
-            indices: Indices = select_topk(q, codes, K, *options, k)
+            indices: Indices = select_topk(q, codes, K, *options, k=k)
             return indices
         if not self.refine:
             return self._by_estimates(q, k, K)

@@ -1,0 +1,67 @@
+"""Estimated inner products of queries and keys, from weighted distances, the specification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .center import scale_of
+from .quantize import TILE, unpack_bits
+from .rerank import lane_sums
+from .score import INVISIBLE
+
+if TYPE_CHECKING:
+    from adamas_core.codes import KeyCodes
+
+
+def estimate(
+    x: NDArray[np.float32],
+    query: NDArray[np.uint64],
+    distances: NDArray[np.uint16],
+    codes: KeyCodes,
+) -> NDArray[np.float32]:
+    """Estimates (B, H, L, S) of the inner products of transformed queries x (B, H, L, Dt) and keys.
+
+    query (B, H, L, bits * P) is what `quantize_query` makes of x, and distances (B, H, L, S) are
+    its distances. A query's coordinate is read back as sign w m / wmax, m being its largest |x|,
+    and a key's as (c - 1.5) s. So the inner product is (3 W - 2 d) s m / (2 wmax), with W the sum
+    of the query's weights and d the distance: a float32 product, then another. s is the scale of
+    the token; of codes that are not centered, half of what lies between the outer thresholds.
+
+    Where codes are centered x times the mean of the tile is added, in the order of `lane_sums`.
+    """
+    B, H, L, S = distances.shape
+    P, G = codes.planes.shape[5], H // codes.planes.shape[2]
+    bits = query.shape[-1] // P
+    top = np.fmax.reduce(np.abs(x), axis=-1, keepdims=True, initial=0)
+    unit = top / np.float32(2 * (2 ** (bits - 1) - 1))  # (B, H, L, 1)
+    W = np.zeros((B, H, L, 1), np.int64)
+    for b, plane in enumerate(reversed(range(bits - 1)), 1):
+        words = query[..., b * P : (b + 1) * P]
+        W += unpack_bits(words).sum(axis=-1, keepdims=True, dtype=np.int64) << plane
+    n = (3 * W - 2 * distances.astype(np.int64)).astype(np.float32)  # exact, below 2^18
+    with np.errstate(over="ignore", invalid="ignore"):
+        if codes.centers is None:
+            step = (codes.thresholds[:, 2] - codes.thresholds[:, 0]) * np.float32(0.5)
+            return n * np.repeat(step, G)[:, None, None] * unit
+        means, scales, _ = codes.centers
+        s = scale_of(scales).reshape(*scales.shape[:2], -1)[:, :, :S]  # (B, H_kv, S)
+        estimates: NDArray[np.float32] = n * np.repeat(s, G, axis=1)[:, :, None] * unit
+        for b, h, l in np.ndindex(B, H, L):
+            mean = means[b, h // G].astype(np.float32)  # (T, Dt)
+            estimates[b, h, l] += np.repeat(lane_sums(x[b, h, l] * mean), TILE)[:S]
+    return estimates
+
+
+def rank(estimates: NDArray[np.float32], distances: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """Numbers that ascend as estimates fall; 2^32 - 1 where the distance says invisible.
+
+    The bits of a float32 ascend with it if it is positive and fall if it is negative. NaN counts
+    as minus infinity and -0 as 0.
+    """
+    x = np.where(np.isnan(estimates), np.float32(-np.inf), estimates) + np.float32(0)
+    bits = x.view(np.uint32)
+    ranks = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF))
+    return np.where(distances == INVISIBLE, np.uint32(0xFFFFFFFF), ranks)

@@ -1,0 +1,263 @@
+"""encode_centered: the reference against plain arithmetic, and every backend to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import DTYPES, FINITE, VALUES, head_dims, laid_out, layouts, seeds, values
+from tolerances import assert_same_bits
+
+from adamas_core import KVCache, decode_attention, encode, reference
+from adamas_core.codes import RMS_SHARE, KeyCodes
+from adamas_core.dispatch import on_host
+from adamas_core.reference.center import Centers, scale_byte, scale_of
+from adamas_core.reference.quantize import from_planes, unpack_bits
+
+T3 = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
+Place = Callable[[NDArray[Any]], Any]
+
+
+def empty(B: int, H_kv: int, S: int, D: int) -> tuple[NDArray[np.uint64], Centers]:
+    """Planes and centers with room for S tokens, of other numbers where none is written."""
+    Dt, T = 1 << (D - 1).bit_length(), -(-S // 64)
+    planes = np.full((2, B, H_kv, T, 8, -(-Dt // 64), 8), 7, np.uint64)
+    means = np.full((B, H_kv, T, Dt), 7, np.float16)
+    scales = np.full((B, H_kv, T, 64), 7, np.uint8)
+    return planes, Centers(means, scales, np.full((B, H_kv, 64, Dt), 7, np.float32))
+
+
+@st.composite
+def appends(
+    draw: st.DrawFn,
+) -> list[tuple[NDArray[Any], int | NDArray[np.int64], int | NDArray[np.int64]]]:
+    """Keys (B, H_kv, S, D), where they start and how many count, one call behind the other."""
+    B, H_kv, D = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(head_dims)
+    kind, dtype, ragged = (
+        draw(st.sampled_from(VALUES)),
+        draw(st.sampled_from(DTYPES)),
+        draw(st.booleans()),
+    )
+    calls, start = [], np.zeros(B, np.int64)
+    for S in draw(st.lists(st.sampled_from([0, 1, 2, 5, 63, 64, 65, 150]), min_size=1, max_size=4)):
+        k = laid_out(values(kind, (B, H_kv, S, D), dtype, draw(seeds)), draw(layouts))
+        if ragged:
+            count = np.array(draw(st.lists(st.integers(0, S), min_size=B, max_size=B)))
+            calls.append((k, start.copy(), count))
+            start += count
+        else:
+            calls.append((k, int(start[0]), S))
+            start += S
+    return calls
+
+
+@given(calls=appends())
+def test_bits(kernels: ModuleType, calls: list[Any]) -> None:
+    """Planes, means, scales and tail, and nothing else is written."""
+    B, H_kv, _, D = calls[0][0].shape
+    room = sum(k.shape[2] for k, _, _ in calls) + 70
+    mine, expected = empty(B, H_kv, room, D), empty(B, H_kv, room, D)
+    for k, start, count in calls:
+        kernels.encode_centered(k, T3, mine[0], mine[1], start, count)
+        reference.encode_centered(k, T3, expected[0], expected[1], start, count)
+    assert_same_bits(mine[0], expected[0])
+    for got, wanted in zip(mine[1], expected[1], strict=True):
+        assert_same_bits(got, wanted)
+
+
+@settings(max_examples=100)
+@given(calls=appends())
+def test_however_they_come(backend: ModuleType, calls: list[Any]) -> None:
+    """In one call or in many: the same codes, relative to the same means."""
+    B, H_kv, _, D = calls[0][0].shape
+    counts = sum(np.broadcast_to(count, B) for _, _, count in calls)
+    S = int(counts.max())
+    parts, whole = empty(B, H_kv, S, D), empty(B, H_kv, S, D)
+    k = np.zeros((B, H_kv, S, D), calls[0][0].dtype)
+    for x, start, count in calls:
+        backend.encode_centered(x, T3, *parts, start, count)
+        for b in range(B):
+            first, n = np.broadcast_to(start, B)[b], np.broadcast_to(count, B)[b]
+            k[b, :, first : first + n] = x[b, :, :n]
+    backend.encode_centered(k, T3, *whole, 0, counts)
+    for b in range(B):
+        T, rest = -(-int(counts[b]) // 64), int(counts[b]) % 64
+        assert_same_bits(parts[0][:, b, :, :T], whole[0][:, b, :, :T])
+        assert_same_bits(parts[1].means[b, :, :T], whole[1].means[b, :, :T])
+        assert_same_bits(parts[1].scales[b, :, :T], whole[1].scales[b, :, :T])
+        assert_same_bits(parts[1].tail[b, :, :rest], whole[1].tail[b, :, :rest])
+
+
+@given(
+    kind=st.sampled_from([k for k in FINITE if k not in ("subnormal", "wide")]),
+    S=st.sampled_from([1, 63, 64, 65, 128, 200]),
+    D=head_dims,
+    seed=seeds,
+)
+def test_the_reference(kind: str, S: int, D: int, seed: int) -> None:
+    """Means, codes and scales as float64 gives them."""
+    k = values(kind, (1, 1, S, D), DTYPES[2], seed) + np.float32(2)
+    planes, centers = empty(1, 1, S, D)
+    reference.encode_centered(k, T3, planes, centers)
+    y = reference.hadamard(k)[0, 0].astype(np.float64)  # (S, Dt)
+    tiles = np.arange(S) // 64
+    mean = np.zeros((tiles[-1] + 1, y.shape[1]))
+    for t in range(len(mean)):
+        mean[t] = (
+            y[64 * t : 64 * t + 64].mean(axis=0) if S >= 64 * t + 64 else mean[t - 1] if t else 0
+        )
+    np.testing.assert_allclose(centers.means[0, 0], mean, rtol=1e-3, atol=1e-5)
+    rest = y - centers.means[0, 0][tiles].astype(np.float64)
+    rms = np.sqrt((rest**2).mean(axis=1, keepdims=True))
+    high, low = np.split(unpack_bits(from_planes(planes))[0, 0, :S], 2, axis=-1)
+    c = (2 * high + low)[:, : y.shape[1]].astype(np.float64)
+    # A coordinate that float32 cannot tell from a threshold may have either code.
+    limits = rms[:, :, None] * T3.astype(np.float64)
+    clear = (abs(rest[:, :, None] - limits) > 1e-5 * (rms + abs(y))[:, :, None]).all(axis=-1)
+    expected = (limits < rest[:, :, None]).sum(axis=-1)
+    np.testing.assert_array_equal(c[clear], expected[clear])
+    along = (rest * (c - 1.5)).sum(axis=1)
+    some = (rms[:, 0] > 2.0**-6) & (rms[:, 0] < 2.0**6)
+    scale = (rest**2).sum(axis=1)[some] / along[some]
+    got = scale_of(centers.scales[0, 0].reshape(-1)[:S])[some]
+    np.testing.assert_allclose(got, scale, rtol=1 / 32 + 1e-5)
+
+
+def test_scales() -> None:
+    """All bytes stand for scales of their own, and each is the nearest to itself."""
+    every = np.arange(256, dtype=np.uint8)
+    scales = scale_of(every)
+    assert (np.diff(scales) > 0).all()
+    assert (scales[0], scales[128], scales[255]) == (2.0**-8, 1, 248)
+    np.testing.assert_array_equal(scale_byte(scales), every)
+    between = (scales[:-1] + scales[1:]) / 2
+    np.testing.assert_array_equal(scale_byte(np.nextafter(between, np.float32(0))), every[:-1])
+    odd = np.array([np.nan, -np.inf, -1, -0.0, 0.0, 1e-40, np.inf, 3e38], np.float32)
+    assert scale_byte(odd).tolist() == [0, 0, 0, 0, 0, 0, 255, 255]
+
+
+def test_golden(every: ModuleType) -> None:
+    """64 tokens of head_dim 1: 63 times 1 and one of 65, so that the mean is 2."""
+    k = np.ones((1, 1, 66, 1), np.float32)
+    k[0, 0, 7] = 65
+    k[0, 0, 65] = np.nan
+    planes, centers = empty(1, 1, 66, 1)
+    every.encode_centered(k, T3, planes, centers)
+    assert centers.means[0, 0].tolist() == [[2], [2]]
+    high, low = planes[:, 0, 0].reshape(2, -1)[:, :66]
+    assert high.tolist() == [0] * 7 + [1] + [0] * 58
+    # A token of one coordinate lies beyond its own threshold: -1 is the code 0, u = -1.5.
+    assert low.tolist() == [0] * 7 + [1] + [0] * 58
+    scales = scale_of(centers.scales.reshape(-1)[:66])
+    np.testing.assert_allclose(scales[:7], 1 / 1.5, rtol=1 / 32)
+    np.testing.assert_allclose(scales[7], 63 / 1.5, rtol=1 / 32)
+    assert scales[65] == 2.0**-8  # of NaN
+
+
+def test_a_mean_that_is_no_number_is_0(every: ModuleType) -> None:
+    k = np.zeros((1, 1, 64, 2), np.float32)
+    k[0, 0, 3, 0], k[0, 0, 4, 1] = 1e38, np.inf
+    planes, centers = empty(1, 1, 64, 2)
+    every.encode_centered(k, T3, planes, centers)
+    assert centers.means[0, 0].tolist() == [[0, 0]]
+
+
+# KeyCodes and KVCache
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) + np.float32(1)
+
+
+def same_codes(got: KeyCodes, expected: KeyCodes) -> None:
+    assert got.shape == expected.shape
+    assert_same_bits(on_host(got.planes), on_host(expected.planes))
+    assert got.centers is not None
+    assert expected.centers is not None
+    rest = got.tokens % 64
+    for name, x, y in zip(Centers._fields, got.centers, expected.centers, strict=True):
+        x, y = on_host(x), on_host(y)
+        if name == "tail":  # behind the tokens of the last tile it is of no use
+            x, y = x[:, :, :rest], y[:, :, :rest]
+        assert_same_bits(x, y)
+
+
+def test_of_a_cache(place: Place, tmp_path: Path) -> None:
+    k, v, q = normal(2, 300, 48), normal(2, 300, 48, seed=1), normal(4, 1, 48, seed=2)
+    cache = KVCache(centered=True)
+    done = 0
+    for n in (1, 62, 1, 100, 64, 72):
+        cache.append(place(k[:, done : done + n]), place(v[:, done : done + n]))
+        done += n
+    codes = cache[0].codes
+    assert codes is not None
+    assert "centered" in repr(codes)
+    same_codes(codes, encode(place(k), centered=True))
+    assert codes.nbytes == codes.planes.nbytes + 2 * 5 * (64 * 2 + 64) + 2 * 64 * 64 * 4
+    out = on_host(decode_attention(place(q), cache, 20))
+    exact = on_host(decode_attention(place(q), cache, None))
+    assert abs(out - exact).max() > 1e-3
+    cache.save(tmp_path / "a.kv")
+    back = KVCache.load(tmp_path / "a.kv", backend=cache.backend)
+    assert back.centered
+    more = normal(2, 50, 48, seed=3)
+    for held in cache, back:
+        held.append(place(more), place(more))
+    assert back[0].codes is not None
+    same_codes(back[0].codes, codes)
+    assert_same_bits(
+        on_host(decode_attention(place(q), back, 20)),
+        on_host(decode_attention(place(q), cache, 20)),
+    )
+
+
+@pytest.mark.parametrize("tokens", [300, 280, 256, 255, 200, 128, 65, 64, 1, 0])
+def test_truncate_then_append(place: Place, tokens: int) -> None:
+    k, other = normal(2, 300, 64), normal(2, 90, 64, seed=1)
+    cache = KVCache(centered=True)
+    cache.append(place(k), place(k))
+    cache.truncate(tokens)
+    whole = k[:, :tokens]
+    for x in (other[:, :1], other[:, 1:]):
+        cache.append(place(x), place(x))
+        whole = np.concatenate([whole, x], axis=1)
+        assert cache[0].codes is not None
+        same_codes(cache[0].codes, encode(place(whole), centered=True))
+
+
+def test_ragged_sequences_are_each_their_own(place: Place) -> None:
+    cache, own = KVCache(centered=True), [KVCache(centered=True) for _ in range(3)]
+    for i, count in enumerate([[70, 200, 1], [0, 50, 3], [1, 1, 1], [60, 3, 64]]):
+        k = normal(3, 2, max(count), 32, seed=i)
+        cache.append(place(k), place(k), count=np.array(count))
+        for b, n in enumerate(count):
+            own[b].append(place(k[b, :, :n]), place(k[b, :, :n]))
+    for tokens in (1000, 192, 100):
+        if tokens < 1000:
+            for held in (cache, *own):
+                held.truncate(min(tokens, held[0].tokens))
+        q = normal(3, 4, 1, 32, seed=7)
+        out = on_host(decode_attention(place(q), cache, 12))
+        for b in range(3):
+            alone = on_host(decode_attention(place(q[b]), own[b], 12))
+            np.testing.assert_allclose(out[b], alone, atol=2e-6)
+
+
+def test_read_only_codes_are_copied_before_they_grow() -> None:
+    k = normal(1, 2, 70, 16)
+    codes = encode(k, centered=True)
+    assert codes.centers is not None
+    for x in (codes.planes, *codes.centers):
+        x.setflags(write=False)
+    frozen = KeyCodes(
+        codes.planes, 70, codes.thresholds, 16, centers=Centers(*(x for x in codes.centers))
+    )
+    frozen.append(k)
+    same_codes(frozen, encode(np.concatenate([k, k], axis=2), centered=True))
