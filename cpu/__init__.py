@@ -5,6 +5,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the build put it
 
 from .attend import attend
+from .center import encode_centered
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
 from .rerank import rerank
@@ -16,6 +17,7 @@ __all__ = [
     "attend",
     "attend_topk",
     "encode",
+    "encode_centered",
     "hadamard",
     "quantize",
     "quantize_query",

@@ -18,8 +18,12 @@ from numba.core.extending import register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 
-I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+from adamas_core.reference.center import SCALE_LEAST, SCALE_SHIFT
+from adamas_core.reference.group import STEPS, WEIGHTS
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
+_I16x16 = ir.VectorType(I16, 16)
 
 
 class Vector(types.Type):
@@ -86,7 +90,7 @@ def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
 
 
 def element_bytes(vector: ir.VectorType) -> int:
-    return {I16: 2, I32: 4, I64: 8, F16: 2, F32: 4}[vector.element]
+    return {I8: 1, I16: 2, I32: 4, I64: 8, F16: 2, F32: 4}[vector.element]
 
 
 def load(builder: Any, address: Any, vector: ir.VectorType) -> Any:
@@ -377,6 +381,128 @@ def exp(builder: Any, x: Any) -> Any:
     return y
 
 
+# ---- centered codes: what is left behind a mean, and scales of a byte --------------------------
+
+
+@operation(F32x16, F32x16, F32x16)
+def zero_unless_below(builder: Any, x: Any, limit: Any) -> Any:
+    """x where |x| < limit, else 0; NaN is not below."""
+    size = call(builder, "llvm.fabs.v16f32", x.type, x)
+    return builder.select(builder.fcmp_ordered("<", size, limit), x, ir.Constant(x.type, None))
+
+
+@operation(F32x16, F32x16, F32x16, F32x16, F32x16)
+def number_below(builder: Any, a: Any, b: Any, c: Any, x: Any) -> Any:
+    """How many of a, b and c are below x, in each lane; none is below NaN."""
+    bits = ir.VectorType(I32, 16)
+    below = (builder.zext(builder.fcmp_ordered("<", t, x), bits) for t in (a, b, c))
+    total = constant(bits, 0)
+    for one in below:
+        total = builder.add(total, one)
+    return builder.uitofp(total, x.type)
+
+
+@operation(types.float32, types.float32)
+def square_root(builder: Any, x: Any) -> Any:
+    return call(builder, "llvm.sqrt.f32", F32, x)
+
+
+@operation(types.int64, types.float32)
+def bits_of(builder: Any, x: Any) -> Any:
+    return builder.zext(builder.bitcast(x, I32), I64)
+
+
+@operation(types.float32, types.int64)
+def float_of_bits(builder: Any, bits: Any) -> Any:
+    return builder.bitcast(builder.trunc(bits, I32), F32)
+
+
+@operation(F32x16, types.int64)
+def load_scales(builder: Any, address: Any) -> Any:
+    """What sixteen bytes stand for: reference/center.py's scale_of."""
+    bits = ir.VectorType(I32, 16)
+    byte = builder.zext(load(builder, address, ir.VectorType(I8, 16)), bits)
+    word = builder.shl(builder.add(byte, constant(bits, SCALE_LEAST)), constant(bits, SCALE_SHIFT))
+    return builder.bitcast(word, F32x16.ir)
+
+
+@operation(F32x16, types.int64)
+def load_uint16_as_float(builder: Any, address: Any) -> Any:
+    return builder.uitofp(load(builder, address, _I16x16), F32x16.ir)
+
+
+# ---- ranks of estimates: 32 bits that ascend as the estimate falls -----------------------------
+
+
+@operation(types.void, types.int64, F32x16)
+def store_ranks(builder: Any, address: Any, x: Any) -> None:
+    """reference/estimate.py's rank: NaN counts as minus infinity, -0 as 0."""
+    bits = ir.VectorType(I32, 16)
+    x = builder.select(builder.fcmp_unordered("uno", x, x), constant(x.type, float("-inf")), x)
+    word = builder.bitcast(builder.fadd(x, constant(x.type, 0.0)), bits)
+    negative = builder.icmp_signed("<", word, constant(bits, 0))
+    upside_down = builder.xor(word, constant(bits, 0x7FFFFFFF))
+    store(builder, address, builder.select(negative, word, upside_down))
+
+
+@operation(types.uint64, types.int64, types.int64)
+def mask_ranks_at_most(builder: Any, address: Any, bound: Any) -> Any:
+    """Which of the 64 uint32 at address are <= bound (0 <= bound < 2^32)."""
+    vector = ir.VectorType(I32, 64)
+    bounds = splat(builder, vector, builder.trunc(bound, I32))
+    return mask_bits(builder, builder.icmp_unsigned("<=", load(builder, address, vector), bounds))
+
+
+# ---- levels and weights of groups: reference/group.py ------------------------------------------
+
+
+@operation(types.void, types.int64, F32x16)
+def store_levels(builder: Any, address: Any, x: Any) -> None:
+    """Sixteen numbers rounded down to int16, those beyond it as its ends; NaN is the least."""
+    bits = ir.VectorType(I32, 16)
+    least, most = constant(x.type, -32768.0), constant(x.type, 32767.0)
+    x = call(builder, "llvm.floor.v16f32", x.type, x)
+    x = builder.select(builder.fcmp_ordered(">", x, least), x, least)  # NaN is not above
+    x = builder.select(builder.fcmp_ordered("<", x, most), x, most)
+    store(builder, address, builder.trunc(builder.fptosi(x, bits), _I16x16))
+
+
+@operation(types.int64, types.int64)
+def largest_level(builder: Any, address: Any) -> Any:
+    """Of 64 int16."""
+    levels = load(builder, address, ir.VectorType(I16, 64))
+    return builder.sext(call(builder, "llvm.vector.reduce.smax.v64i16", I16, levels), I64)
+
+
+def _weights(builder: Any, address: Any, best: Any) -> Any:
+    """Of sixteen levels at address, none of which is above `best`."""
+    bits = ir.VectorType(I32, 16)
+    level = builder.sext(load(builder, address, _I16x16), bits)
+    i = builder.sub(splat(builder, bits, builder.trunc(best, I32)), level)
+    last = constant(bits, 32 * STEPS - 1)
+    i = builder.select(builder.icmp_unsigned("<", i, last), i, last)
+    step = builder.and_(i, constant(bits, STEPS - 1))
+    weight = constant(bits, int(WEIGHTS[0]))
+    for number, value in enumerate(WEIGHTS[1:], 1):
+        here = builder.icmp_unsigned("==", step, constant(bits, number))
+        weight = builder.select(here, constant(bits, int(value)), weight)
+    return builder.lshr(weight, builder.lshr(i, constant(bits, STEPS.bit_length() - 1)))
+
+
+@operation(types.int64, types.int64, types.int64)
+def sum_of_weights(builder: Any, address: Any, best: Any) -> Any:
+    """Of 64 levels: at most 2^22."""
+    total = constant(ir.VectorType(I32, 16), 0)
+    for i in range(4):
+        total = builder.add(total, _weights(builder, builder.add(address, I64(32 * i)), best))
+    return builder.zext(call(builder, "llvm.vector.reduce.add.v16i32", I32, total), I64)
+
+
+@operation(F32x16, types.int64, types.int64)
+def weights_as_float(builder: Any, address: Any, best: Any) -> Any:
+    return builder.uitofp(_weights(builder, address, best), F32x16.ir)
+
+
 # ---- keys and values as they lie in memory -----------------------------------------------------
 
 
@@ -414,9 +540,6 @@ def _narrow_bfloat16(builder: Any, x: Any) -> Any:
     quiet = builder.or_(word, constant(vector, 0x400000))
     rounded = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
     return builder.trunc(builder.lshr(rounded, constant(vector, 16)), ir.VectorType(I16, 16))
-
-
-_I16x16 = ir.VectorType(I16, 16)
 
 
 @operation(F32x16, types.int64)
@@ -477,7 +600,10 @@ def _scalar(name: types.Type, type_: ir.Type, octets: int) -> tuple[Any, Any]:
 load_int64, store_int64 = _scalar(types.int64, I64, 8)
 load_int32, store_int32 = _scalar(types.int32, I32, 4)
 load_uint64, store_uint64 = _scalar(types.uint64, I64, 8)
+load_uint32, store_uint32 = _scalar(types.uint32, I32, 4)
 load_uint16, store_uint16 = _scalar(types.uint16, I16, 2)
+load_int16, store_int16 = _scalar(types.int16, I16, 2)
+load_uint8, store_uint8 = _scalar(types.uint8, I8, 1)
 load_scalar_float32, store_scalar_float32 = _scalar(types.float32, F32, 4)
 
 

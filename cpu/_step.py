@@ -22,9 +22,12 @@ _GIVEN = (
     # high one; lengths is 0 where all sequences have `length` tokens
     *("planes", "plane", "planes_b", "planes_h", "H_kv", "S", "P", "length", "lengths"),
     "thresholds",
+    # of centered codes; scales is 0 where they are not
+    *("means", "means_b", "means_h", "scales", "scales_b", "scales_h"),
     # the selection: planes of weights, 0 under the Manhattan metric; if not 0, `taken` tokens are
-    # taken by their signs and then ranked again, and `kept` by their codes and then by products
-    *("weights", "budget", "taken", "kept", "sinks", "recent", "indices"),
+    # taken by their signs and then ranked again, and `kept` by their codes and then by products;
+    # group is 1 where the query heads of a KV head choose together
+    *("weights", "budget", "taken", "kept", "sinks", "recent", "group", "indices"),
     # keys and values; out is 0 where there is nothing to attend to
     *("k", "k_b", "k_h", "k_s", "v", "v_b", "v_h", "v_s", "kv_dtype", "out", "lse", "scale"),
 )

@@ -67,8 +67,8 @@ def attend(
         attend_dense(q, k, v, D**-0.5 if scale is None else float(scale), out, lse)
     elif out.size:
         indices = np.ascontiguousarray(indices, np.int32)
-        no_codes = (0, 0, 0, 0, *k.shape[1:3], 0, 0, 0, 0)
-        no_selection = (0, indices.shape[-1], 0, 0, 0, 0, address(indices))
+        no_codes = (0, 0, 0, 0, *k.shape[1:3], *(0,) * 10)
+        no_selection = (0, indices.shape[-1], 0, 0, 0, 0, 0, address(indices))
         fields = (
             *(0, 0, 0, 0, attend_rows.address),
             *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, 0),

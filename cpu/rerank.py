@@ -111,9 +111,12 @@ def _rank_by_products(q, q_dtype, D, k, k_s, k_dtype, tokens, n, query):
 
 @inlined
 def keep_best(tokens, ranks, n, places):
-    """Reduce n tokens, the most recent first, to those of the smallest ranks; how many are left."""
+    """Reduce n tokens, the most recent first, and their ranks to the smallest ranks.
+
+    Returns how many are left and the largest of these ranks, or 2^32 - 1 where all are.
+    """
     if n <= places:
-        return n
+        return n, 0xFFFFFFFF
     own = carray(pointer(ranks), n, np.uint32)
     low, high = 0, 0xFFFFFFFF
     while low < high:
@@ -129,9 +132,10 @@ def keep_best(tokens, ranks, n, places):
         tie = own[i] == bound and ties > 0
         if own[i] < bound or tie:
             store_int32(tokens + 4 * kept, load_int32(tokens + 4 * i))
+            own[kept] = own[i]
             ties -= tie
             kept += 1
-    return kept
+    return kept, low
 
 
 @inlined
@@ -171,7 +175,7 @@ def _rerank(
                 near.ctypes.data, middle, scratch.ctypes.data,
             ),
         )  # fmt: skip
-        kept = keep_best(near.ctypes.data, ranks, middle, places)
+        kept, _ = keep_best(near.ctypes.data, ranks, middle, places)
         scratch[0] = 0  # it is freed after its last use by name
         count = 0
         for j in range(first):

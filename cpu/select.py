@@ -7,7 +7,7 @@ head's tokens, and then rows of queries whose candidates from all parts are brou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import prange
@@ -19,6 +19,24 @@ from adamas_core.reference.score import INVISIBLE
 
 from ._array import LINE, address, aligned, dtype_code
 from ._jit import inlined, invoke, kernel, opaque, part
+from ._rows import (
+    BOUND,
+    CHUNK,
+    COUNT,
+    END,
+    FIELDS,
+    FIRST,
+    PART,
+    PLACES,
+    ROWS,
+    candidates_of,
+    estimated,
+    layout_of,
+    length_of,
+    locate,
+    part_of,
+    prepare,
+)
 from ._simd import (
     allow_threads,
     load_int32,
@@ -34,12 +52,12 @@ from ._simd import (
     threads_allowed,
 )
 from ._step import step_at, step_record
-from .attend import attend_rows, attend_scratch, attention
-from .hadamard import scratch_floats, transform, transformed_size
-from .quantize import bucketize, weigh
-from .rerank import keep_best, rank_by_products, rerank_scratch
+from .attend import attend_rows, attention
+from .estimate import choose_estimated, collect_estimated
+from .group import collect_group
+from .hadamard import transformed_size
+from .rerank import keep_best, rank_by_products
 from .score import (
-    add_tables,
     low_distance,
     manhattan_distance,
     query_bytes,
@@ -60,9 +78,6 @@ from .topk import (
 if TYPE_CHECKING:
     from adamas_core.codes import KeyCodes
 
-CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB a row
-PART = 64 * TILE  # parts of a head begin at multiples of this
-ROWS = 8  # query rows that share a chunk of codes while it is in cache
 SAMPLE = 16 * TILE  # tokens that give the first bound
 WORDS_A_THREAD = 250_000  # scored in a tenth of a millisecond, which is what waking a thread costs
 TILES_AHEAD = 2  # of the high plane alone, asked for before they are scored
@@ -79,6 +94,7 @@ def select_topk(
     recent: int = 0,
     prefilter: int = 0,
     refine: int = 0,
+    group: bool = False,
     k: NDArray | None = None,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
@@ -86,7 +102,7 @@ def select_topk(
     if indices.size:
         keys = (0,) * 4 if k is None else (address(k), *k.strides[:3])
         dtype = 0 if k is None else dtype_code(k)
-        options = metric, query_bits, sinks, recent, prefilter, 0 if k is None else refine
+        options = metric, query_bits, sinks, recent, prefilter, 0 if k is None else refine, group
         _run(q, codes, indices, *options, *keys, *(0,) * 4, dtype, 0, 0, 0.0)
     return indices
 
@@ -103,6 +119,7 @@ def attend_topk(
     recent: int = 0,
     prefilter: int = 0,
     refine: int = 0,
+    group: bool = False,
     scale: float | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
     """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
@@ -110,7 +127,7 @@ def attend_topk(
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
         indices = np.empty((*q.shape[:3], budget), np.int32)
-        options = metric, query_bits, sinks, recent, prefilter, refine
+        options = metric, query_bits, sinks, recent, prefilter, refine, group
         _run(q, codes, indices, *options, *attention(k, v, scale, out, lse))
     return out, lse
 
@@ -125,6 +142,7 @@ def _run(
     recent: int,
     prefilter: int,
     refine: int,
+    group: bool,
     *attention: float,
 ) -> None:
     B, H, L, D = q.shape
@@ -134,17 +152,33 @@ def _run(
     lengths = None if isinstance(length, int) else np.ascontiguousarray(length, np.int64)
     budget = indices.shape[-1]
     fields = (
-        *(score_tile.address, collect.address, choose.address),
+        *(score_tile.address, *_search(codes, group)),
         *(rank_by_products.address, attend_rows.address),
         *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, transformed_size(D)),
         *(address(planes), *planes.strides[:3], H_kv, T * TILE, P),
         *((length, 0) if lengths is None else (0, address(lengths))),
-        address(codes.thresholds),
+        *(address(codes.thresholds), *_centers(codes)),
         *(0 if metric == "manhattan" else query_bits - 1, budget),
         *(min(prefilter * budget, T * TILE), min(refine * budget, T * TILE)),
-        *(sinks, recent, address(indices), *attention),
+        *(sinks, recent, group, address(indices), *attention),
     )
     _step(step_record(fields))
+
+
+def _search(codes: KeyCodes, group: bool) -> tuple[int, int]:
+    """Addresses of the functions that collect candidates and choose from them."""
+    if group:
+        return collect_group.address, choose_estimated.address
+    if codes.centers is not None:
+        return collect_estimated.address, choose_estimated.address
+    return collect.address, choose.address
+
+
+def _centers(codes: KeyCodes) -> tuple[int, ...]:
+    if codes.centers is None:
+        return (0,) * 6
+    means, scales, _ = codes.centers
+    return (address(means), *means.strides[:2], address(scales), *scales.strides[:2])
 
 
 @kernel
@@ -157,12 +191,12 @@ def _step(steps):
     threads = allowed if work >= 2 * WORDS_A_THREAD else 1
     # Whole heads, or as many parts of each as give every thread two pieces of work.
     splits = 1
-    if heads % threads != 0 and heads < 4 * threads:
+    if heads % threads != 0 and heads < 4 * threads and step.group == 0:
         splits = max(min(-(-2 * threads // heads), -(-step.S // PART)), 1)
-    first = _candidates(step)
+    first = candidates_of(step)
     held = splits * first + STEP
     candidates = np.empty(rows * held, np.int32)
-    ranks = np.empty(rows * held, np.uint16)
+    ranks = np.empty((2 if estimated(step) else 1) * rows * held, np.uint16)
     counts = np.empty(rows * splits, np.int64)
     step.splits = splits
     step.room = -(-(first + max(first, 448)) // STEP) * STEP
@@ -172,18 +206,12 @@ def _step(steps):
     step.counts = counts.ctypes.data
     # Next item, next rows, and how many parts of each head are done.
     shared = np.zeros(2 + heads, np.int64)
-    at, scratch_bytes = steps.ctypes.data, _layout(step).end
+    at, scratch_bytes = steps.ctypes.data, layout_of(step).end
     allow_threads(threads)
     for _thread in prange(threads):
         scratch = np.empty(scratch_bytes, np.uint8)
         _work(at, splits, threads, candidates, ranks, counts, shared, scratch)
     allow_threads(allowed)
-
-
-@inlined
-def _candidates(step):
-    """How many tokens the codes give: by one plane, to rank by products, or those sought."""
-    return step.taken if step.taken > 0 else max(step.kept, step.budget)
 
 
 @part
@@ -245,88 +273,24 @@ def _parts_of_heads(address, threads, next_item, scratch):
         _finish(address, start, min(start + unit, rows * (head + 1)), scratch)
 
 
-class Layout(NamedTuple):
-    """What a thread's scratch holds, in bytes from its start."""
-
-    queries: int  # prepared
-    x: int  # a transformed query
-    distances: int  # of a chunk
-    near: int  # candidates, and their ranks
-    near_ranks: int
-    state: int  # what a row carries from chunk to chunk
-    products: int  # what ranking by them needs
-    end: int
-
-
-@inlined
-def _layout(step):
-    group = min(ROWS, step.H // step.H_kv * step.L)
-    x = group * query_bytes(step.P, step.weights)
-    distances = x + 4 * scratch_floats(step.Dt)
-    near = distances + 2 * group * CHUNK
-    near_ranks = near + 4 * group * step.room
-    state = near_ranks + 2 * group * step.room
-    products = (state + 8 * FIELDS * group + LINE - 1) // LINE * LINE
-    end = max(products + rerank_scratch(step.D, step.kept), attend_scratch(step.D, step.budget))
-    return Layout(0, x, distances, near, near_ranks, state, products, end + LINE)
-
-
-@inlined
-def _length(step, b):
-    """Tokens of a sequence."""
-    return step.length if step.lengths == 0 else load_int64(step.lengths + 8 * b)
-
-
-@inlined
-def _locate(step, row):
-    """The batch, KV head, query and address of a row of queries."""
-    head, l = divmod(row, step.L)
-    b, h = divmod(head, step.H)
-    return b, h * step.H_kv // step.H, l, step.q + b * step.q_b + h * step.q_h + l * step.q_l
-
-
 @opaque
 def collect(address, head, split, scratch):
     """Candidates for the rows of one KV head from one part of its tokens."""
     step = step_at(address)
-    layout = _layout(step)
+    layout = layout_of(step)
     b, h = divmod(head, step.H_kv)
     rows = step.H // step.H_kv * step.L
-    length = _length(step, b)
-    # As even as they go; the newest is the first.
-    units = (length + PART - 1) // PART
-    start = units * (step.splits - 1 - split) // step.splits * PART
-    end = min(units * (step.splits - split) // step.splits * PART, length)
+    length = length_of(step, b)
+    start, end = part_of(step, b, split)
     for first_row in range(0, rows, ROWS):
         count = min(ROWS, rows - first_row)
         for i in range(count):
             query = scratch + layout.queries + i * query_bytes(step.P, step.weights)
-            _prepare(step, rows * head + first_row + i, query, scratch + layout.x)
+            prepare(step, rows * head + first_row + i, query, scratch + layout.x)
         _select_rows(
             step, layout, scratch, b, h, rows * head + first_row, split, count, start, end, length
         )
     return 0
-
-
-@part
-def _prepare(step, row, query, x):
-    """The words and tables of one raw query."""
-    _, h, _, source = _locate(step, row)
-    words = query + table_bytes(step.P, step.weights)
-    transform(source, step.q_dtype, step.D, step.Dt, x)
-    if step.weights == 0:
-        bucketize(x, step.Dt, step.thresholds + 12 * h, words, words + 8 * step.P, 8)
-    else:
-        weigh(x, step.Dt, step.weights + 1, words)
-        add_tables(query, step.P, step.weights)
-
-
-# What a row carries from chunk to chunk.
-FIRST, END = 0, 1  # the tokens that compete are FIRST .. END
-PLACES = 2  # for that many places
-BOUND = 3  # the largest distance that can still take one
-COUNT = 4  # candidates so far
-FIELDS = 5
 
 
 @inlined
@@ -341,7 +305,7 @@ def _select_rows(step, layout, scratch, b, h, first_row, split, rows, start, end
     high = step.planes + b * step.planes_b + h * step.planes_h
     low = high + step.plane
     planes = 1 if step.taken > 0 else 2
-    budget = _candidates(step)
+    budget = candidates_of(step)
     largest = min(64 * P * 3 * ((1 << weights) - 1 if weights > 0 else 1), INVISIBLE - 1)
     gap = 2 * CHUNK
     queries, distances = scratch + layout.queries, scratch + layout.distances
@@ -426,11 +390,11 @@ def _sample(step, high, low, queries, planes, first, end, places, distances, sta
 def choose(address, start, end, scratch):
     """The indices of rows start .. end from the candidates of all parts."""
     step = step_at(address)
-    layout = _layout(step)
+    layout = layout_of(step)
     budget, sinks, recent = step.budget, step.sinks, step.recent
     for row in range(start, end):
-        b, h, l, source = _locate(step, row)
-        visible = visible_tokens(_length(step, b), step.L, l)
+        b, h, l, source = locate(step, row)
+        visible = visible_tokens(length_of(step, b), step.L, l)
         # What is forced fits into the budget, so it is the same among more candidates.
         seen, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
         forced = sinks_taken + recent_taken
@@ -440,12 +404,12 @@ def choose(address, start, end, scratch):
         count = load_int64(counts)
         for split in range(1, step.splits):
             for i in range(load_int64(counts + 8 * split)):
-                move_candidate(own, ranks, _candidates(step) * split + i, count)
+                move_candidate(own, ranks, candidates_of(step) * split + i, count)
                 count += 1
         if step.taken > 0:
             count = _reduce(own, ranks, count, step.taken - forced)
             query = scratch + layout.queries
-            _prepare(step, row, query, scratch + layout.x)
+            prepare(step, row, query, scratch + layout.x)
             high = step.planes + b * step.planes_b + h * step.planes_h
             words = query + table_bytes(step.P, step.weights)
             _rank_again(own, ranks, count, high, high + step.plane, words, step.P, step.weights)
@@ -459,7 +423,7 @@ def choose(address, start, end, scratch):
                     *(own, count, scratch + layout.products),
                 ),
             )
-            count = keep_best(own, products, count, budget - forced)
+            count, _ = keep_best(own, products, count, budget - forced)
         else:
             count = _reduce(own, ranks, count, budget - forced)
         indices = step.indices + 4 * budget * row

@@ -90,7 +90,7 @@ def code(
     With u = code - 1.5 the token is read back as s u. It is s = |rest|^2 / (rest.u), with which the
     inner product of the token with itself is right.
     """
-    n, Dt = rest.shape
+    Dt = rest.shape[1]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         square = lane_sums(rest * rest)
         own = thresholds * np.sqrt(square / np.float32(Dt))[:, None]  # (n, 3)
