@@ -317,7 +317,7 @@ class KeyCodes:
         if not 0 <= checks.integer("KeyCodes.truncate", "tokens", tokens) <= self.tokens:
             raise ValueError(f"KeyCodes.truncate: tokens={tokens}; expected 0 to {self.tokens}")
         tile, rest = divmod(tokens, TILE)
-        cut = np.flatnonzero(self._length // TILE > tile) if self._centers and rest else []
+        cut = np.flatnonzero(self._length // TILE > tile) if self._centers and rest else np.empty(0)
         if len(cut) and k is None:
             raise ValueError(
                 f"KeyCodes.truncate: tokens={tokens} cuts a full tile of centered codes of shape "
@@ -342,9 +342,10 @@ class KeyCodes:
         self.reserve(self.tokens)  # to be writable
         assert self._centers is not None
         first = tokens // TILE * TILE
-        for b in sequences:
+        for b in map(int, sequences):
             one = slice(b, b + 1)
-            centers = Centers(*(x[one] for x in self._centers))
+            means, scales, tail = self._centers
+            centers = Centers(means[one], scales[one], tail[one])
             planes = self._buffer[:, one]
             keys = a[one, :, first:tokens]
             load(self.backend).encode_centered(keys, self.thresholds, planes, centers, first)

@@ -120,14 +120,16 @@ def _add_up(levels, visible, facts):
     best = LEAST
     whole = visible // TILE * TILE
     for tile in range(0, whole, TILE):
-        best = max(best, largest_level(levels + 2 * tile))
+        level = largest_level(levels + 2 * tile)
+        best = level if level > best else best
     for i in range(whole, visible):
-        best = max(best, np.int64(load_int16(levels + 2 * i)))
+        level = int(load_int16(levels + 2 * i))
+        best = level if level > best else best
     total = 0
     for tile in range(0, whole, TILE):
         total += sum_of_weights(levels + 2 * tile, best)
     for i in range(whole, visible):
-        steps = min(best - np.int64(load_int16(levels + 2 * i)), 32 * STEPS - 1)
+        steps = min(best - int(load_int16(levels + 2 * i)), 32 * STEPS - 1)
         total += _WEIGHTS[steps % STEPS] >> (steps // STEPS)
     store_int64(facts + BEST, best)
     store_scalar_float32(facts + INVERSE, np.float32(1) / np.float32(max(total, 1)))

@@ -52,7 +52,7 @@ def encode_centered(
     starts, counts = (np.broadcast_to(x, (B,)) for x in (start, S if count is None else count))
     thresholds = np.broadcast_to(thresholds, (H_kv, 3))
     for b, h in np.ndindex(B, H_kv):
-        means, scales, tail = (x[b, h] for x in centers)
+        means, scales, tail = centers.means[b, h], centers.scales[b, h], centers.tail[b, h]
         done = 0
         while done < counts[b]:
             tile, slot = divmod(int(starts[b]) + done, TILE)
@@ -108,7 +108,8 @@ def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     bits = np.where(scale > 0, scale, np.float32(0)).view(np.uint32).astype(np.int64)
     rounded = (bits + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT
-    return np.clip(rounded - SCALE_LEAST, 0, 255).astype(np.uint8)
+    byte: NDArray[np.uint8] = np.clip(rounded - SCALE_LEAST, 0, 255).astype(np.uint8)
+    return byte
 
 
 def scale_of(byte: NDArray[np.uint8]) -> NDArray[np.float32]:

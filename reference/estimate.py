@@ -36,7 +36,7 @@ def estimate(
     P, G = codes.planes.shape[5], H // codes.planes.shape[2]
     bits = query.shape[-1] // P
     top = np.fmax.reduce(np.abs(x), axis=-1, keepdims=True, initial=0)
-    unit = top / np.float32(2 * (2 ** (bits - 1) - 1))  # (B, H, L, 1)
+    unit: NDArray[np.float32] = top / np.float32(2 * (2 ** (bits - 1) - 1))  # (B, H, L, 1)
     W = np.zeros((B, H, L, 1), np.int64)
     for b, plane in enumerate(reversed(range(bits - 1)), 1):
         words = query[..., b * P : (b + 1) * P]
@@ -45,13 +45,15 @@ def estimate(
     with np.errstate(over="ignore", invalid="ignore"):
         if codes.centers is None:
             step = (codes.thresholds[:, 2] - codes.thresholds[:, 0]) * np.float32(0.5)
-            return n * np.repeat(step, G)[:, None, None] * unit
+            plain: NDArray[np.float32] = n * np.repeat(step, G)[:, None, None] * unit
+            return plain
         means, scales, _ = codes.centers
         s = scale_of(scales).reshape(*scales.shape[:2], -1)[:, :, :S]  # (B, H_kv, S)
         estimates: NDArray[np.float32] = n * np.repeat(s, G, axis=1)[:, :, None] * unit
         for b, h, l in np.ndindex(B, H, L):
             mean = means[b, h // G].astype(np.float32)  # (T, Dt)
-            estimates[b, h, l] += np.repeat(lane_sums(x[b, h, l] * mean), TILE)[:S]
+            on_means = lane_sums(x[b, h, l] * mean)  # (T,)
+            estimates[b, h, l] += np.repeat(on_means, TILE)[:S]
     return estimates
 
 

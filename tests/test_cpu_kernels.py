@@ -14,6 +14,7 @@ from adamas_core import cpu, encode, reference
 from adamas_core.cpu import _jit, _simd
 from adamas_core.cpu._array import address
 from adamas_core.cpu._jit import invoke
+from adamas_core.cpu._rows import CHUNK, ROWS
 from adamas_core.cpu.score import (
     add_tables,
     manhattan_tile,
@@ -23,8 +24,9 @@ from adamas_core.cpu.score import (
     table_bytes,
     weighted_tile,
 )
-from adamas_core.cpu.select import CHUNK, ROWS, SAMPLE
+from adamas_core.cpu.select import SAMPLE
 from adamas_core.cpu.topk import INVISIBLE, STEP, append_newest, keep_nearest
+from adamas_core.reference.center import Centers
 from adamas_core.reference.quantize import from_planes, to_planes
 
 # ---- vectors -----------------------------------------------------------------------------------
@@ -223,7 +225,7 @@ def test_fused_selection_at_the_sizes_where_it_changes(order, S):
     }[order]
     planes = _planes_with_distances(distances)
     thresholds = np.ones((1, 3), np.float32)  # a query of zeros has code 0
-    codes = SimpleNamespace(planes=planes, length=S, thresholds=thresholds)
+    codes = SimpleNamespace(planes=planes, length=S, thresholds=thresholds, centers=None)
     q = np.zeros((1, 1, 1, 32), np.float32)
     for k in 1, 64, S // 2, S - 1, S:
         expected = reference.topk(distances.astype(np.uint16), k)
@@ -235,8 +237,11 @@ def test_fused_selection_at_the_sizes_where_it_changes(order, S):
     "B, H_kv, G, L, P",
     [(1, 1, 1, 1, 1), (1, 1, 3, 2, 2), (1, 3, 2, 1, 3), (2, 1, ROWS + 1, 3, 1), (3, 1, 4, 1, 2)],
 )
-@pytest.mark.parametrize("prefilter", [0, 2])
-def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, prefilter):
+@pytest.mark.parametrize(
+    "prefilter, centered, group",
+    [(0, False, False), (2, False, False), (0, True, False), (2, True, False), (0, True, True)],
+)
+def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, prefilter, centered, group):
     """Parts of heads, merged; heads that no number of threads divides; ragged lengths."""
     rng = np.random.default_rng(7)
     S = 2 * CHUNK + 100
@@ -245,9 +250,17 @@ def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, prefilter
         planes = np.concatenate([planes, np.zeros_like(planes[..., :1, :])], axis=-2)
     thresholds = np.tile(np.float32([-1, 0, 1]), (H_kv, 1))
     length = S if B == 1 else np.array([S, 5, CHUNK + 1][:B])
-    codes = SimpleNamespace(planes=planes, length=length, thresholds=thresholds)
+    T, P = planes.shape[3], planes.shape[5]
+    centers = Centers(
+        rng.standard_normal((B, H_kv, T, 64 * P)).astype(np.float16),
+        rng.integers(100, 150, (B, H_kv, T, 64), dtype=np.uint8),
+        np.zeros((B, H_kv, 64, 64 * P), np.float32),
+    )
+    codes = SimpleNamespace(
+        planes=planes, length=length, thresholds=thresholds, centers=centers if centered else None
+    )
     q = rng.standard_normal((B, H_kv * G, L, 64 * P)).astype(np.float32)
-    arguments = q, codes, 50, "weighted", 4, 3, 4, prefilter
+    arguments = q, codes, 50, "weighted", 4, 3, 4, prefilter, 0, group
     expected = reference.select_topk(*arguments)
     before = numba.get_num_threads()
     try:

@@ -65,7 +65,7 @@ def test_attention_over_centered_codes(
 @pytest.mark.parametrize("order", ["equal", "ascending", "descending", "two values"])
 def test_many_tokens(kernels: ModuleType, order: str, centered: bool) -> None:
     """Beyond a chunk, in orders that make selections work hardest, with and without a group."""
-    S, D = 40_000, 32
+    S, D = 70_000, 32
     rng = np.random.default_rng(1)
     along = {
         "equal": np.ones(S),
