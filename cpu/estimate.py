@@ -86,7 +86,7 @@ def _read_back(step, words, x, facts):
     store_scalar_float32(facts + UNIT, unit)
 
 
-@part
+@inlined
 def on_mean(x, mean, Dt):
     """A transformed query times the mean of a tile, in the order of the reference's lane_sums."""
     sums = to_all(np.float32(0))
@@ -95,7 +95,7 @@ def on_mean(x, mean, Dt):
     return sum_of(sums)
 
 
-@part
+@inlined
 def append_tile(tile_ranks, token, start, end, bound, tokens, ranks, count, room, places):
     """Append those of a tile's tokens whose rank is <= bound, newest first.
 
@@ -148,7 +148,7 @@ def prepare_estimates(step, layout, scratch, row, i):
 @inlined
 def _search_rows(step, layout, scratch, b, h, first_row, split, rows, start, end):
     """The nearest of tokens start .. end to each of some rows of a head, newest first."""
-    P, room, budget = step.P, step.room, candidates_of(step)
+    P, budget = step.P, candidates_of(step)
     high = step.planes + b * step.planes_b + h * step.planes_h
     means = step.means + b * step.means_b + h * step.means_h
     scales = step.scales + b * step.scales_b + h * step.scales_h
@@ -184,30 +184,41 @@ def _search_rows(step, layout, scratch, b, h, first_row, split, rows, start, end
             first, stop = max(state[i, FIRST], chunk), min(state[i, END], chunk_end)
             if state[i, PLACES] <= 0 or first >= stop:
                 continue
-            for tile in range((stop - 1) // TILE * TILE, first // TILE * TILE - 1, -TILE):
-                if state[i, BOUND] < 0:
-                    break
-                j = (tile - chunk) // TILE
-                rank_tile(
-                    distances + gap * i + 2 * TILE * j, planes, scales + tile,
-                    scratch + layout.facts + FACTS * i,
-                    load_scalar_float32(on_means + 4 * (i * (CHUNK // TILE) + j)),
-                    scratch + layout.tile_ranks,
-                )  # fmt: skip
-                state[i, COUNT], state[i, BOUND] = append_tile(
-                    scratch + layout.tile_ranks, tile, first, stop, state[i, BOUND],
-                    scratch + layout.near + 4 * room * i,
-                    scratch + layout.near_ranks + 4 * room * i,
-                    state[i, COUNT], room, state[i, PLACES],
-                )  # fmt: skip
+            state[i, COUNT], state[i, BOUND] = _append_chunk(
+                step, layout, scratch, i, chunk, first, stop, scales,
+                planes, state[i, COUNT], state[i, BOUND], state[i, PLACES],
+            )  # fmt: skip
     for i in range(rows):
         store_candidates(
             step, first_row + i, split, state[i, COUNT], state[i, PLACES],
-            scratch + layout.near + 4 * room * i, scratch + layout.near_ranks + 4 * room * i,
+            scratch + layout.near + 4 * step.room * i,
+            scratch + layout.near_ranks + 4 * step.room * i,
         )  # fmt: skip
 
 
-@part
+@inlined
+def _append_chunk(
+    step, layout, scratch, i, chunk, first, stop, scales, planes, count, bound, places
+):
+    """Candidates of row i among the tokens first .. stop of a chunk that has been scored."""
+    distances = scratch + layout.distances + 2 * CHUNK * i
+    on_means = scratch + layout.on_means + 4 * (CHUNK // TILE) * i
+    near = scratch + layout.near + 4 * step.room * i
+    near_ranks = scratch + layout.near_ranks + 4 * step.room * i
+    facts, ranks = scratch + layout.facts + FACTS * i, scratch + layout.tile_ranks
+    for tile in range((stop - 1) // TILE * TILE, first // TILE * TILE - 1, -TILE):
+        if bound < 0:
+            break
+        j = (tile - chunk) // TILE
+        mean = load_scalar_float32(on_means + 4 * j)
+        rank_tile(distances + 2 * TILE * j, planes, scales + tile, facts, mean, ranks)
+        count, bound = append_tile(
+            ranks, tile, first, stop, bound, near, near_ranks, count, step.room, places
+        )
+    return count, bound
+
+
+@inlined
 def rank_tile(distances, planes, scales, facts, mean, ranks):
     """The ranks of a tile's 64 tokens, from what score_tile gave of one plane or of both."""
     total, unit = load_scalar_float32(facts + TOTAL), load_scalar_float32(facts + UNIT)

@@ -22,8 +22,10 @@ from ._array import (
 )
 from ._jit import inlined, invoke, kernel, opaque
 from ._simd import (
+    count_bits,
     load_float32,
     load_int32,
+    mask_ranks_at_most,
     pointer,
     prefetch,
     store_int32,
@@ -32,6 +34,7 @@ from ._simd import (
     to_all,
 )
 
+AT_ONCE = 64  # ranks that are compared at once
 AHEAD = 8  # rows of keys asked for before they are multiplied
 
 
@@ -61,8 +64,8 @@ def rerank(
 
 @inlined
 def rerank_scratch(D, n):
-    """Bytes for n tokens: a query in float32, then a key a token."""
-    return 4 * ((D + LANES - 1) // LANES * LANES + n) + LINE
+    """Bytes for n tokens: a query in float32, then a rank a token, and room for `keep_best`."""
+    return 4 * ((D + LANES - 1) // LANES * LANES + n + AT_ONCE) + LINE
 
 
 @opaque
@@ -121,12 +124,12 @@ def keep_best(tokens, ranks, n, places):
     low, high = 0, 0xFFFFFFFF
     while low < high:
         middle = (low + high) // 2
-        if _count_at_most(own, np.uint32(middle)) >= places:
+        if _count_at_most(ranks, n, middle) >= places:
             high = middle
         else:
             low = middle + 1
     bound = np.uint32(low)
-    ties = places - (_count_at_most(own, np.uint32(low - 1)) if low > 0 else 0)
+    ties = places - (_count_at_most(ranks, n, low - 1) if low > 0 else 0)
     kept = 0
     for i in range(n):
         tie = own[i] == bound and ties > 0
@@ -139,10 +142,14 @@ def keep_best(tokens, ranks, n, places):
 
 
 @inlined
-def _count_at_most(ranks, bound):
+def _count_at_most(ranks, n, bound):
+    """Of n ranks, with room for whole vectors of 64 behind them."""
     count = 0
-    for rank in ranks:
-        count += rank <= bound
+    for i in range(0, n, AT_ONCE):
+        mask = mask_ranks_at_most(ranks + 4 * i, bound)
+        if i + AT_ONCE > n:
+            mask &= (np.uint64(1) << np.uint64(n - i)) - np.uint64(1)
+        count += count_bits(mask)
     return count
 
 

@@ -36,7 +36,8 @@ def estimate(
     P, G = codes.planes.shape[5], H // codes.planes.shape[2]
     bits = query.shape[-1] // P
     top = np.fmax.reduce(np.abs(x), axis=-1, keepdims=True, initial=0)
-    unit: NDArray[np.float32] = top / np.float32(2 * (2 ** (bits - 1) - 1))  # (B, H, L, 1)
+    wmax = 2 ** (bits - 1) - 1
+    unit: NDArray[np.float32] = np.divide(top, 2 * wmax, dtype=np.float32)  # (B, H, L, 1)
     W = np.zeros((B, H, L, 1), np.int64)
     for b, plane in enumerate(reversed(range(bits - 1)), 1):
         words = query[..., b * P : (b + 1) * P]

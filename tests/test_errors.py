@@ -18,6 +18,14 @@ def codes(S: int = 100, D: int = 64) -> ac.KeyCodes:
     return ac.encode(ones((2, 3, S, D), F32))
 
 
+def rebuilt(**changed: Any) -> ac.KeyCodes:
+    """Centered codes from their parts, some of them changed."""
+    given = ac.encode(kv, centered=True)
+    assert given.centers is not None
+    centers = given.centers._replace(**changed)
+    return ac.KeyCodes(given.planes, 100, given.thresholds, 64, centers=centers)
+
+
 def filled(**options: Any) -> ac.KVCache:
     cache = ac.KVCache(2, **options)
     x = np.random.default_rng(0).standard_normal((3, 40, 64)).astype(F32)
@@ -241,6 +249,66 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv.astype(F64)),
         TypeError,
         r"k is float64 \(2, 3, 100, 64\)",
+    ),
+    "select group by distances": (
+        lambda: ac.select_topk(query(), codes(), 8, "manhattan", group=True),
+        ValueError,
+        "metric='manhattan' with group=True, which need estimates of q.k; expected metric='weight",
+    ),
+    "select centered by distances": (
+        lambda: ac.select_topk(query(), ac.encode(kv, centered=True), 8, "manhattan"),
+        ValueError,
+        "metric='manhattan' with centered codes, which need estimates",
+    ),
+    "select group and refine": (
+        lambda: ac.select_topk(query(), codes(), 8, refine=2, group=True, k=kv),
+        ValueError,
+        "group=True with prefilter=0 and refine=2, which rank tokens for each head; expected both",
+    ),
+    "select group of three": (
+        lambda: ac.select_topk(query(), codes(), 8, group=3),  # type: ignore[arg-type]
+        TypeError,
+        "group=3; expected True or False",
+    ),
+    "centered with thresholds": (
+        lambda: ac.encode(kv, [-1, 0, 1], centered=True),
+        ValueError,
+        r"encode: thresholds=\[-1, 0, 1\] with centered=True.*; expected thresholds=None",
+    ),
+    "centered cache with thresholds": (
+        lambda: ac.KVCache(thresholds=[-1, 0, 1], centered=True),
+        ValueError,
+        "KVCache: thresholds=.* with centered=True.*; expected thresholds=None",
+    ),
+    "centered cache by distances": (
+        lambda: ac.KVCache(metric="manhattan", centered=True),
+        ValueError,
+        "KVCache: metric='manhattan' with centered codes",
+    ),
+    "cache with group and prefilter": (
+        lambda: ac.KVCache(prefilter=8, group=True),
+        ValueError,
+        "KVCache: group=True with prefilter=8 and refine=0",
+    ),
+    "centers of another shape": (
+        lambda: rebuilt(scales=np.zeros((2, 3, 3, 64), np.uint8)),
+        ValueError,
+        r"scales is uint8 \(2, 3, 3, 64\); expected \(2, 3, 2, 64\), as planes have tiles",
+    ),
+    "centers of another dtype": (
+        lambda: rebuilt(means=np.zeros((2, 3, 2, 64), F32)),
+        TypeError,
+        r"means is float32 \(2, 3, 2, 64\); expected dtype float16",
+    ),
+    "truncate into a full tile": (
+        lambda: ac.encode(kv, centered=True).truncate(40),
+        ValueError,
+        r"tokens=40 cuts a full tile of centered codes of shape \(2, 3, 100, 64\)",
+    ),
+    "truncate with other keys": (
+        lambda: ac.encode(kv, centered=True).truncate(40, kv[:, :, :39]),
+        ValueError,
+        r"k is float32 \(2, 3, 39, 64\); expected \(2, 3, S, 64\) with at least 40 tokens",
     ),
     # attend
     "attend k and v": (

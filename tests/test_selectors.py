@@ -49,7 +49,7 @@ ALL = {
     "means, prefilter, refine": Adamas(
         thresholds="token", scale=True, block=8, recode=True, prefilter=3, refine=2
     ),
-    "table": Adamas(group="table", sinks=1, recent=2),
+    "integers": Adamas(group="integers", sinks=1, recent=2),
     "nearest of l1": Adamas(metric="l1", group="nearest"),
     "group, refine": Adamas(bits=1, group="softmax", refine=3),
     "adaptive, means": AdaptiveBudgets(inner=Adamas(block=8, scale=True), least=0.5, most=2.0),
@@ -629,10 +629,10 @@ def test_refining_all_is_exact() -> None:
     np.testing.assert_array_equal(refined, Exact()(case.q, case.k, 10))
 
 
-@pytest.mark.parametrize("group", ["softmax", "table", "nearest"])
+@pytest.mark.parametrize("group", ["softmax", "integers", "nearest"])
 def test_group(group: str) -> None:
     case = normal(8, 6, 2, 80, 7, 16)
-    case.q *= 8  # logits down to where the table ends
+    case.q *= 8  # logits down to where weights end
     selector = Adamas(group=group).fit(case.q0, case.k0)
     got = selector(case.q, case.k, 12)
     for g in range(2):
@@ -648,14 +648,12 @@ def test_group(group: str) -> None:
                 elif group == "softmax":
                     scores.append(sum(1 / sum(exp(v - row[j]) for v in row) for row in z))
                 else:
-                    total = 0
+                    total = np.float32(0)
                     for row in z:
-                        octaves = [floor((max(row) - v) * 8 / log(2) + 1e-9) / 8 for v in row]
-                        entries = [
-                            round(2.0 ** (16 - octave)) if octave < 16.8 else 0
-                            for octave in octaves
-                        ]
-                        total += entries[j] * 2**16 // sum(entries)
+                        levels = [floor(np.float32(v) * np.float32(4 / log(2))) for v in row]
+                        down = [max(levels) - level for level in levels]
+                        weights = [round(2 ** (16 - i % 4 / 4)) >> i // 4 for i in down]
+                        total += np.float32(weights[j]) * (1 / np.float32(sum(weights)))
                     scores.append(total)
             expected = best(scores, 12)
             for h in range(heads.start, heads.stop):
@@ -710,7 +708,7 @@ def test_adaptive_budgets_have_an_equal_total() -> None:
         ({"group": "sum"}, "group='sum'"),
         ({"refine": -1}, "refine=-1; expected at least 0"),
         ({"metric": "l1", "block": 64}, "need estimated logits, and metric='l1'"),
-        ({"metric": "xor", "group": "table"}, "group='table' need estimated logits"),
+        ({"metric": "xor", "group": "integers"}, "group='integers' need estimated logits"),
         ({"own_thresholds": True}, "own_thresholds cut queries"),
     ],
 )

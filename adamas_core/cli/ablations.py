@@ -51,13 +51,13 @@ def ablations() -> list[Variant]:
         "ours-stretched": replace(ours, name="weighted, thresholds x 1.5", stretch=1.5),
         "ours-shrunk": replace(ours, name="weighted, thresholds / 1.5", stretch=1 / 1.5),
         "ours-forced": replace(ours, name="weighted, 4 sinks, 16 recent", sinks=4, recent=16),
-        "ours-group-table": replace(ours, name="weighted, group by a table", group="table"),
+        "ours-group-integers": replace(ours, name="weighted, group by integers", group="integers"),
         "ours-group-nearest": replace(ours, name="weighted, group's nearest", group="nearest"),
         "ours-scale": replace(
             ours, name="weighted, each token's scale", thresholds="token", scale=True
         ),
         "mean-before": replace(mean, name="weighted, scale, mean of the 64 before", recode=False),
-        "mean-group": replace(mean, name="weighted, scale, means of 64, group", group="table"),
+        "mean-group": replace(mean, name="weighted, scale, means of 64, group", group="integers"),
         "mean-refine-2": replace(mean, name="weighted, scale, means of 64, refine 2", refine=2),
         "mean-1-bit": replace(mean, name="weighted, scale, means of 64, 1 bit", bits=1),
         "mean-1-bit-refine-4": replace(

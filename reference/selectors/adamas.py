@@ -74,7 +74,7 @@ class Adamas:
         The mean is that of the token's own block once the block is full, when its tokens are
         coded a second time; until then, and always without `recode`, it is that of the block
         before. Either way no code waits for a later token.
-    group : {None, "softmax", "table", "nearest"}
+    group : {None, "softmax", "integers", "nearest"}
         One choice for all heads of a KV head, see `group`. The first two need logits, so
         "weighted".
     sinks, recent : int
@@ -117,7 +117,7 @@ class Adamas:
                 )
         for option in ("block", "sinks", "recent", "prefilter", "refine"):
             checks.at_least(self.name, option, getattr(self, option), 0)
-        needs_logits = self.scale or self.block or self.group in ("softmax", "table")
+        needs_logits = self.scale or self.block or self.group in ("softmax", "integers")
         if self.metric != "weighted" and needs_logits:
             raise ValueError(
                 f"{self.name}: scale, block and group={self.group!r} need estimated logits, and "
