@@ -8,6 +8,7 @@
 `stages`   where the step's time goes
 `threads`  time on one thread and on all
 `shapes`   time against heads and batch
+`options`  what prefilter, refine, group and centered codes cost a step, and appending a token
 
 A step is the public ``decode_attention(q, cache, budget)``. Each peer is given the same arrays,
 was seen to agree with the library's dense attention, and is quoted in the fastest of its forms,
@@ -279,6 +280,51 @@ def threads(args: argparse.Namespace, report: Report) -> None:
         numba.set_num_threads(most)
 
 
+# Attributes of a cache; `centered` is another cache of the same keys and values.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no option": {},
+    "prefilter 8": {"prefilter": 8},
+    "refine 2": {"refine": 2},
+    "refine 4": {"refine": 4},
+    "group": {"group": True},
+    "centered": {"centered": True},
+    "centered, refine 2": {"centered": True, "refine": 2},
+    "centered, group": {"centered": True, "group": True},
+}
+
+
+def options(args: argparse.Namespace, report: Report) -> None:
+    """Times in units ("/ none") of the step without an option, or of appending to plain codes."""
+    for facts, setting in settings(args, report):
+        centered = KVCache(centered=True)
+        centered.append(setting.cache[0].k, setting.cache[0].v)
+        forms = {
+            name: with_options(setting, centered if "centered" in given else setting.cache, given)
+            for name, given in OPTIONS.items()
+        }
+        appends = {
+            "append a token": setting.append(),
+            "append a token, centered": replace(setting, cache=centered).append(),
+        }
+        for state in args.state:
+            for group in (forms, appends):
+                times = measure(group, state, args.repeats)
+                first = float(np.median(next(iter(times.values()))))
+                for name in group:
+                    ratio = round(float(np.median(times[name])) / first, 2)
+                    row = facts | {"state": state, "name": name, "/ none": ratio}
+                    report.add(**row, **statistics(times[name]))
+
+
+def with_options(setting: Setting, cache: KVCache, given: dict[str, Any]) -> Form:
+    def use() -> None:
+        cache.prefilter, cache.refine = given.get("prefilter", 0), given.get("refine", 0)
+        cache.group = given.get("group", False)
+        cache.metric = "weighted"
+
+    return Form(lambda: decode_attention(setting.q, cache, setting.budget), use)
+
+
 DEFAULTS = {
     "cases": ["32/8/32768", "32/8/131072", "32/32/32768"],
     "dtype": "float32",
@@ -307,6 +353,11 @@ FIGURES: dict[str, tuple[Callable[..., None], list[str], dict[str, Any]]] = {
     "budget": (budget, ["budget", *COLUMNS], ONE_CASE),
     "stages": (stages, [*COLUMNS[:8], "share", *COLUMNS[9:]], {}),
     "threads": (threads, ["threads", *COLUMNS], ONE_CASE),
+    "options": (
+        options,
+        ["heads", "tokens", "state", "name", "ms", "p10", "p90", "/ none"],
+        {"cases": ["32/8/32768", "32/8/131072", "8/8/131072"]},
+    ),
     "shapes": (
         table,
         COLUMNS,
