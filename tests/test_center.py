@@ -162,11 +162,13 @@ def test_golden(every: ModuleType) -> None:
 
 
 def test_a_mean_that_is_no_number_is_0(every: ModuleType) -> None:
-    k = np.zeros((1, 1, 64, 2), np.float32)
-    k[0, 0, 3, 0], k[0, 0, 4, 1] = 1e38, np.inf
-    planes, centers = empty(1, 1, 64, 2)
-    every.encode_centered(k, T3, planes, centers)
-    assert centers.means[0, 0].tolist() == [[0, 0]]
+    """Nor does float16 hold 65520 or more."""
+    for values_, mean in ([65519], 65504), ([65520], 0), ([1, -np.inf], 0), ([np.nan, 1], 0):
+        k = np.ones((1, 1, 64, 1), np.float32) * np.float32(values_[-1])
+        k[0, 0, 3] = values_[0]
+        planes, centers = empty(1, 1, 64, 1)
+        every.encode_centered(k, T3, planes, centers)
+        assert centers.means[0, 0].tolist() == [[mean]]
 
 
 # KeyCodes and KVCache
