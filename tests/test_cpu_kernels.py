@@ -11,10 +11,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import cpu, encode, reference
-from adamas_core.cpu import _jit, _simd
+from adamas_core.cpu import _jit, _simd, group
 from adamas_core.cpu._array import address
 from adamas_core.cpu._jit import invoke
-from adamas_core.cpu._rows import CHUNK, ROWS
+from adamas_core.cpu._rows import CHUNK, FACTS, ROWS
 from adamas_core.cpu.score import (
     add_tables,
     manhattan_tile,
@@ -26,7 +26,9 @@ from adamas_core.cpu.score import (
 )
 from adamas_core.cpu.select import SAMPLE
 from adamas_core.cpu.topk import INVISIBLE, STEP, append_newest, keep_nearest
+from adamas_core.reference import group as reference_group
 from adamas_core.reference.center import Centers
+from adamas_core.reference.estimate import rank
 from adamas_core.reference.quantize import from_planes, to_planes
 
 # ---- vectors -----------------------------------------------------------------------------------
@@ -269,6 +271,28 @@ def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, prefilter
         assert numba.get_num_threads() == min(threads, before)
     finally:
         numba.set_num_threads(before)
+
+
+@numba.njit
+def _pooled(levels, gap, facts, heads, visible, ranks):
+    for g in range(heads):
+        group._add_up(levels + gap * g, visible, facts + FACTS * g)
+    for tile in range(0, visible, 64):
+        group._rank_tile(levels + 2 * tile, gap, facts, heads, ranks + 4 * tile)
+
+
+@pytest.mark.parametrize("spread", [0, 3, 40, 60_000])
+@pytest.mark.parametrize("visible", [1, 63, 64, 65, 200])
+def test_attention_of_a_group_to_the_bit(spread, visible):
+    """Selections seldom show a wrong sum, or heads that are added in another order."""
+    rng = np.random.default_rng(spread + visible)
+    levels = rng.integers(-spread // 2, spread // 2 + 1, (1, 5, 1, 256)).astype(np.int16)
+    facts, ranks = np.zeros((5, FACTS), np.uint8), np.zeros(256, np.uint32)
+    _pooled(address(levels), 2 * 256, address(facts), 5, visible, address(ranks))
+    seen = np.broadcast_to(np.arange(256) < visible, levels.shape)
+    attention = reference_group.attention(levels.astype(np.int64), seen, 5)
+    nothing = np.zeros(attention.shape, np.uint16)
+    assert_array_equal(ranks[:visible], rank(attention, nothing)[0, 0, 0, :visible])
 
 
 def test_several_python_threads_at_once():
