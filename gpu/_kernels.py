@@ -58,6 +58,8 @@ HADAMARD = Kernel("hadamard.cu", "hadamard", _ROWS)
 QUANTIZE = Kernel("quantize.cu", "quantize", _TRANSFORMED)
 QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _TRANSFORMED)
 ENCODE = Kernel("quantize.cu", "encode", _ROWS)
+ENCODE_FULL = Kernel("center.cu", "encode_full", _ROWS)
+ENCODE_LAST = Kernel("center.cu", "encode_last", _ROWS)
 
 # PLANES, P, QUERIES of score.cuh: the paper's metric, and the weighted one with 3, 4 and up to 8
 # bits. More than one query at once up to head_dim 256; 8 bits at P = 32 would not fit uint16.
@@ -101,6 +103,8 @@ KERNELS = (
     QUANTIZE,
     QUANTIZE_QUERY,
     ENCODE,
+    ENCODE_FULL,
+    ENCODE_LAST,
     SCORE,
     TOPK_CHUNKS,
     MERGE_CANDIDATES,

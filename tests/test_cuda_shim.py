@@ -393,7 +393,7 @@ SUMS_BARRIER = "  __syncthreads();\n\n  // The row's sums"
         ("rerank.cu", "token < S", "token <= S", lambda: compare_rerank(60)),
         ("rerank.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", lambda: compare_rerank(60)),
         ("rerank.cu", "start < n", "start + teams <= n", lambda: compare_rerank(60)),
-        ("rerank.cu", "bits ^ 0x7fffffffu", "~bits", lambda: compare_rerank(60)),
+        ("common.cuh", "bits ^ 0x7fffffffu", "~bits", lambda: compare_rerank(60)),
         ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", lambda: compare_rerank(60)),
     ],
 )  # fmt: skip
