@@ -503,7 +503,7 @@ SUMS_BARRIER = "  __syncthreads();\n\n  // The row's sums"
         ("rows.cuh", "half = LANES / 4; half > 0; half /= 2", "half = 1; half < 16; half *= 2",
          lambda: compare_ranks(40, True)),
         ("rows.cuh", "upper ? other : own", "own", lambda: compare_ranks(40, True)),
-        ("estimate.cu", "i < Dt ?", "i <= Dt ?", lambda: compare_ranks(12, True)),
+        ("estimate.cu", "i < width ?", "i <= width ?", lambda: compare_ranks(12, True)),
         ("estimate.cu", "int b = 1;", "int b = 0;", lambda: compare_ranks(40, True)),
         ("estimate.cu", "__fadd_rn(estimate, 0.0f)", "estimate", lambda: compare_ranks(40, False)),
         ("estimate.cu", "min((tile + 1) * TILE, end)", "(tile + 1) * TILE",

@@ -22,7 +22,7 @@ __device__ __forceinline__ void result_of(short& result, float estimate, bool, f
 // with the strides of their leading axes, a head's own part contiguous; else both are null and
 // the thresholds of a head, at thresholds + head * t_head, give its scale.
 template <int N, typename Result>
-__global__ void __launch_bounds__(128) estimate(
+__global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
     const float* x, const Word* query, Int bits, const unsigned short* distances, Int H, Int H_kv,
     Int L, Int S, Int size, Int Dt, const Half* means, Int m_batch, Int m_head,
     const unsigned char* scales, Int s_batch, Int s_head, const float* thresholds, Int t_head,
@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(128) estimate(
   const Place at = place_of(row, H, L);
   const Int head = at.head / (H / H_kv);
   const int lane = lane_index(), warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+  const int width = Dt;
   float v[N];
   load_row(v, x + row * Dt, Dt);
   // Half of what one step of a coordinate's weight stands for.
@@ -51,17 +52,17 @@ __global__ void __launch_bounds__(128) estimate(
   distances += row * S;
   results += row * S;
 
-  const Int first = blockIdx.y * size, end = min(first + size, S);
-  for (Int tile = first / TILE + warp; tile * TILE < end; tile += warps) {
+  const int first = blockIdx.y * size, end = min(first + size, S);
+  for (int tile = first / TILE + warp; tile * TILE < end; tile += warps) {
     float shared = 0.0f;  // the part of the product that the tile's tokens share
     if (centered) {
-      const Half* const mean = means + tile * Dt;
+      const Half* const mean = means + static_cast<Int>(tile) * width;
       shared = lane_sums<N>([&](int j) {
         const int i = lane + LANES * j;
-        return i < Dt ? __fmul_rn(v[j], to_float(mean[i])) : 0.0f;
+        return i < width ? __fmul_rn(v[j], to_float(mean[i])) : 0.0f;
       });
     }
-    for (Int token = tile * TILE + lane; token < min((tile + 1) * TILE, end); token += LANES) {
+    for (int token = tile * TILE + lane; token < min((tile + 1) * TILE, end); token += LANES) {
       const int distance = distances[token];
       if (centered) step = __uint_as_float((scales[token] + SCALE_LEAST) << SCALE_SHIFT);
       const float n = static_cast<float>(3 * weights - 2 * distance);  // exact, below 2^18
