@@ -11,6 +11,7 @@ from typing import Any
 
 from . import _launch
 from .attend import attend
+from .center import encode_centered
 from .decode import DecodeStep, DeviceCache, device_cache
 from .hadamard import hadamard
 from .quantize import encode, encode_query, encode_step, quantize, quantize_query
@@ -28,6 +29,7 @@ __all__ = [
     "current_device",
     "device_cache",
     "encode",
+    "encode_centered",
     "encode_query",
     "encode_step",
     "hadamard",

@@ -15,6 +15,9 @@ FOLDER = Path(__file__).parent / "kernels"
 # What common.cuh calls the elements of an array, by the name of its dtype.
 ELEMENTS = {"float16": "Half", "bfloat16": "BFloat16", "float32": "float"}
 
+# What topk.cu calls distances: those of score, and ranks.
+DISTANCES = {"uint16": "unsigned short", "uint32": "unsigned"}
+
 # Coordinates a lane, N of rows.cuh: Dt / 32 for Dt up to 2048, and 1 for all below 32.
 VALUES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -53,11 +56,14 @@ def headers() -> dict[str, str]:
 
 _ROWS = tuple(product(ELEMENTS.values(), VALUES))
 _TRANSFORMED = tuple((n,) for n in VALUES)
+_DISTANCES = tuple((name,) for name in DISTANCES.values())
 
 HADAMARD = Kernel("hadamard.cu", "hadamard", _ROWS)
 QUANTIZE = Kernel("quantize.cu", "quantize", _TRANSFORMED)
 QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _TRANSFORMED)
 ENCODE = Kernel("quantize.cu", "encode", _ROWS)
+ENCODE_FULL = Kernel("center.cu", "encode_full", _ROWS)
+ENCODE_LAST = Kernel("center.cu", "encode_last", _ROWS)
 
 # PLANES, P, QUERIES of score.cuh: the paper's metric, and the weighted one with 3, 4 and up to 8
 # bits. More than one query at once up to head_dim 256; 8 bits at P = 32 would not fit uint16.
@@ -89,9 +95,13 @@ _RERANK = tuple(
 )
 
 SCORE = Kernel("score.cu", "score", _SCAN)
-TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks")
-MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates")
+TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks", _DISTANCES)
+MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates", _DISTANCES)
 SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCAN)
+# N, and what estimates become: ranks, or levels of a group's pool.
+ESTIMATE = Kernel("estimate.cu", "estimate", tuple(product(VALUES, ("unsigned", "short"))))
+WEIGH = Kernel("group.cu", "weigh")
+POOL = Kernel("group.cu", "pool")
 RERANK = Kernel("rerank.cu", "rerank", _RERANK)
 APPEND = Kernel("append.cu", "append", tuple((name,) for name in ELEMENTS.values()))
 ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
@@ -101,10 +111,15 @@ KERNELS = (
     QUANTIZE,
     QUANTIZE_QUERY,
     ENCODE,
+    ENCODE_FULL,
+    ENCODE_LAST,
     SCORE,
     TOPK_CHUNKS,
     MERGE_CANDIDATES,
     SELECT_CHUNKS,
+    ESTIMATE,
+    WEIGH,
+    POOL,
     RERANK,
     ATTEND,
     APPEND,

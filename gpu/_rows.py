@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from . import _launch
 from ._kernels import ELEMENTS, VALUES
 from ._launch import Array
 
@@ -49,6 +52,12 @@ def with_four_axes(x: Array) -> Array:
 def leading_strides(x: Array) -> tuple[int, ...]:
     """Strides of all axes but the last, in elements."""
     return tuple(step // x.itemsize for step in x.strides[:-1])
+
+
+def limits(thresholds: Array) -> tuple[Array, int]:
+    """Thresholds (3,) or (heads, 3) on the device, and how far apart those of two heads lie."""
+    t = _launch.device().xp.asarray(thresholds, np.float32, order="C")
+    return t, 0 if t.ndim == 1 else 3
 
 
 def blocks(rows: int) -> tuple[int]:

@@ -20,7 +20,7 @@ THREADS = 256
 
 
 class DeviceCache(NamedTuple):
-    """Keys, values and codes of one layer, with room for `capacity` tokens."""
+    """Keys, values and codes, not centered, of one layer, with room for `capacity` tokens."""
 
     k: Array  # (B, H_kv, capacity, D)
     v: Array

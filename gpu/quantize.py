@@ -17,6 +17,7 @@ from ._rows import (
     blocks,
     element,
     leading_strides,
+    limits,
     padded,
     per_lane,
     scale,
@@ -33,7 +34,7 @@ def quantize(x: Array, thresholds: Array) -> Array:
     rows = math.prod(x.shape[:-1])
     if rows:
         x = with_four_axes(x)
-        arguments = (x, *leading_strides(x), *x.shape[1:3], rows, Dt, *_limits(thresholds), codes)
+        arguments = (x, *leading_strides(x), *x.shape[1:3], rows, Dt, *limits(thresholds), codes)
         device.launch(QUANTIZE, (per_lane(Dt),), blocks(rows), THREADS, arguments)
     return codes
 
@@ -154,12 +155,6 @@ def _no_keys(H_kv: int) -> _Part:
     return _Part(0, (None, 0, 0, 0, H_kv, 1, 0, None, 0, 0, 0, 0, None, 0))
 
 
-def _limits(thresholds: Array) -> tuple[Array, int]:
-    """Thresholds (3,) or (heads, 3) on the device, and how far apart those of two heads lie."""
-    t = _launch.device().xp.asarray(thresholds, np.float32, order="C")
-    return t, 0 if t.ndim == 1 else 3
-
-
 def _encode(queries: _Part, keys: _Part, thresholds: Array, like: Array) -> None:
     rows, D = queries.rows + keys.rows, like.shape[-1]
     if rows:
@@ -171,7 +166,7 @@ def _encode(queries: _Part, keys: _Part, thresholds: Array, like: Array) -> None
             (
                 *queries.arguments,
                 *keys.arguments,
-                *_limits(thresholds),
+                *limits(thresholds),
                 D,
                 padded(D),
                 scale(D),

@@ -1,19 +1,22 @@
-"""From a raw query to token indices, without distances in global memory."""
+"""From a raw query to token indices, where only distances decide without any in global memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from adamas_core.reference.quantize import TILE
-from adamas_core.reference.score import INVISIBLE
 
 from . import _launch
 from ._kernels import SELECT_CHUNKS
 from ._launch import Array
 from .attend import attend
-from .quantize import encode_query
+from .estimate import levels, ranks
+from .group import pool
+from .hadamard import hadamard
+from .quantize import encode_query, quantize_query
 from .rerank import rerank
 from .score import THREADS, Scan, codes_arguments, device_lengths, longest, scan, score
 from .topk import Candidates, merge_candidates, no_candidates, topk
@@ -99,9 +102,12 @@ def select_topk(
     recent: int = 0,
     prefilter: int = 0,
     refine: int = 0,
+    group: bool = False,
     k: Array | None = None,
 ) -> Array:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
+    if group:
+        return _select_together(q, codes, budget, query_bits, sinks, recent)
     options = metric, query_bits, sinks, recent
     if k is not None and refine:
         K = min(refine * budget, longest(codes.length))
@@ -126,38 +132,65 @@ def _select(
     planes = codes.planes
     H_kv, P = planes.shape[2], planes.shape[5]
     indices = xp.empty((B, H, L, K), np.int32)
-    if indices.size:
-        query = encode_query(q, codes.thresholds, H_kv, metric, query_bits)
-        if kept:
-            return _select_twice(query, codes, K, kept, metric, sinks, recent)
-        lengths, S = device_lengths(codes.length)
-        cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, K)
-        select_coded(query, planes, lengths, S, cut, indices, sinks, recent)
+    if not indices.size:
+        return indices
+    if codes.centers is not None:
+        x = hadamard(q)
+        query = quantize_query(x, query_bits)
+
+        def distances_by(planes: Array) -> Array:
+            return ranks(x, query, score(query, planes, codes.length, metric), codes)
+
+        return _select_by(distances_by, planes, K, kept, sinks, recent)
+    query = encode_query(q, codes.thresholds, H_kv, metric, query_bits)
+    if kept:
+        return _select_by(
+            lambda planes: score(query, planes, codes.length, metric),
+            *(planes, K, kept, sinks, recent),
+        )
+    lengths, S = device_lengths(codes.length)
+    cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, K)
+    select_coded(query, planes, lengths, S, cut, indices, sinks, recent)
     return indices
 
 
-def _select_twice(
-    query: Array,
-    codes: KeyCodes,
+def _select_by(
+    distances_by: Callable[[Array], Array],
+    planes: Array,
     K: int,
     kept: int,
-    metric: str,
     sinks: int,
     recent: int,
 ) -> Array:
-    """Select by the high plane, then among those by both; with all distances in memory."""
+    """Select by what `distances_by` makes of planes, all of it in memory.
+
+    If kept > 0, out of the `kept` nearest by the high plane.
+    """
+    if not kept:
+        return topk(distances_by(planes), K, sinks, recent)
     xp = _launch.device().xp
-    planes = codes.planes
     # The high plane in the low one's place: codes of 0 and 3 alone, which is what it tells apart.
-    high = xp.broadcast_to(planes[:1], planes.shape)
-    coarse = score(query, high, codes.length, metric)
+    coarse = distances_by(xp.broadcast_to(planes[:1], planes.shape))
     S = coarse.shape[-1]
     near = topk(coarse, min(kept, S), sinks, recent)
     # The places behind the last token are written one column further.
     among = xp.zeros((*coarse.shape[:-1], S + 1), bool)
     xp.put_along_axis(among, xp.where(near < 0, S, near), True, axis=-1)
-    distances = score(query, planes, codes.length, metric)
-    return topk(xp.where(among[..., :S], distances, np.uint16(INVISIBLE)), K, sinks, recent)
+    distances = distances_by(planes)
+    invisible = distances.dtype.type(np.iinfo(distances.dtype).max)
+    return topk(xp.where(among[..., :S], distances, invisible), K, sinks, recent)
+
+
+def _select_together(
+    q: Array, codes: KeyCodes, K: int, query_bits: int, sinks: int, recent: int
+) -> Array:
+    """Select K tokens for all query heads of a KV head, with all distances in memory."""
+    G = q.shape[1] // codes.planes.shape[2]
+    x = hadamard(q)
+    query = quantize_query(x, query_bits)
+    distances = score(query, codes.planes, codes.length)
+    attention = pool(levels(x, query, distances, codes, q.shape[-1]), codes.length, G)
+    return _launch.device().xp.repeat(topk(attention, K, sinks, recent), G, axis=1)
 
 
 def attend_topk(
@@ -172,8 +205,9 @@ def attend_topk(
     recent: int = 0,
     prefilter: int = 0,
     refine: int = 0,
+    group: bool = False,
     scale: float | None = None,
 ) -> tuple[Array, Array]:
     """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
-    options = metric, query_bits, sinks, recent, prefilter, refine, k
+    options = metric, query_bits, sinks, recent, prefilter, refine, group, k
     return attend(q, k, v, select_topk(q, codes, budget, *options), scale, True)

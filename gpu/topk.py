@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _launch
-from ._kernels import MERGE_CANDIDATES, TOPK_CHUNKS
+from ._kernels import DISTANCES, MERGE_CANDIDATES, TOPK_CHUNKS
 from ._launch import Array
 
 THREADS = 256
-CHUNK = 8192  # tokens whose distances a block keeps in shared memory: 16 KB
+CHUNK = 8192  # tokens whose distances a block keeps in shared memory: 16 KB, or 32 of uint32
 MERGE_THREADS = 512
-MERGE_HELD = 16384  # candidates that a block of merge_candidates keeps in shared memory: 32 KB
+MERGE_HELD = 32768  # bytes of candidates that a block of merge_candidates keeps in shared memory
 
 
 class Candidates(NamedTuple):
     """What the chunks of each row select, for merge_candidates to select from."""
 
-    distances: Array  # (rows, chunks, slots), uint16
+    distances: Array  # (rows, chunks, slots), uint16 or uint32
     tokens: Array  # the same, int32
     slots: int
 
 
-def no_candidates(rows: int, chunks: int, K: int, size: int) -> Candidates:
+def no_candidates(rows: int, chunks: int, K: int, size: int, dtype: Any = np.uint16) -> Candidates:
     """Room for the selections of `chunks` chunks of at most `size` tokens; one needs none."""
     xp = _launch.device().xp
     slots = min(K, size) if chunks > 1 else 0
     shape = (rows, chunks, slots)
-    return Candidates(xp.empty(shape, np.uint16), xp.empty(shape, np.int32), slots)
+    return Candidates(xp.empty(shape, dtype), xp.empty(shape, np.int32), slots)
 
 
 def merge_candidates(
@@ -38,15 +38,15 @@ def merge_candidates(
 ) -> None:
     """Select each row's tokens out of its candidates into indices (rows, K)."""
     rows, chunks, slots = candidates.distances.shape
-    n = chunks * slots
-    held = n if n <= MERGE_HELD else 0
+    n, distances = chunks * slots, candidates.distances
+    held = n if n * distances.itemsize <= MERGE_HELD else 0
     _launch.device().launch(
         MERGE_CANDIDATES,
-        (),
+        (DISTANCES[distances.dtype.name],),
         (rows,),
         MERGE_THREADS,
-        (candidates.distances, candidates.tokens, n, held, K, sinks, recent, indices),
-        shared=2 * held,
+        (distances, candidates.tokens, n, held, K, sinks, recent, indices),
+        shared=distances.itemsize * held,
     )
 
 
@@ -58,10 +58,10 @@ def topk(distances: Array, budget: int, sinks: int = 0, recent: int = 0) -> Arra
     indices = device.xp.empty((*lead, budget), np.int32)
     if indices.size:
         chunks = max(-(-S // CHUNK), 1)
-        candidates = no_candidates(rows, chunks, budget, CHUNK)
+        candidates = no_candidates(rows, chunks, budget, CHUNK, distances.dtype)
         device.launch(
             TOPK_CHUNKS,
-            (),
+            (DISTANCES[distances.dtype.name],),
             (rows, chunks),
             THREADS,
             (
@@ -70,7 +70,7 @@ def topk(distances: Array, budget: int, sinks: int = 0, recent: int = 0) -> Arra
                 *candidates,
                 indices,
             ),
-            shared=2 * min(S, CHUNK),
+            shared=distances.itemsize * min(S, CHUNK),
         )
         if chunks > 1:
             merge_candidates(candidates, indices, budget, sinks, recent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -14,8 +15,16 @@ from cuda_on_cpu.arrays import DeviceArray
 from cuda_on_cpu.machine import Cpu, KernelFault, Program, launch
 from tolerances import assert_attention, assert_same_bits
 
-from adamas_core import gpu, reference
+from adamas_core import encode, gpu, reference
+from adamas_core.codes import RMS_SHARE, KeyCodes
+from adamas_core.gpu import estimate, group
 from adamas_core.gpu._kernels import HADAMARD, Kernel, headers
+from adamas_core.reference.center import Centers
+from adamas_core.reference.estimate import estimate as reference_estimate
+from adamas_core.reference.estimate import rank
+from adamas_core.reference.group import levels as reference_levels
+from adamas_core.reference.group import pool as reference_pool
+from adamas_core.reference.score import INVISIBLE
 
 # Under CI a missing compiler is a failure.
 pytestmark = pytest.mark.skipif(
@@ -333,6 +342,7 @@ class Edited(Cpu):
 
 RNG = np.random.default_rng(0)
 LENGTHS = np.array([150, 97])
+T3 = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
 
 
 def compare_scores(H: int, L: int) -> None:
@@ -364,6 +374,87 @@ def compare_rerank(n: int) -> None:
     assert_same_bits(best.get(), reference.rerank(q, k, indices[..., :n], 8, 1, 2))
 
 
+def compare_topk() -> None:
+    """Of 32 bits, in chunks of which the last has fewer visible tokens than the budget."""
+    ranks = RNG.integers(0, 2**32 - 1, (2, 300), np.uint32)
+    ranks[:, 270:] = 2**32 - 1
+    best = gpu.topk(DeviceArray(ranks), 40, 1, 2)
+    assert_same_bits(best.get(), reference.topk(ranks, 40, 1, 2))
+
+
+def compare_centered() -> None:
+    """Three calls that begin inside a tile, at its end and at its start, of two lengths."""
+    planes = np.full((2, 2, 1, 6, 8, 1, 8), 7, np.uint64)
+    centers = Centers(
+        np.full((2, 1, 6, 16), 7, np.float16),
+        np.full((2, 1, 6, 64), 7, np.uint8),
+        np.full((2, 1, 64, 16), 7, np.float32),
+    )
+    expected = [x.copy() for x in (planes, *centers)]
+    starts = np.zeros(2, np.int64)
+    for S, counts in [(150, [150, 30]), (42, [42, 34]), (70, [70, 64])]:
+        k = RNG.standard_normal((2, 1, S, 12)).astype(np.float32) + np.float32(1)
+        at = starts, np.array(counts)
+        reference.encode_centered(k, T3, expected[0], Centers(*expected[1:]), *at)
+        there = [DeviceArray(x) for x in (k, T3, planes, *centers)]
+        gpu.encode_centered(*there[:3], Centers(*there[3:]), *at)
+        for got, wanted in zip((planes, *centers), expected, strict=True):
+            assert_same_bits(got, wanted)
+        starts += counts
+
+
+def estimated(D: int, size: float, centered: bool = True) -> tuple[Any, ...]:
+    """Transformed queries, their planes, distances and codes of 150 and 97 tokens."""
+    k, q = (
+        np.float32(size) * RNG.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
+        for H, n in [(2, 150), (6, 2)]
+    )
+    thresholds = None if centered else np.zeros(3, np.float32)
+    codes = encode(k, thresholds, LENGTHS, "reference", centered)
+    x = reference.hadamard(q)
+    query = reference.quantize_query(x)
+    return x, query, reference.score(query, codes.planes, LENGTHS), codes
+
+
+def on_device(codes: KeyCodes) -> Any:
+    return SimpleNamespace(
+        planes=DeviceArray(codes.planes),
+        thresholds=DeviceArray(codes.thresholds),
+        centers=codes.centers and Centers(*map(DeviceArray, codes.centers)),
+    )
+
+
+def compare_ranks(D: int, centered: bool) -> None:
+    """With the reference, as test_select does; codes of no step have estimates of -0."""
+    *arrays, codes = estimated(D, 1, centered)
+    ranks = estimate.ranks(*map(DeviceArray, arrays), on_device(codes))
+    assert_same_bits(ranks.get(), rank(reference_estimate(*arrays, codes), arrays[-1]))
+
+
+def compare_levels(size: float) -> None:
+    """Of the tokens that are seen."""
+    *arrays, codes = estimated(40, size)
+    seen = arrays[-1] != INVISIBLE
+    levels = estimate.levels(*map(DeviceArray, arrays), on_device(codes), 40)
+    expected = reference_levels(reference_estimate(*arrays, codes), 40).astype(np.int16)
+    assert_same_bits(levels.get()[seen], expected[seen])
+
+
+def compare_pool(size: float) -> None:
+    """Of levels near together or far apart, in groups of three."""
+    *arrays, codes = estimated(40, size)
+    estimates, seen = reference_estimate(*arrays, codes), arrays[-1] != INVISIBLE
+    levels = DeviceArray(reference_levels(estimates, 40).astype(np.int16))
+    expected = rank(reference_pool(estimates, seen, 3, 40), arrays[-1][:, ::3])
+    assert_same_bits(group.pool(levels, LENGTHS, 3).get(), expected)
+
+
+ROWS_BARRIER = "    __syncthreads();\n    for (int i"
+TURN_BARRIER = "    __syncthreads();\n  }\n  Half"
+MEAN_BARRIER = "  __syncthreads();\n\n  planes +="
+TOP_BARRIER = "  __syncthreads();\n  int own"
+BEST_BARRIER = "  __syncthreads();\n  const int best"
+TOTAL_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0) {\n    highest"
 SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
 QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
 PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
@@ -393,8 +484,43 @@ SUMS_BARRIER = "  __syncthreads();\n\n  // The row's sums"
         ("rerank.cu", "token < S", "token <= S", lambda: compare_rerank(60)),
         ("rerank.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", lambda: compare_rerank(60)),
         ("rerank.cu", "start < n", "start + teams <= n", lambda: compare_rerank(60)),
-        ("rerank.cu", "bits ^ 0x7fffffffu", "~bits", lambda: compare_rerank(60)),
+        ("common.cuh", "bits ^ 0x7fffffffu", "~bits", lambda: compare_rerank(60)),
         ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", lambda: compare_rerank(60)),
+        ("topk.cuh", "kept[i] = NOT_THERE<T>", "kept[i] = INVISIBLE", compare_topk),
+        ("topk.cu", "S - start)", "S - start + 1)", compare_topk),
+        ("center.cu", ROWS_BARRIER, "    for (int i", compare_centered),
+        ("center.cu", TURN_BARRIER, "  }\n  Half", compare_centered),
+        ("center.cu", MEAN_BARRIER, "\n  planes +=", compare_centered),
+        ("center.cu", "w < warps;", "w < warps - 1;", compare_centered),
+        ("center.cu", "key < 0", "key <= 0", compare_centered),
+        ("center.cu", "tile >= span.end / TILE", "tile > span.end / TILE", compare_centered),
+        ("center.cu", "i < size) x[j]", "i <= size) x[j]", compare_centered),
+        ("center.cu", "span.end - TILE)", "span.end - TILE + 1)", compare_centered),
+        ("center.cu", "token < open * TILE", "token <= open * TILE", compare_centered),
+        ("center.cu", "span.begin <= open", "span.begin < open", compare_centered),
+        ("center.cu", "? means - Dt", "? means", compare_centered),
+        ("center.cu", "(bits + (1 << (SCALE_SHIFT - 1)))", "bits", compare_centered),
+        ("rows.cuh", "half = LANES / 4; half > 0; half /= 2", "half = 1; half < 16; half *= 2",
+         lambda: compare_ranks(40, True)),
+        ("rows.cuh", "upper ? other : own", "own", lambda: compare_ranks(40, True)),
+        ("estimate.cu", "i < width ?", "i <= width ?", lambda: compare_ranks(12, True)),
+        ("estimate.cu", "int b = 1;", "int b = 0;", lambda: compare_ranks(40, True)),
+        ("estimate.cu", "__fadd_rn(estimate, 0.0f)", "estimate", lambda: compare_ranks(40, False)),
+        ("estimate.cu", "min((tile + 1) * TILE, end)", "(tile + 1) * TILE",
+         lambda: compare_ranks(40, True)),
+        ("estimate.cu", "__fmul_rn(n, step), unit)", "n, __fmul_rn(step, unit))",
+         lambda: compare_ranks(40, True)),
+        ("estimate.cu", "fminf(level, 32767.0f)", "level", lambda: compare_levels(100)),
+        ("estimate.cu", "floorf(", "rintf(", lambda: compare_levels(1)),
+        ("group.cu", TOP_BARRIER, "  int own", lambda: compare_pool(5)),
+        ("group.cu", BEST_BARRIER, "  const int best", lambda: compare_pool(5)),
+        ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], lambda: compare_pool(5)),
+        ("group.cu", "32 * STEPS - 1", "32 * STEPS", lambda: compare_pool(5)),
+        ("group.cu", "first_row + g * L", "first_row + (G - 1 - g) * L",
+         lambda: compare_pool(0.3)),
+        ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", lambda: compare_pool(5)),
+        ("group.cu", "visible_tokens(n, l, L)", "n", lambda: compare_pool(5)),
+        ("group.cu", "min(first + size, S)", "first + size", lambda: compare_pool(5)),
     ],
 )  # fmt: skip
 def test_a_broken_kernel_of_the_library(file: str, right: str, wrong: str, compare: Any) -> None:

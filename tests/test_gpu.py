@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cases, thresholds
+from strategies import budgets, cases, distances, thresholds
 from tolerances import assert_same_bits
 
 import adamas_core.gpu
@@ -58,6 +58,14 @@ def test_encode_step(gpu: Any, case: Any, data: st.DataObject) -> None:
         reference.encode(case.k[b : b + 1, :, :n], t, fits[:, b : b + 1], int(start[b]))
     gpu.encode_step(case.q, case.k, t, short, start, out=np.empty_like(query))
     assert_same_bits(short, fits)
+
+
+@given(d=distances(), data=st.data())
+def test_topk_of_32_bits(gpu: Any, d: Any, data: st.DataObject) -> None:
+    """Ranks in the order of distances of 16 bits, 65535 becoming 2^32 - 1."""
+    K, sinks, recent = data.draw(budgets(d.shape[-1]))
+    ranks = d.astype(np.uint32) * np.uint32(65537)
+    assert_same_bits(gpu.topk(ranks, K, sinks, recent), reference.topk(d, K, sinks, recent))
 
 
 def test_more_than_four_axes(gpu: Any) -> None:

@@ -11,6 +11,7 @@ typedef unsigned long long Word;  // 64 coordinates of a bit plane
 
 constexpr int LANES = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr int TILE = 64;  // tokens a tile
 
 #ifndef ON_CPU
 // Dynamic shared memory under a name and a type; all of a kernel's names stand for the same bytes.
@@ -52,6 +53,14 @@ __device__ __forceinline__ void from_float(BFloat16& to, float x) {
   const unsigned bits = __float_as_uint(x);
   const unsigned half_to_even = bits + 0x7fffu + ((bits >> 16) & 1u);
   to.bits = x != x ? 0x7fffu : static_cast<unsigned short>(half_to_even >> 16);
+}
+
+// A number that ascends as x falls: from 2^23 - 1, of inf, to 0xff800000, of -inf, as which NaN
+// counts. x is not -0, whose number would differ from that of 0.
+__device__ __forceinline__ unsigned rank_of(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if (x != x) return 0xff800000u;
+  return bits >> 31 ? bits : bits ^ 0x7fffffffu;
 }
 
 // What one instruction loads.

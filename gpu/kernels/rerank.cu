@@ -8,15 +8,6 @@
 constexpr int SUMS = 16;  // partial sums of a product, which the promised order of additions has
 constexpr int AHEAD = 4;  // loads in flight a thread
 
-// Of a product a distance that grows as the product falls; NaN counts as -inf. No product is -0,
-// whose bits would differ from +0's: every sum begins at +0. So distances go from 2^23 - 1, of inf,
-// to 0xff800000, of -inf, and none is NOT_THERE.
-__device__ __forceinline__ unsigned distance_of_product(float x) {
-  const unsigned bits = __float_as_uint(x);
-  if (x != x) return 0xff800000u;
-  return bits >> 31 ? bits : bits ^ 0x7fffffffu;
-}
-
 // Grid: rows of q (B, H, L, D). q and k (B, H_kv, S, D) with the strides of their first three axes,
 // in elements; candidates (B, H, L, M) ascend, those outside of 0 to S - 1 are left out; out
 // (B, H, L, K), -1 behind the last. Dynamic shared memory: `width` floats, D rounded up to a
@@ -88,8 +79,9 @@ __global__ void __launch_bounds__(512, 2) rerank(
 #pragma unroll
       for (int j = 0; j < half; ++j) sum[j] = __fadd_rn(sum[j], sum[j + half]);
     }
+    // No product is -0: every sum begins at +0.
     if (first == 0 && place < n) {
-      distances[place] = there ? distance_of_product(sum[0]) : NOT_THERE<unsigned>;
+      distances[place] = there ? rank_of(sum[0]) : NOT_THERE<unsigned>;
     }
   }
   __syncthreads();

@@ -11,6 +11,9 @@ struct Place {
   unsigned batch, head, token;
 };
 
+// The scale of a centered token is a byte s, for the float32 of bits (s + SCALE_LEAST) << SCALE_SHIFT.
+constexpr int SCALE_SHIFT = 19, SCALE_LEAST = 119 << 4;
+
 // A launch has fewer than 2^31 rows, so 32-bit divisions do, which cost a quarter of 64-bit ones.
 __device__ __forceinline__ Place place_of(Int row, Int heads, Int tokens) {
   const unsigned r = static_cast<unsigned>(row), n = static_cast<unsigned>(tokens);
@@ -76,13 +79,51 @@ __device__ __forceinline__ constexpr int words() {
   return (N + 1) / 2;
 }
 
-// Both planes of a row's codes: lane p writes word p to high[p * step] and low[p * step]. The code
-// is the number of thresholds below x, which for NaN is 0.
+// The sum of term(j) over the coordinates lane + 32 j, in the order that its bits depend on: of
+// sixteen partial sums each takes every sixteenth coordinate in turn, and then the upper half is
+// added to the lower one, until one is left. Lanes l and l + 16 hold the same partial sum, and every
+// lane gets the total. A lane from Dt on brings 0, which changes no sum: none is -0.
+template <int N, typename Term>
+__device__ __forceinline__ float lane_sums(Term term) {
+  const bool upper = lane_index() >= LANES / 2;
+  float sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const float own = term(j), other = __shfl_xor_sync(ALL_LANES, own, LANES / 2);
+    sum = __fadd_rn(sum, upper ? other : own);
+    sum = __fadd_rn(sum, upper ? own : other);
+  }
+#pragma unroll
+  for (int half = LANES / 4; half > 0; half /= 2) {
+    sum = __fadd_rn(sum, __shfl_xor_sync(ALL_LANES, sum, half));
+  }
+  return sum;
+}
+
+// The largest |x| of a row, NaN left out as fmaxf does; 0 if there is no number.
+template <int N>
+__device__ __forceinline__ float largest_of(const float (&x)[N]) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int j = 0; j < N; ++j) largest = fmaxf(largest, fabsf(x[j]));
+#pragma unroll
+  for (int step = 1; step < LANES; step *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
+  }
+  return largest;
+}
+
+// The number of thresholds below x, which for NaN is 0.
+__device__ __forceinline__ int code_of(float x, const float* thresholds) {
+  return (thresholds[0] < x) + (thresholds[1] < x) + (thresholds[2] < x);
+}
+
+// Both planes of a row's codes: lane p writes word p to high[p * step] and low[p * step].
 template <int N>
 __device__ __forceinline__ void write_codes(
     const float (&x)[N], Int Dt, const float* thresholds, Word* high, Word* low, int step) {
-  const float t0 = thresholds[0], t1 = thresholds[1], t2 = thresholds[2];
-  const auto code = [&](int j) { return (t0 < x[j]) + (t1 < x[j]) + (t2 < x[j]); };
+  const float own[3] = {thresholds[0], thresholds[1], thresholds[2]};
+  const auto code = [&](int j) { return code_of(x[j], own); };
   const Word upper = pack<N>(Dt, [&](int j) { return code(j) >= 2; });
   const Word lower = pack<N>(Dt, [&](int j) { return code(j) % 2 == 1; });
   const int p = lane_index();
@@ -93,16 +134,10 @@ __device__ __forceinline__ void write_codes(
 }
 
 // The weighted metric's planes of a query, `bits` times P words: the signs, then the weights
-// rint(|x| / m * wmax) from their most significant bit; m leaves NaN out, as fmaxf does.
+// rint(|x| / m * wmax) from their most significant bit, m being the largest |x|.
 template <int N>
 __device__ __forceinline__ void write_query(const float (&x)[N], Int Dt, int bits, Word* planes) {
-  float largest = 0.0f;
-#pragma unroll
-  for (int j = 0; j < N; ++j) largest = fmaxf(largest, fabsf(x[j]));
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
-  }
+  const float largest = largest_of(x);
   const float wmax = static_cast<float>((1 << (bits - 1)) - 1);
   unsigned weight[N];
 #pragma unroll

@@ -9,7 +9,6 @@
 #include "common.cuh"
 
 constexpr unsigned short INVISIBLE = 65535;  // the distance of a token that a query does not see
-constexpr int TILE = 64;                     // tokens a tile
 constexpr int MANHATTAN = 2;                 // PLANES of the metric without weights
 
 // How many tokens of `length` the query l of L sees: the last query all, the one before one less.

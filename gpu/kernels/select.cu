@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
       high, high + p_plane, start / TILE, (min(start + size, n) + TILE - 1) / TILE, queries, count,
       [&](int q, int token, int distance) { distances[q * step + token - start] = distance; });
   __syncthreads();
-  const Candidates out{
+  const Candidates<unsigned short> out{
       candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.x),
       static_cast<int>(slots)};
   for (int q = 0; q < count; ++q) {

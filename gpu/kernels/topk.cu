@@ -1,20 +1,21 @@
 // topk: the tokens with the smallest distances, exactly, in ascending order.
 //
-// Bound by the 2 bytes of each distance, which are read once: a block keeps its chunk of a row in
+// Bound by the bytes of the distances, T of 16 bits or 32, which are read once: a block keeps its chunk of a row in
 // shared memory and selects there, and a second kernel selects from what the chunks selected.
 #include "topk.cuh"
 
 // Grid: rows, chunks. distances (rows, S); dynamic shared memory for a chunk of `size` tokens.
+template <typename T>
 __global__ void __launch_bounds__(256) topk_chunks(
-    const unsigned short* distances, Int S, Int size, Int K, Int sinks, Int recent,
-    unsigned short* candidate_distances, int* candidate_tokens, Int slots, int* indices) {
-  DYN_SHARED(unsigned short, chunk);
+    const T* distances, Int S, Int size, Int K, Int sinks, Int recent, T* candidate_distances,
+    int* candidate_tokens, Int slots, int* indices) {
+  DYN_SHARED(T, chunk);
   __shared__ SelectionScratch scratch;
   const Int row = blockIdx.x, start = blockIdx.y * size;
   const int n = max(min(size, S - start), Int{0});
   for (int i = threadIdx.x; i < n; i += blockDim.x) chunk[i] = distances[row * S + start + i];
   __syncthreads();
-  const Candidates out{
+  const Candidates<T> out{
       candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.y),
       static_cast<int>(slots)};
   select_from_chunk(chunk, n, start, row, blockIdx.y, K, sinks, recent, scratch, out);
@@ -22,13 +23,14 @@ __global__ void __launch_bounds__(256) topk_chunks(
 
 // Grid: rows. Selects from the n candidates of each row into indices (rows, K). Dynamic shared
 // memory for `held` distances: all n, or none where they are too many and stay in global memory.
+template <typename T>
 __global__ void __launch_bounds__(512) merge_candidates(
-    const unsigned short* candidate_distances, const int* candidate_tokens, Int n, Int held, Int K,
-    Int sinks, Int recent, int* indices) {
-  DYN_SHARED(unsigned short, shared);
+    const T* candidate_distances, const int* candidate_tokens, Int n, Int held, Int K, Int sinks,
+    Int recent, int* indices) {
+  DYN_SHARED(T, shared);
   __shared__ SelectionScratch scratch;
   const Int row = blockIdx.x;
-  const unsigned short* distances = candidate_distances + row * n;
+  const T* distances = candidate_distances + row * n;
   const int* const tokens = candidate_tokens + row * n;
   int* const out = indices + row * K;
   if (held == n) {

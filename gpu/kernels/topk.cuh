@@ -207,23 +207,25 @@ __device__ int select_nearest(
 }
 
 // Where a chunk's selection goes: into the row's result, if there is but one chunk; else into `slots`
-// places of the row's candidates, unused ones INVISIBLE, from which merge_candidates selects again.
+// places of the row's candidates, unused ones NOT_THERE, from which merge_candidates selects again.
+template <typename T>
 struct Candidates {
-  unsigned short* distances;  // (rows, chunks, slots)
+  T* distances;  // (rows, chunks, slots)
   int* tokens;
   int* indices;  // (rows, K), -1 behind the last
   int chunks, slots;
 };
 
 // Selects from a chunk whose first token is `start`, and stores the result. The block calls it.
+template <typename T>
 __device__ __forceinline__ void select_from_chunk(
-  const unsigned short* distances, int n, int start, Int row, int chunk, int K, int sinks,
-  int recent, SelectionScratch& s, const Candidates& out
+  const T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
+  SelectionScratch& s, const Candidates<T>& out
 ) {
   const bool whole = out.chunks == 1;
   const Int first = (row * out.chunks + chunk) * out.slots;
   int* tokens = whole ? out.indices + row * K : out.tokens + first;
-  unsigned short* kept = whole ? nullptr : out.distances + first;
+  T* kept = whole ? nullptr : out.distances + first;
   const int taken = select_nearest(
     distances, n, K, sinks, recent, s,
     [&](int at, int i, unsigned d) {
@@ -235,7 +237,7 @@ __device__ __forceinline__ void select_from_chunk(
     if (whole) {
       tokens[i] = -1;
     } else {
-      kept[i] = INVISIBLE;
+      kept[i] = NOT_THERE<T>;
     }
   }
 }

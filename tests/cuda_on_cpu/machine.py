@@ -341,9 +341,12 @@ def missing() -> str | None:
 # module, name and value.
 SMALL = (
     ("topk", "CHUNK", 128),
-    ("topk", "MERGE_HELD", 200),
+    ("topk", "MERGE_HELD", 400),
     ("select", "MOST", 128),
     ("select", "LEAST", 64),
+    ("estimate", "SIZE", 128),
+    ("group", "SIZE", 100),
+    ("group", "WEIGH_THREADS", 64),
     ("attend", "LEAST", 5),
     ("rerank", "HELD", 100),
     ("rerank", "THREADS", 64),
