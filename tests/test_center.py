@@ -58,6 +58,7 @@ def appends(
     return calls
 
 
+@settings(max_examples=100)
 @given(calls=appends())
 def test_bits(kernels: ModuleType, calls: list[Any]) -> None:
     """Planes, means, scales and tail, and nothing else is written."""
