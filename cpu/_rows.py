@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from adamas_core.reference.quantize import TILE
 
 from ._array import LINE
-from ._jit import inlined, part
-from ._simd import load_int64
+from ._jit import inlined, invoke, part
+from ._simd import load_int32, load_int64, store_int32
 from .attend import attend_scratch
 from .hadamard import scratch_floats, transform
 from .quantize import bucketize, weigh
-from .rerank import rerank_scratch
-from .score import add_tables, query_bytes, table_bytes
+from .rerank import keep_best, rerank_scratch
+from .score import add_tables, query_bytes, table_bytes, visible_tokens
+from .topk import append_run, forced_tokens
 
 CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB a row
 PART = 64 * TILE  # parts of a head begin at multiples of this
@@ -115,3 +118,59 @@ def prepare(step, row, query, x):
     else:
         weigh(x, step.Dt, step.weights + 1, words)
         add_tables(query, step.P, step.weights)
+
+
+@inlined
+def begin_row(step, state, row, length, start, end, bound):
+    """What a row carries from chunk to chunk, before the first one of tokens start .. end."""
+    visible = visible_tokens(length, step.L, row % step.L)
+    first, sinks_taken, stop, recent_taken = forced_tokens(
+        visible, candidates_of(step), step.sinks, step.recent
+    )
+    state[FIRST] = max(first, start)
+    state[END] = min(stop, end)
+    state[PLACES] = candidates_of(step) - sinks_taken - recent_taken
+    state[BOUND] = bound
+    state[COUNT] = 0
+
+
+@inlined
+def forced_of(step, row):
+    """How many visible tokens a row has, its `forced_tokens`, and how many of them are taken.
+
+    What is forced fits into the budget, so it is the same among more candidates.
+    """
+    b, _, l, _ = locate(step, row)
+    visible = visible_tokens(length_of(step, b), step.L, l)
+    forced = forced_tokens(visible, step.budget, step.sinks, step.recent)
+    return visible, forced, forced[1] + forced[3]
+
+
+@inlined
+def keep_by_products(step, row, candidates, count, places, scratch):
+    """Keep the candidates of the largest inner products with the query; how many there are then."""
+    b, h, _, source = locate(step, row)
+    keys = step.k + b * step.k_b + h * step.k_h
+    products = invoke(
+        step.rank_by_products,
+        (
+            *(source, step.q_dtype, step.D, keys, step.k_s, step.kv_dtype),
+            *(candidates, count, scratch),
+        ),
+    )
+    return keep_best(candidates, products, count, places)[0]
+
+
+@inlined
+def store_indices(step, row, visible, forced, candidates, count):
+    """A row's result, of candidates with the newest first and of the forced tokens around them."""
+    first, sinks_taken, _, recent_taken = forced
+    indices = step.indices + 4 * step.budget * row
+    n = append_run(first - sinks_taken, sinks_taken, indices)
+    for i in range(count):
+        store_int32(indices + 4 * (n + i), load_int32(candidates + 4 * (count - 1 - i)))
+    n += count
+    n += append_run(visible - recent_taken, recent_taken, indices + 4 * n)
+    while n < step.budget:
+        store_int32(indices + 4 * n, np.int32(-1))
+        n += 1

@@ -24,12 +24,16 @@ from ._rows import (
     FIRST,
     PLACES,
     ROWS,
+    begin_row,
     candidates_of,
+    forced_of,
+    keep_by_products,
     layout_of,
     length_of,
     locate,
     part_of,
     prepare,
+    store_indices,
 )
 from ._simd import (
     count_bits,
@@ -60,8 +64,8 @@ from ._step import step_at
 from .center import load_mean
 from .hadamard import scratch_floats
 from .rerank import keep_best
-from .score import low_distance, query_bytes, table_bytes, visible_tokens
-from .topk import append_run, forced_tokens
+from .score import low_distance, query_bytes, table_bytes
+from .topk import those_between
 
 # What an estimate needs of a query, where it stands: two float32, and of a head of a group the
 # inverse of its weights' sum (float32) and its best level (int64).
@@ -102,11 +106,7 @@ def append_tile(tile_ranks, token, start, end, bound, tokens, ranks, count, room
     Only tokens start .. end; `token` is the tile's first one. Returns their number and the bound,
     as topk.py's append_newest does.
     """
-    mask = mask_ranks_at_most(tile_ranks, bound)
-    if token + TILE > end:
-        mask &= (np.uint64(1) << np.uint64(end - token)) - np.uint64(1)
-    if token < start:
-        mask &= ~((np.uint64(1) << np.uint64(start - token)) - np.uint64(1))
+    mask = those_between(mask_ranks_at_most(tile_ranks, bound), token, start, end)
     while mask:
         bit = highest_bit(mask)
         mask ^= np.uint64(1) << np.uint64(bit)
@@ -148,7 +148,7 @@ def prepare_estimates(step, layout, scratch, row, i):
 @inlined
 def _search_rows(step, layout, scratch, b, h, first_row, split, rows, start, end):
     """The nearest of tokens start .. end to each of some rows of a head, newest first."""
-    P, budget = step.P, candidates_of(step)
+    P = step.P
     high = step.planes + b * step.planes_b + h * step.planes_h
     means = step.means + b * step.means_b + h * step.means_h
     scales = step.scales + b * step.scales_b + h * step.scales_h
@@ -157,13 +157,7 @@ def _search_rows(step, layout, scratch, b, h, first_row, split, rows, start, end
     distances, on_means = scratch + layout.distances, scratch + layout.on_means
     state = carray(pointer(scratch + layout.state), (rows, FIELDS), np.int64)
     for i in range(rows):
-        visible = visible_tokens(length_of(step, b), step.L, (first_row + i) % step.L)
-        forced = forced_tokens(visible, budget, step.sinks, step.recent)
-        state[i, FIRST] = max(forced[0], start)
-        state[i, END] = min(forced[2], end)
-        state[i, PLACES] = budget - forced[1] - forced[3]
-        state[i, BOUND] = ANY_RANK
-        state[i, COUNT] = 0
+        begin_row(step, state[i], first_row + i, length_of(step, b), start, end, ANY_RANK)
     last_chunk = start + (end - 1 - start) // CHUNK * CHUNK
     for chunk in range(last_chunk, start - 1, -CHUNK):
         chunk_end = min(chunk + CHUNK, end)
@@ -266,19 +260,13 @@ def choose_estimated(address, start, end, scratch):
             for i in range(budget):
                 store_int32(indices + 4 * i, load_int32(step.indices + 4 * (budget * leader + i)))
         else:
-            _choose(step, layout, scratch, row, indices)
+            _choose(step, layout, scratch, row)
     return 0
 
 
 @inlined
-def _choose(step, layout, scratch, row, indices):
-    b, h, l, source = locate(step, row)
-    visible = visible_tokens(length_of(step, b), step.L, l)
-    # What is forced fits into the budget, so it is the same among more candidates.
-    seen, sinks_taken, _, recent_taken = forced_tokens(
-        visible, step.budget, step.sinks, step.recent
-    )
-    forced = sinks_taken + recent_taken
+def _choose(step, layout, scratch, row):
+    visible, forced, taken = forced_of(step, row)
     own = step.candidates + 4 * step.held * row
     ranks = step.ranks + 4 * step.held * row
     counts = step.counts + 8 * step.splits * row
@@ -290,35 +278,22 @@ def _choose(step, layout, scratch, row, indices):
             store_uint32(ranks + 4 * count, load_uint32(ranks + 4 * at))
             count += 1
     if step.taken > 0:
-        count, _ = keep_best(own, ranks, count, step.taken - forced)
+        count = keep_best(own, ranks, count, step.taken - taken)[0]
         prepare_estimates(step, layout, scratch, row, 0)
-        _rank_by_both_planes(step, layout, scratch, b, h, own, ranks, count)
+        _rank_by_both_planes(step, layout, scratch, row, own, ranks, count)
     if step.kept > 0:
-        count, _ = keep_best(own, ranks, count, step.kept - forced)
-        keys = step.k + b * step.k_b + h * step.k_h
-        products = invoke(
-            step.rank_by_products,
-            (
-                *(source, step.q_dtype, step.D, keys, step.k_s, step.kv_dtype),
-                *(own, count, scratch + layout.products),
-            ),
-        )
-        count, _ = keep_best(own, products, count, step.budget - forced)
+        count = keep_best(own, ranks, count, step.kept - taken)[0]
+        places = step.budget - taken
+        count = keep_by_products(step, row, own, count, places, scratch + layout.products)
     else:
-        count, _ = keep_best(own, ranks, count, step.budget - forced)
-    n = append_run(seen - sinks_taken, sinks_taken, indices)
-    for i in range(count):
-        store_int32(indices + 4 * (n + i), load_int32(own + 4 * (count - 1 - i)))
-    n += count
-    n += append_run(visible - recent_taken, recent_taken, indices + 4 * n)
-    while n < step.budget:
-        store_int32(indices + 4 * n, np.int32(-1))
-        n += 1
+        count = keep_best(own, ranks, count, step.budget - taken)[0]
+    store_indices(step, row, visible, forced, own, count)
 
 
 @inlined
-def _rank_by_both_planes(step, layout, scratch, b, h, tokens, ranks, count):
+def _rank_by_both_planes(step, layout, scratch, row, tokens, ranks, count):
     """The ranks of candidates, whose query is the first of the prepared ones."""
+    b, h, _, _ = locate(step, row)
     P, weights = step.P, step.weights
     high = step.planes + b * step.planes_b + h * step.planes_h
     means = step.means + b * step.means_b + h * step.means_h

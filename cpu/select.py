@@ -29,13 +29,17 @@ from ._rows import (
     PART,
     PLACES,
     ROWS,
+    begin_row,
     candidates_of,
     estimated,
+    forced_of,
+    keep_by_products,
     layout_of,
     length_of,
     locate,
     part_of,
     prepare,
+    store_indices,
 )
 from ._simd import (
     allow_threads,
@@ -56,20 +60,17 @@ from .attend import attend_rows, attention
 from .estimate import choose_estimated, collect_estimated
 from .group import collect_group
 from .hadamard import transformed_size
-from .rerank import keep_best, rank_by_products
+from .rerank import rank_by_products
 from .score import (
     low_distance,
     manhattan_distance,
     query_bytes,
     score_tile,
     table_bytes,
-    visible_tokens,
 )
 from .topk import (
     STEP,
     append_newest,
-    append_run,
-    forced_tokens,
     keep_nearest,
     kth_smallest,
     move_candidate,
@@ -312,13 +313,7 @@ def _select_rows(step, layout, scratch, b, h, first_row, split, rows, start, end
     state = carray(pointer(scratch + layout.state), (rows, FIELDS), np.int64)
     common_first, common_end, most = start, end, 0  # tokens that compete for all rows
     for i in range(rows):
-        visible = visible_tokens(length, step.L, (first_row + i) % step.L)
-        forced = forced_tokens(visible, budget, step.sinks, step.recent)
-        state[i, FIRST] = max(forced[0], start)
-        state[i, END] = min(forced[2], end)
-        state[i, PLACES] = budget - forced[1] - forced[3]
-        state[i, BOUND] = largest
-        state[i, COUNT] = 0
+        begin_row(step, state[i], first_row + i, length, start, end, largest)
         common_first = max(common_first, state[i, FIRST])
         common_end = min(common_end, state[i, END])
         most = max(most, state[i, PLACES])
@@ -391,13 +386,9 @@ def choose(address, start, end, scratch):
     """The indices of rows start .. end from the candidates of all parts."""
     step = step_at(address)
     layout = layout_of(step)
-    budget, sinks, recent = step.budget, step.sinks, step.recent
     for row in range(start, end):
-        b, h, l, source = locate(step, row)
-        visible = visible_tokens(length_of(step, b), step.L, l)
-        # What is forced fits into the budget, so it is the same among more candidates.
-        seen, sinks_taken, _, recent_taken = forced_tokens(visible, budget, sinks, recent)
-        forced = sinks_taken + recent_taken
+        b, h, _, _ = locate(step, row)
+        visible, forced, taken = forced_of(step, row)
         own = step.candidates + 4 * step.held * row
         ranks = step.ranks + 2 * step.held * row
         counts = step.counts + 8 * step.splits * row
@@ -407,34 +398,19 @@ def choose(address, start, end, scratch):
                 move_candidate(own, ranks, candidates_of(step) * split + i, count)
                 count += 1
         if step.taken > 0:
-            count = _reduce(own, ranks, count, step.taken - forced)
+            count = _reduce(own, ranks, count, step.taken - taken)
             query = scratch + layout.queries
             prepare(step, row, query, scratch + layout.x)
             high = step.planes + b * step.planes_b + h * step.planes_h
             words = query + table_bytes(step.P, step.weights)
             _rank_again(own, ranks, count, high, high + step.plane, words, step.P, step.weights)
         if step.kept > 0:
-            count = _reduce(own, ranks, count, step.kept - forced)
-            keys = step.k + b * step.k_b + h * step.k_h
-            products = invoke(
-                step.rank_by_products,
-                (
-                    *(source, step.q_dtype, step.D, keys, step.k_s, step.kv_dtype),
-                    *(own, count, scratch + layout.products),
-                ),
-            )
-            count, _ = keep_best(own, products, count, budget - forced)
+            count = _reduce(own, ranks, count, step.kept - taken)
+            places = step.budget - taken
+            count = keep_by_products(step, row, own, count, places, scratch + layout.products)
         else:
-            count = _reduce(own, ranks, count, budget - forced)
-        indices = step.indices + 4 * budget * row
-        n = append_run(seen - sinks_taken, sinks_taken, indices)
-        for i in range(count):
-            store_int32(indices + 4 * (n + i), load_int32(own + 4 * (count - 1 - i)))
-        n += count
-        n += append_run(visible - recent_taken, recent_taken, indices + 4 * n)
-        while n < budget:
-            store_int32(indices + 4 * n, np.int32(-1))
-            n += 1
+            count = _reduce(own, ranks, count, step.budget - taken)
+        store_indices(step, row, visible, forced, own, count)
     return 0
 
 

@@ -156,6 +156,16 @@ def keep_nearest(indices, ranks, n, k, high):
     return bound
 
 
+@inlined
+def those_between(mask, token, start, end):
+    """Of a mask of 64 tokens, the first of them `token`, the tokens start .. end."""
+    if token + STEP > end:
+        mask &= (np.uint64(1) << np.uint64(end - token)) - np.uint64(1)
+    if token < start:
+        mask &= ~((np.uint64(1) << np.uint64(start - token)) - np.uint64(1))
+    return mask
+
+
 @part
 def append_newest(distances, start, end, bound, first, indices, ranks, count, room, k):
     """Append the tokens start .. end whose distance is <= bound, newest first, as candidates.
@@ -168,12 +178,8 @@ def append_newest(distances, start, end, bound, first, indices, ranks, count, ro
     for tile in range((end - 1 - first) // STEP, (start - first) // STEP - 1, -1):
         if bound < 0:
             break
-        mask = mask_at_most(distances + 2 * STEP * tile, bound)
         token = first + STEP * tile
-        if token + STEP > end:
-            mask &= (np.uint64(1) << np.uint64(end - token)) - np.uint64(1)
-        if token < start:
-            mask &= ~((np.uint64(1) << np.uint64(start - token)) - np.uint64(1))
+        mask = those_between(mask_at_most(distances + 2 * STEP * tile, bound), token, start, end)
         while mask:
             bit = highest_bit(mask)
             mask ^= np.uint64(1) << np.uint64(bit)
