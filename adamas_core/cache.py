@@ -122,11 +122,8 @@ class KVCache:
         for name, value in counts.items():
             checks.at_least("KVCache", name, value, 0)
         checks.together("KVCache", metric, centered, group, prefilter, refine)
-        if centered and thresholds is not None:
-            raise ValueError(
-                f"KVCache: thresholds={thresholds} with centered=True, which cuts at each token's "
-                "own rms; expected thresholds=None"
-            )
+        if centered:
+            checks.no_thresholds("KVCache", thresholds)
         strangers = [i for i in dense_layers if i not in range(layers)]
         if strangers:
             raise ValueError(

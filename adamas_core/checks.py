@@ -150,6 +150,15 @@ def thresholds(where: str, t: NDArray, heads: int | None) -> None:
         raise ValueError(f"{where}: {shown('thresholds', t)}, {t.tolist()}; expected ascending")
 
 
+def no_thresholds(where: str, given: object) -> None:
+    """None, as centered codes need."""
+    if given is not None:
+        raise ValueError(
+            f"{where}: thresholds={given} with centered=True, which cuts at each token's own rms; "
+            "expected thresholds=None"
+        )
+
+
 def metric(where: str, name: str) -> None:
     """One of the two metrics."""
     if name not in METRICS:

@@ -284,9 +284,10 @@ class KeyCodes:
         if needed <= held and all(getattr(x.flags, "writeable", True) for x in mine):
             return
         T = needed if needed <= held else max(needed, 2 * held)
-        self._buffer = self._grown(self._buffer, 3, T)
-        if self._centers is not None:
-            means, scales, tail = self._centers
+        centers = self.centers
+        self._buffer = self._grown(self.planes, 3, T)
+        if centers is not None:
+            means, scales, tail = centers
             self._centers = Centers(
                 self._grown(means, 2, T), self._grown(scales, 2, T), self._grown(tail, 2, TILE)
             )
@@ -398,11 +399,7 @@ def encode(
     checks.lies_on("encode", "k", a, BACKENDS[backend])
     n = checks.length("encode", S if length is None else int_or_view("length", length), B, S)
     if centered:
-        if thresholds is not None:
-            raise ValueError(
-                f"encode: thresholds={thresholds} with centered=True, which cuts at each token's "
-                "own rms; expected thresholds=None"
-            )
+        checks.no_thresholds("encode", thresholds)
         return _encode_centered(home, a, n, backend)
     if thresholds is None:
         sample = np.minimum(n, 1024)

@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     queries: int  # prepared
     x: int  # transformed queries: of all rows where there are estimates, else one
     facts: int  # of rows where there are estimates
-    on_means: int  # a row's products with the means of tiles, float32
+    on_means: int  # a row's products with the means of a chunk's tiles, float32
     tile_ranks: int  # of 64 tokens, uint32
     distances: int  # of a chunk; for a group, of all tokens
     near: int  # candidates, and their ranks
@@ -72,7 +72,8 @@ def layout_of(step):
     x = rows * query_bytes(step.P, step.weights)
     facts = x + 4 * transformed * scratch_floats(step.Dt)
     on_means = facts + FACTS * extra
-    tile_ranks = (on_means + 4 * extra * (tokens // TILE) + LINE - 1) // LINE * LINE
+    kept = 0 if step.group != 0 else CHUNK // TILE  # products a row; a group uses each at once
+    tile_ranks = (on_means + 4 * extra * kept + LINE - 1) // LINE * LINE
     distances = tile_ranks + 4 * TILE
     near = distances + 2 * rows * tokens
     near_ranks = near + 4 * chosen * step.room
