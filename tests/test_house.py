@@ -31,6 +31,8 @@ LONG_KERNELS: set[str] = set()
 def floor_of(module: str) -> str:
     """The floor of a module's full name, adamas_core.<...>."""
     part = (module.split(".") + ["", ""])[1]
+    if part == "__main__":
+        return "cli"
     return part if part in FLOORS else "core"
 
 
