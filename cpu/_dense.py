@@ -68,8 +68,8 @@ def attend_dense(q_fields: dict[str, int], H_kv: int, attention: dict[str, float
 class Columns(NamedTuple):
     """Up to 16 * vectors query rows of one KV head, and addresses in their scratch, float32."""
 
-    first: int  # the first query row, and how many there are
-    count: int
+    first: int  # the first query row
+    rows: int  # how many there are
     line: int  # bytes of a line: one number per column
     queries: int  # (D, columns)
     sums: int  # (D, columns)
@@ -171,14 +171,14 @@ def _load_queries(record, b, h, columns, visible):
     end = 0
     for c in range(LANES * record.vectors):
         visible[c] = record.S
-        if c < columns.count:
+        if c < columns.rows:
             g, l = divmod(columns.first + c, L)
             visible[c] = visible_tokens(record.S, L, l)
             end = max(end, visible[c])
             widen_row(source + g * record.q_h + l * record.q_l, record.q_dtype, D, columns.row)
         for d in range(D):
             x = np.float32(0)
-            if c < columns.count:
+            if c < columns.rows:
                 x = load_scalar_float32(columns.row + 4 * d) * scale
             store_scalar_float32(columns.queries + line * d + 4 * c, x)
             store_scalar_float32(columns.sums + line * d + 4 * c, np.float32(0))
@@ -231,7 +231,7 @@ def _store_part(record, first_part, columns):
     """The results of one split. first_part is the part of the KV head's first query row."""
     D, line, splits = record.D, columns.line, record.splits
     part_bytes = 4 * whole_lanes(D)
-    for c in range(columns.count):
+    for c in range(columns.rows):
         part = first_part + splits * (columns.first + c)
         m = load_scalar_float32(columns.mass + 4 * c)
         log_sum = load_scalar_float32(columns.largest + 4 * c) + np.float32(math.log(m))

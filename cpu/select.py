@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,19 +60,23 @@ def _run(
     indices: NDArray[np.int32],
     selection: Selection,
     refined: int,
-    others: dict[str, float],
+    others: Mapping[str, float],
 ) -> None:
     """Fill the record of a step and run it. `others` are fields of keys, values and results."""
-    planes, length = codes.planes, codes.length
+    planes = codes.planes
     to_low, planes_b, planes_h = planes.strides[:3]
     _, _, H_kv, T, _, P, _ = planes.shape
-    lengths = None if isinstance(length, int) else np.ascontiguousarray(length, np.int64)
+    length, lengths = 0, None
+    if isinstance(codes.length, int):
+        length = codes.length
+    else:
+        lengths = np.ascontiguousarray(codes.length, np.int64)
     record = Step(
         q_fields(q), _functions(codes, selection), _center_fields(codes), others,
         Dt=padded(q.shape[3]),
         planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
         H_kv=H_kv, slots=T * TILE, P=P, thresholds=address_of(codes.thresholds),
-        length=length if lengths is None else 0,
+        length=length,
         lengths=0 if lengths is None else address_of(lengths),
         weights=0 if selection.metric == "manhattan" else selection.query_bits - 1,
         budget=indices.shape[3], refined=min(refined, T * TILE),
