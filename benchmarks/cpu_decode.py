@@ -60,7 +60,8 @@ class Setting:
         self.cache.selection = self.selection
 
     def select(self, budget: int) -> NDArray[np.int32]:
-        return select_topk(self.q, self.cache[0].codes, budget, self.selection)
+        held = self.cache[0]
+        return select_topk(self.q, held.codes, budget, self.selection, held.k)
 
     def bytes_that_must_move(self) -> int:
         """Counted from the actual selection."""
