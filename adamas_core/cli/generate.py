@@ -72,9 +72,7 @@ def run(args: argparse.Namespace) -> int:
             tokens,
             meter,
             max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
+            sampling=llama.Sampling(args.temperature, args.top_p, args.seed),
             on_prefill=move,
             stop=tokenizer.stop,
         )
