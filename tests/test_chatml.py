@@ -22,7 +22,7 @@ def test_chat_is_chatml(byte_level):
 @pytest.mark.peers
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "be"}]])
 @pytest.mark.parametrize("newline", ["\n", r"\n"])  # SmolLM2 and Qwen write it differently
-def test_chat_renders_what_the_template_does(byte_level, system, newline):
+def test_chat_is_the_rendered_template(byte_level, system, newline):
     source = CHATML.replace("\n", newline)
     template = peer("jinja2").Template(source)
     tokenizer = replace(byte_level["smollm"], template=source)

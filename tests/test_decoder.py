@@ -1,4 +1,4 @@
-"""The forward pass: against float64 loops, in chunks, and what attention sees."""
+"""The forward pass: against float64 loops, in chunks, and the arguments of attention."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_a_folder_gives_the_logits_of_transformers(family, tmp_path):
 @pytest.mark.peers
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_transformers_saves_is_read(dtype, tied, tmp_path):
+def test_a_folder_from_transformers_is_read(dtype, tied, tmp_path):
     """Its own config.json, its dtypes, and several files with an index."""
     torch, transformers = peer("torch"), peer("transformers")
     values = CONFIG | FAMILIES["llama llama3"] | {"tie_word_embeddings": tied}

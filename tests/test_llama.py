@@ -1,4 +1,4 @@
-"""The names that adamas_core.llama offers, and what importing it loads."""
+"""The public names of adamas_core.llama, and the modules that its import loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What picks the format, and damaged files: one clear error for every byte."""
+"""A file of no known format, and damaged files: every one gives one clear error."""
 
 from __future__ import annotations
 

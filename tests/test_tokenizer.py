@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def test_what_ends_a_turn(byte_level):
+def test_stop_holds_the_ids_that_end_a_turn(byte_level):
     assert byte_level["smollm"].stop == {0, 2}
 
 

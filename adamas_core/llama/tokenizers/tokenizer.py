@@ -56,7 +56,7 @@ class Tokenizer:
         ----------
         text : str
         bos : bool, optional
-            Begin with BOS. The default is what the model expects.
+            Begin with BOS. The default is `adds_bos`.
         special : bool
             Whether the name of a control token, like <|im_start|>, is that token. Turn it off for
             text that you do not trust.
