@@ -69,8 +69,8 @@ def generate(
     """Read a prompt in chunks, then yield new token ids one by one.
 
     Generation ends after `max_tokens`, at the end of the model's context, or before a token of
-    `stop`, and that token is not yielded. After a stop token the cache of `attention` holds every token
-    that was yielded. Otherwise it lacks the last one.
+    `stop`. That token is not yielded. After a stop token the cache of `attention` holds every
+    token that was yielded. Otherwise it lacks the last one.
 
     Parameters
     ----------
