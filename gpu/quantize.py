@@ -96,11 +96,11 @@ def encode_step(
     start: int | Array,
     selection: Selection,
     query: Array,
-) -> None:
+) -> Array:
     """Do `encode_query` of q into `query`, and `encode` of new keys k into `planes`, in one launch.
 
     Nothing is allocated if the thresholds are float32 and `start` is int32 on the device. Queries
-    and keys of different dtypes take two launches.
+    and keys of different dtypes take two launches. Returns query.
     """
     queries, keys = _queries(q, query, selection), _keys(k, planes, start)
     if q.dtype == k.dtype:
@@ -108,6 +108,7 @@ def encode_step(
     else:
         _encode(q, thresholds, {**queries, "H_kv": k.shape[1]})
         _encode(k, thresholds, keys)
+    return query
 
 
 def _queries(q: Array, query: Array, selection: Selection) -> dict[str, Argument]:
