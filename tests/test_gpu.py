@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cases, distances, selections, thresholds
 from tolerances import assert_same_bits
@@ -36,6 +36,7 @@ def test_encode_query(gpu: Any, case: Any, data: st.DataObject) -> None:
     )
 
 
+@settings(max_examples=100)
 @given(case=cases(), data=st.data())
 def test_encode_step(gpu: Any, case: Any, data: st.DataObject) -> None:
     """Queries and new keys in one launch; keys that do not fit are left out."""

@@ -95,11 +95,11 @@ __device__ void attend_in_double(
   if (threadIdx.x == 0) *lse = static_cast<float>(top + log(mass));
 }
 
-// Grid: rows of q (B, H, L, D), splits of a row's tokens. k and v (B, H_kv, S, D). indices (B, H,
-// L, K) is null for dense attention, where the queries are the last L of S tokens. D <= DT. With
-// VEC > 1 every row of k and v is aligned to VEC elements and VEC divides D. out (B, H, L, D), lse
-// (B, H, L). With several splits, `partial` (rows, splits, D + 2) holds their sums, and `finished`
-// (rows,) is 0 before and after the launch.
+// Grid: rows of q (B, H, L, D), splits of a row's tokens. k and v (B, H_kv, S, D). indices
+// (B, H, L, K) is null for dense attention, where the queries are the last L of S tokens. D <= DT.
+// With VEC > 1 every row of k and v is aligned to VEC elements and VEC divides D. out (B, H, L, D),
+// lse (B, H, L). With several splits, `partial` (rows, splits, D + 2) holds their sums, and
+// `finished` (rows,) is 0 before and after the launch.
 template <typename TQ, typename TK, int DT, int VEC>
 __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
     const TQ* q, Int q_batch, Int q_head, Int q_token,

@@ -39,8 +39,8 @@ __global__ void quantize_query(
 // Raw queries and raw keys in one launch. The first q_rows warps take one query each, the next
 // k_rows warps one key each. Either number may be 0.
 //
-// q (B, H, L, D) becomes `query`: (q_rows, bits * P), planes of the weighted metric, or (q_rows, 2
-// P), codes, where bits is 0.
+// q (B, H, L, D) becomes `query`: (q_rows, bits * P), planes of the weighted metric, or
+// (q_rows, 2 P), codes, where bits is 0.
 //
 // k (B, H_kv, S, D) becomes the tokens start[b] + s of `planes`, or first + s where start is null.
 // planes (2, B, H_kv, T, 8, P, 8): the tiles of one plane, sequence and head are contiguous, so

@@ -11,8 +11,8 @@ constexpr int AHEAD = 4;  // loads in flight per thread
 // Grid: rows of q (B, H, L, D). k (B, H_kv, S, D); candidates (B, H, L, M) ascend, and those
 // outside 0 to S - 1 are left out; out (B, H, L, K), with -1 after the last token. Dynamic shared
 // memory: `width` floats, where width is D rounded up to a multiple of AHEAD SUMS, and in_shared
-// distances. in_shared is M, or 0 where they are too many and go to `workspace` (rows, M). With VEC
-// > 1 every row of k is aligned to VEC elements and VEC divides D.
+// distances. in_shared is M, or 0 where they are too many and go to `workspace` (rows, M). With
+// VEC > 1 every row of k is aligned to VEC elements and VEC divides D.
 template <typename TQ, typename TK, int VEC>
 __global__ void __launch_bounds__(512, 2) rerank(
     const TQ* q, Int q_batch, Int q_head, Int q_token,

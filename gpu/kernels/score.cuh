@@ -1,8 +1,8 @@
 // Distances of coded keys to one or several queries of their KV head.
 //
-// For one query per KV head the time is that of the bytes: 16 P per token, which is 2 clocks at P =
-// 2 on an H100 (3.35 TB/s over 132 multiprocessors are 15 bytes per clock each). A weighted query
-// of 4 bits at P = 2 needs 24 POPC per token, 1.5 clocks at 16 per clock. With the adders of
+// For one query per KV head the time is that of the bytes: 16 P per token, which is 2 clocks at
+// P = 2 on an H100 (3.35 TB/s over 132 multiprocessors are 15 bytes per clock each). A weighted
+// query of 4 bits at P = 2 needs 24 POPC per token, 1.5 clocks at 16 per clock. With the adders of
 // `count_bits` it needs 14, 0.9 clocks. For two and more queries the codes are expanded to bytes
 // once, and tensor cores compute the sums. The expansion takes 72 operations per token, 1.1 clocks
 // at 64 per clock.
@@ -89,10 +89,10 @@ __device__ __forceinline__ int distance_of_words(
   }
 }
 
-// Distances of the tiles [first, last) of one KV head to `count` queries. Each query has PLANES *
-// 2P words of 32 bits, and the queries are adjacent in shared memory. The warps of the block take
-// the tiles in turn. store(query, token, distance) gets every token of a tile, and must decide
-// which tokens a query sees.
+// Distances of the tiles [first, last) of one KV head to `count` queries. Each query has
+// PLANES * 2P words of 32 bits, and the queries are adjacent in shared memory. The warps of the
+// block take the tiles in turn. store(query, token, distance) gets every token of a tile, and must
+// decide which tokens a query sees.
 //
 // A lane holds the tokens 2 * lane and 2 * lane + 1 of the tile. One load of 16 bytes brings a word
 // of both, and the loads of a warp cover whole lines.

@@ -15,8 +15,8 @@ __device__ __forceinline__ int chunk_size(int n, int chunks) {
 
 // Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv. query, planes and
 // lengths are those of score.cu. Candidates (B H L, chunks, slots), indices (B, H, L, K). Dynamic
-// shared memory: min(QUERIES, G L) rows of `stride` distances, stride >= chunk_size(capacity,
-// chunks).
+// shared memory: min(QUERIES, G L) rows of `stride` distances,
+// stride >= chunk_size(capacity, chunks).
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
     const Word* query, Int parts, const Word* planes, Int planes_plane, Int planes_batch,

@@ -89,9 +89,9 @@ struct Run {
 // Selects up to K of n tokens by distances[0 .. n): the first `sinks` and the last `recent` visible
 // tokens, and the nearest of the other visible ones. Among equal distances the last token wins.
 // Calls emit(position, token, distance) once for each selected token, with positions 0, 1, ... in
-// the order of the tokens. Returns their number. The whole block must call it, with sinks + recent
-// <= K, and there must be a barrier between the writes to `distances` and the call. It ends with a
-// barrier.
+// the order of the tokens. Returns their number. The whole block must call it, with sinks +
+// recent <= K, and there must be a barrier between the writes to `distances` and the call. It ends
+// with a barrier.
 template <typename T, typename Emit>
 __device__ int select_nearest(
   const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Emit emit
