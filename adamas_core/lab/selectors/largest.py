@@ -8,19 +8,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core import checks
+from ... import checks
 
 Array: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.int32]
-Own: TypeAlias = NDArray[np.int64]  # (l,): a query's own token, the last one that it sees
+Own: TypeAlias = NDArray[np.int64]  # (l,): each query's own token, the last one that it sees
 Scores: TypeAlias = Callable[[int, Array, Own], NDArray[Any]]
 
-# Scores held at a time, 64 MiB of float32: 512 queries of 3 heads over 8192 tokens are 48 MiB.
+# The most scores in memory at a time, 64 MiB of float32: 512 queries of 3 heads over 8192 tokens
+# take 48 MiB.
 HELD = 2**24
 
 
 def checked(where: str, q: Array, k: Array, budget: int) -> int:
-    """K = min(budget, S), once q (H, L, D), k (H_kv, S, D) and the budget are known to fit."""
+    """Check q (H, L, D), k (H_kv, S, D) and the budget; return K = min(budget, S)."""
     checks.floats(where, "q", q, (3,))
     checks.floats(where, "k", k, (3,))
     checks.heads(where, "q and k", q[None].shape, k[None].shape)
@@ -36,7 +37,7 @@ def checked(where: str, q: Array, k: Array, budget: int) -> int:
 
 
 def blocks(H_kv: int, G: int, L: int, S: int) -> Iterator[tuple[int, slice, Own]]:
-    """Each KV head, slice of queries and the queries' own tokens, of HELD scores at most."""
+    """Split queries into parts of at most HELD scores: KV head, slice of queries, own tokens."""
     step = max(HELD // (G * S), 1)
     for g in range(H_kv):
         for first in range(0, L, step):
@@ -50,14 +51,13 @@ def by_scores(
     k: Array,
     budget: int,
     scores: Scores,
-    sinks: int = 0,
     recent: int = 0,
 ) -> Indices:
     """Indices (H, L, K) of the tokens of the largest scores, one KV head after the other.
 
-    ``scores(g, queries, own)`` gives those of some queries (G, l, D) of KV head g, as (G, l, S),
-    or as (1, l, S) where all heads of the group share one choice. What a query does not see is
-    left out here, whatever its score.
+    ``scores(g, queries, own)`` takes some queries (G, l, D) of KV head g and returns (G, l, S), or
+    (1, l, S) if all heads of the group share one choice. Tokens that a query does not see are left
+    out here, whatever their score.
     """
     K = checked(where, q, k, budget)
     H, L, D = q.shape
@@ -65,20 +65,20 @@ def by_scores(
     grouped = q.reshape(H_kv, H // H_kv, L, D)
     indices = np.empty((H_kv, H // H_kv, L, K), np.int32)
     for g, rows, own in blocks(H_kv, H // H_kv, L, S):
-        indices[g, :, rows] = largest(scores(g, grouped[g, :, rows], own), own, K, sinks, recent)
+        indices[g, :, rows] = largest(scores(g, grouped[g, :, rows], own), own, K, recent)
     return indices.reshape(H, L, K)
 
 
 def hide(scores: NDArray[Any], own: Own) -> Array:
-    """Scores (..., l, S) in float32, -inf where query i, which sees 0 to own[i], sees nothing."""
+    """Scores (..., l, S) in float32, -inf for the tokens after own[i], which query i does not see."""
     visible = np.arange(scores.shape[-1]) <= own[:, None]
     return np.where(visible, scores, -np.inf).astype(np.float32, copy=False)
 
 
-def only(scores: NDArray[Any], kept: Indices) -> Array:
-    """Scores (..., S) in float32, -inf for all tokens but those of kept (..., M)."""
+def only(scores: NDArray[Any], tokens: Indices) -> Array:
+    """Scores (..., S) in float32, -inf for all tokens that are not in `tokens` (..., M)."""
     S = scores.shape[-1]
-    flat, rows = scores.reshape(-1, S), kept.reshape(-1, kept.shape[-1])
+    flat, rows = scores.reshape(-1, S), tokens.reshape(-1, tokens.shape[-1])
     row, column = np.nonzero(rows >= 0)
     token = rows[row, column]
     left: Array = np.full(flat.shape, -np.inf, np.float32)
@@ -90,21 +90,20 @@ def largest(
     scores: NDArray[Any],
     own: Own,
     K: int | NDArray[np.integer],
-    sinks: int = 0,
     recent: int = 0,
 ) -> Indices:
-    """Indices (..., l, K) of the largest scores (..., l, S), ascending, -1 behind the last.
+    """Indices (..., l, K) of the largest scores (..., l, S), ascending, -1 after the last.
 
-    Query i sees the tokens 0 to own[i]. Among equal scores the most recent token wins. The
-    first `sinks` and the last `recent` visible tokens come before all others. K may be an array
-    (..., l), a number for each query; the indices are then as wide as the largest.
+    Query i sees the tokens 0 to own[i]. Among equal scores the most recent token wins. The last
+    `recent` visible tokens come before all others. K may be an array (..., l), a number for each
+    query; the indices are then as wide as the largest.
     """
     *lead, S = scores.shape
     token = np.arange(S)
     last = np.broadcast_to(own, lead).reshape(-1, 1)
     visible = token <= last
     rank = hide(scores, own).reshape(-1, S)
-    rank[visible & ((token < sinks) | (token > last - recent))] = np.inf
+    rank[visible & (token > last - recent)] = np.inf
 
     wanted = np.broadcast_to(K, lead).reshape(-1)
     counts = np.minimum(wanted, last[:, 0] + 1)  # never more than are visible

@@ -1,4 +1,4 @@
-"""H2O: heavy hitters, the tokens that attention has fallen on so far, and recent tokens.
+"""H2O: heavy hitters, which are the tokens of the most attention so far, and recent tokens.
 
 Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language
 Models", arXiv 2306.14048.
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from adamas_core import checks
-
+from ... import checks
 from .largest import Array, Indices, blocks, checked
 
 
 @dataclass(frozen=True)
 class H2O:
-    """Half of the budget recent tokens, half those of the most accumulated attention.
+    """Half of the budget for recent tokens, half for those of the most accumulated attention.
 
-    What is evicted is gone for all later queries: the one method here that also frees K and V,
-    and that cannot come back to a token. `fit` accumulates the dense attention of the prefix's
-    queries, (H, S0). The block then goes on as decoding does: each new token evicts, before its
-    query attends, the kept token behind the recent ones that has accumulated least, the oldest
-    among equals; its query's attention over what is kept adds to their sums. Tokens between the
-    fitted prefix and the block enter with nothing accumulated, as all tokens do without a fit.
+    An evicted token is gone for all later queries. This is the only method here that also frees K
+    and V, and that cannot come back to a token. `fit` accumulates the dense attention of the
+    prefix's queries, (H, S0). The block then goes on as decoding does. Before its query attends,
+    each new token evicts one kept token: of those that are not recent, the one with the smallest
+    sum, the oldest among equals. Then the query's attention over the kept tokens adds to their
+    sums. Tokens between the fitted prefix and the block start with sums of 0, and so do all tokens
+    without a fit.
     """
 
     name: str = "H2O"
@@ -79,7 +79,7 @@ class H2O:
         return indices
 
     def _heaviest(self, sums: Array, K: int) -> Indices:
-        """What the prefix leaves: its last K - K // 2 tokens and the K // 2 heaviest before."""
+        """Tokens that are left of the prefix: its last K - K // 2, and the K // 2 heaviest before."""
         H, n = sums.shape
         if n <= K:
             return np.broadcast_to(np.arange(n, dtype=np.int32), (H, n)).copy()
@@ -89,9 +89,9 @@ class H2O:
         return np.sort(n - 1 - newest_first, axis=1).astype(np.int32)
 
     def bytes_kept(self, D: int) -> float:
-        """A sum in float16, of each query head's; counted once, as in models without groups."""
+        """A sum in float16. It is counted for one query head per KV head, as in models without GQA."""
         return 2.0
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:
-        """The sums of the kept tokens, which are all that is left."""
+        """The sums of the kept tokens."""
         return 2.0 * min(budget, S)

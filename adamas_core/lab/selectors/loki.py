@@ -19,17 +19,17 @@ class Loki:
     """Tokens by q.k over the first D / 4 principal components of the keys.
 
     `fit` finds the components of each KV head from the prefix's keys, after RoPE. K itself is
-    cached in this basis, which changes no q.k, so that nothing is kept beside it.
+    cached in this basis, which changes no q.k, so nothing else is kept.
     """
 
     name: str = "Loki"
-    share: int = 4  # D over d; the paper's d = D / 4
+    share: int = 4  # D / d; the paper's d = D / 4
     basis: NDArray[Any] | None = field(default=None, repr=False, compare=False)  # (H_kv, D, d)
 
     def fit(self, q: Array, k: Array) -> Loki:
         D = k.shape[-1]
-        centred = (k - k.mean(axis=1, keepdims=True)).astype(np.float64)
-        _, vectors = np.linalg.eigh(centred.swapaxes(-1, -2) @ centred)  # eigenvalues ascend
+        centered = (k - k.mean(axis=1, keepdims=True)).astype(np.float64)
+        _, vectors = np.linalg.eigh(centered.swapaxes(-1, -2) @ centered)  # eigenvalues ascend
         basis = vectors[..., ::-1][..., : self._components(D)]
         return replace(self, basis=np.ascontiguousarray(basis, np.float32))
 

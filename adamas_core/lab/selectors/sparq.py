@@ -16,15 +16,15 @@ from .largest import Array, Indices, Own, by_scores
 class SparQ:
     """Tokens by sum of q_i k_i over the r = D / 4 components of the largest |q_i|.
 
-    Heads that share a KV head share the components, those of the largest sum of |q_i| over the
-    heads, so that the keys are read once. A quarter of the budget is the most recent tokens, as
-    in the paper's experiments. What the paper adds behind the choice, a mean value for the
-    tokens not taken, is left out: it is no selection.
+    Heads that share a KV head share the components, so that the keys are read once: those of the
+    largest sum of |q_i| over the heads. A quarter of the budget goes to the most recent tokens, as
+    in the paper's experiments. The paper also adds a mean value for the tokens that are not taken;
+    this is left out, because it is no selection.
     """
 
     name: str = "SparQ"
-    share: int = 4  # D over r; the paper's r = 32 at D = 128
-    recent: int = 4  # one token in so many of the budget
+    share: int = 4  # D / r; the paper's r = 32 at D = 128
+    recent: int = 4  # budget / number of recent tokens
 
     def fit(self, q: Array, k: Array) -> SparQ:
         return self
@@ -34,9 +34,9 @@ class SparQ:
             r = self._components(x.shape[-1])
             size = np.abs(x).sum(axis=0)  # (l, D)
             largest = np.argsort(-size, axis=-1, kind="stable")[:, :r]
-            kept = np.zeros(size.shape, np.float32)
-            np.put_along_axis(kept, largest, 1, axis=-1)
-            product: Array = (x * kept) @ k[g].T
+            mask = np.zeros(size.shape, np.float32)
+            np.put_along_axis(mask, largest, 1, axis=-1)
+            product: Array = (x * mask) @ k[g].T
             return product
 
         K = min(budget, k.shape[1])
@@ -46,9 +46,9 @@ class SparQ:
         return max(D // self.share, 1)
 
     def bytes_kept(self, D: int) -> float:
-        """A second copy of K, with a component's values of all tokens together, in float16.
+        """A second copy of K in float16, stored component by component.
 
-        Without it the components lie scattered, and reading them takes whole cache lines.
+        Without it the components lie scattered, and reading one takes a whole cache line.
         """
         return 2.0 * D
 

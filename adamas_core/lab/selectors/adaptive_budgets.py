@@ -6,37 +6,37 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .adamas import Adamas
 from .largest import HELD, Array, Indices, checked, largest
+from .simulated_codes import SimulatedCodes
 
 
 @dataclass(frozen=True)
 class AdaptiveBudgets:
-    """The H * budget tokens of a layer's query that all its heads together need most.
+    """The H * budget tokens that the H heads of a layer need most, for each query.
 
-    Every head has `least` of the budget, its best tokens. The rest of H * budget goes to the
-    largest estimated attention weights of all heads, to none more than `most` times the budget:
-    a head whose attention is spread takes from one that a few tokens satisfy. Indices are as wide
-    as the largest share. What the estimates come from is `inner`, with metric "weighted" and a
-    choice for each head.
+    Each head has `least` of the budget for its best tokens. The rest of H * budget goes to the
+    largest estimated attention weights of all heads, with at most `most` times the budget per
+    head. So a head whose attention is spread takes tokens from a head that needs few. Indices are
+    as wide as the largest share. `inner` makes the estimates: metric "weighted", one choice per
+    head.
     """
 
     name: str = "weighted, adaptive budgets"
-    inner: Adamas = field(default_factory=Adamas)
+    inner: SimulatedCodes = field(default_factory=SimulatedCodes)
     least: float = 0.25
     most: float = 4.0
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= 1 <= self.most:
             raise ValueError(
-                f"{self.name}: least={self.least} and most={self.most}; expected least above 0 and "
-                "up to 1, most at least 1"
+                f"{self.name}: least={self.least} and most={self.most}; expected 0 < least <= 1 and "
+                "most >= 1"
             )
         inner = self.inner
-        if inner.metric != "weighted" or inner.group or inner.refine or inner.prefilter:
+        if inner.metric != "weighted" or inner.group or inner.refine:
             raise ValueError(
-                f"{self.name}: inner is {inner}; expected metric='weighted' without group, refine "
-                "and prefilter"
+                f"{self.name}: inner is {inner}; expected metric='weighted' without group and "
+                "refine"
             )
 
     def fit(self, q: Array, k: Array) -> AdaptiveBudgets:
@@ -63,7 +63,7 @@ class AdaptiveBudgets:
         return indices
 
     def _shares(self, logits: Array, K: int) -> Indices:
-        """How many tokens each head and query takes, (H, l), H * K for each query in all."""
+        """Tokens per head and query, (H, l): H * K for each query over all heads."""
         H, l, S = logits.shape
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)

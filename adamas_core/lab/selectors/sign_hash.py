@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adamas_core.reference.hadamard import hadamard
-
+from ...reference.hadamard import hadamard
 from .largest import Array, Indices, Own, by_scores
 
 
@@ -19,9 +18,9 @@ from .largest import Array, Indices, Own, by_scores
 class SignHash:
     """Tokens by the number of coordinates in which transformed query and key differ in sign.
 
-    HATA learns its hash functions, 128 for a head, from queries and keys of the model. This does
-    not: its hash functions are the rows of the Walsh-Hadamard transform, one bit a coordinate, so
-    that its figures say what untrained hashing reaches, and not what HATA does.
+    HATA learns 128 hash functions per head from the model's queries and keys. Here they are the
+    rows of the Walsh-Hadamard transform, one bit per coordinate. So the figures show what untrained
+    hashing reaches, and not HATA.
     """
 
     name: str = "sign hash"
@@ -37,7 +36,7 @@ class SignHash:
         return by_scores(self.name, q, k, budget, scores)
 
     def bytes_kept(self, D: int) -> float:
-        """One bit a coordinate."""
+        """One bit per coordinate."""
         return D / 8
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:
@@ -45,5 +44,5 @@ class SignHash:
 
 
 def signs(x: Array) -> Array:
-    """1 where transformed x (..., D) is above 0, else -1: (..., Dt)."""
+    """Signs (..., Dt) of transformed x (..., D): 1 if above 0, else -1."""
     return np.where(hadamard(x) > 0, np.float32(1), np.float32(-1))

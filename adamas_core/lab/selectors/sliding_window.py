@@ -1,4 +1,4 @@
-"""The most recent tokens alone."""
+"""Only the most recent tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .largest import Array, Indices, checked
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """The last `budget` tokens up to each query, whatever it holds."""
+    """The last `budget` tokens up to each query, whatever they hold."""
 
     name: str = "sliding window"
 
@@ -34,7 +34,7 @@ def window(q: Array, k: Array, K: int, sinks: int) -> Indices:
     S = k.shape[1]
     own = np.arange(S - L, S)[:, None]
     column = np.arange(K)
-    start = np.maximum(own - K + 1, 0)  # 0 where all that is visible fits
+    start = np.maximum(own - K + 1, 0)  # 0 if all visible tokens fit
     token = np.where(column < sinks, column, start + column)
     chosen = np.where(token <= own, token, -1).astype(np.int32)
     return np.broadcast_to(chosen, (H, L, K)).copy()

@@ -1,4 +1,4 @@
-"""Every visible token: dense attention, as a selector among the others."""
+"""Dense attention as a selector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .largest import Array, Indices, checked
 
 @dataclass(frozen=True)
 class Full:
-    """All tokens up to each query, whatever the budget: indices (H, L, S)."""
+    """All tokens up to each query, for any budget: indices (H, L, S)."""
 
     name: str = "full"
 

@@ -13,11 +13,11 @@ from .sliding_window import window
 
 @dataclass(frozen=True)
 class StreamingLLM:
-    """The first 4 tokens, onto which attention falls that has nowhere to go, and the last ones.
+    """The first 4 tokens, which get the attention that no other token needs, and the last ones.
 
-    The paper gives the kept tokens new positions, as if those between were not there; here
-    every key keeps the position that it was cached at, as under every other selector. A budget
-    of 4 or less leaves at least the query's own token.
+    The paper gives the kept tokens new positions, as if there were no tokens between them. Here
+    every key keeps its cached position, as with every other selector. A budget of 4 or less still
+    includes the query's own token.
     """
 
     name: str = "StreamingLLM"

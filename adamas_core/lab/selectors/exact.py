@@ -1,4 +1,4 @@
-"""The oracle: the tokens of the largest q.k, for which all keys are read."""
+"""The oracle: the tokens of the largest q.k; it reads all keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .largest import Array, Indices, by_scores
 
 @dataclass(frozen=True)
 class Exact:
-    """The largest exact q.k: no other choice of as many tokens captures more attention."""
+    """The largest exact q.k: no other choice of K tokens captures more attention."""
 
     name: str = "exact top-k"
 

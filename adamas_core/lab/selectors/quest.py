@@ -1,4 +1,4 @@
-"""Quest: pages of tokens by an upper bound of what a key in them can score.
+"""Quest: pages of tokens, ranked by an upper bound of the scores of their keys.
 
 Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
 arXiv 2406.10774.
@@ -17,12 +17,12 @@ from .largest import Array, Indices, Own, by_scores
 class Quest:
     """Whole pages, the best first, until the budget is full.
 
-    A page keeps the smallest and the largest value of each coordinate of its keys, m and M. The
-    largest q.k of any vector between them is sum over coordinates of max(q_i m_i, q_i M_i), by
-    which pages are ranked. The page of the query itself is what is visible of it. Every token has
-    the rank of its page, so that of the page which no longer fits whole the most recent tokens
-    are taken: all selectors are compared at the same number of tokens. The published code
-    keeps whole pages, and at least three of them.
+    A page keeps the smallest and the largest value of each coordinate of its keys, m and M. Pages
+    are ranked by the sum over coordinates of max(q_i m_i, q_i M_i), the largest q.k of any vector
+    between m and M. The query's own page counts up to the query. Every token has the rank of its
+    page. The last page may not fit into the budget; then its most recent tokens are taken, so that
+    all selectors are compared at the same number of tokens. The published code keeps whole pages,
+    at least three.
     """
 
     name: str = "Quest"
@@ -33,7 +33,7 @@ class Quest:
 
     def __call__(self, q: Array, k: Array, budget: int) -> Indices:
         def scores(g: int, x: Array, own: Own) -> Array:
-            low, high = self._bounds(k[g])  # (S, D) each, of each token's page up to the token
+            low, high = self._bounds(k[g])  # (S, D) each: bounds of each token's page up to the token
             S = len(low)
             ends = np.minimum(np.arange(self.page - 1, S + self.page - 1, self.page), S - 1)
             up: Array = np.maximum(x, 0)  # (G, l, D)
@@ -47,7 +47,7 @@ class Quest:
         return by_scores(self.name, q, k, budget, scores)
 
     def _bounds(self, k: Array) -> tuple[Array, Array]:
-        """Minimum and maximum of the keys (S, D) of each token's page from its start."""
+        """Minimum and maximum (S, D) of the keys from the start of each token's page to the token."""
         S, D = k.shape
         padded = np.pad(k, ((0, -S % self.page), (0, 0)), mode="edge")
         paged = padded.reshape(-1, self.page, D)
@@ -56,7 +56,7 @@ class Quest:
         return low[:S], high[:S]
 
     def bytes_kept(self, D: int) -> float:
-        """Two float16 vectors a page."""
+        """Two float16 vectors per page."""
         return 4 * D / self.page
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:

@@ -16,15 +16,15 @@ from .largest import Array, Indices, Own, by_scores
 
 @dataclass(frozen=True)
 class DoubleSparsity:
-    """Tokens by q.k over the D / 16 channels of the largest mean |q_i k_i|, keys in 4 bits.
+    """Tokens by q.k over the D / 16 channels of the largest mean |q_i k_i|, with keys in 4 bits.
 
-    `fit` calibrates the channels of a KV head: the mean is over the prefix's tokens, each with
-    its own query and key, as in the published calibration, and over the heads of the group.
-    The label cache holds a token's channels as integers from its smallest to its largest value.
+    `fit` calibrates the channels of each KV head. The mean is over the heads of the group and over
+    the prefix's tokens, each with its own query and key, as in the published calibration. The
+    label cache holds a token's channels as integers, from its smallest to its largest value.
     """
 
     name: str = "Double Sparsity"
-    share: int = 16  # D over the number of channels; the paper's
+    share: int = 16  # D / number of channels; the paper's
     bits: int = 4
     channels: NDArray[Any] | None = field(default=None, repr=False, compare=False)  # (H_kv, r)
 
@@ -48,7 +48,7 @@ class DoubleSparsity:
         return by_scores(self.name, q, k, budget, scores)
 
     def _labels(self, k: Array) -> Array:
-        """Keys (S, r) as the label cache gives them back."""
+        """Keys (S, r) after rounding by the label cache."""
         low = k.min(axis=-1, keepdims=True)
         step = (k.max(axis=-1, keepdims=True) - low) / np.float32(2**self.bits - 1)
         step[step == 0] = 1

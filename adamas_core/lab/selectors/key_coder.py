@@ -1,7 +1,7 @@
-"""What is kept of the keys: codes of 1, 2 or 3 bits a coordinate, a scale, and block means.
+"""Simulated codes of keys: 1, 2 or 3 bits per coordinate, scales, and means of blocks.
 
-Coordinate x of a key, or of what is left of it behind its block's mean, has the code c, the number
-of edges below it, out of n = 2 ** bits. It is read back as (c - (n - 1) / 2) * step.
+Coordinate x of a key, or of key - mean, has a code c: the number of edges below it. There are
+n = 2 ** bits codes, and c stands for (c - (n - 1) / 2) * step.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core.codes import PAPER, RMS_SHARE
-
+from ...codes import PAPER, RMS_SHARE
 from .largest import Array
 
 RULES = ("rms", "token", "quartiles", "published")
@@ -21,16 +20,16 @@ RULES = ("rms", "token", "quartiles", "published")
 # normal variable (Max 1960), in units of its rms. For 4 levels, 0.9957 there, it is the library's.
 STEPS = {1: 1.5957, 2: RMS_SHARE, 3: 0.5860}
 
-OCTAVE = 16  # steps of the scale byte in a factor of 2: at most 2.2% off
-BIAS = 128  # the byte that stands for a scale of 1
+OCTAVE = 16  # values of the scale byte per factor of 2: an error of at most 2.2%
+BIAS = 128  # the byte of scale 1
 
 
 def edges_of(x: Array, rule: str, bits: int) -> Array:
     """The n - 1 edges between codes, (heads, n - 1), from a sample of coordinates (heads, S, D).
 
-    "quartiles": n-quantiles of the sample, so octiles of 3 bits and the median of 1. All others
-    are evenly spaced around 0: by STEPS times the sample's rms; for "token" by STEPS alone, to be
-    multiplied by each token's own rms; for "published" by 10, as the paper's code has them.
+    "quartiles": the sample's n-quantiles, so octiles for 3 bits and the median for 1. The other
+    rules space edges evenly around 0. "rms": by STEPS times the sample's rms. "token": by STEPS,
+    which is later multiplied by each token's own rms. "published": by 10, as in the paper's code.
     """
     n = 2**bits
     if rule == "quartiles":
@@ -46,9 +45,9 @@ def edges_of(x: Array, rule: str, bits: int) -> Array:
 
 
 def codes_of(x: Array, edges: Array, per_token: bool) -> Array:
-    """Codes 0 to n - 1, as floats, of coordinates x (..., D): how many of the edges are below.
+    """Codes 0 to n - 1, as floats, of coordinates x (..., D).
 
-    `per_token` edges are in units of each vector's own rms.
+    With `per_token`, edges are in units of each vector's own rms.
     """
     if per_token:
         x = np.divide(x, np.maximum(rms(x), np.finfo(np.float32).tiny), dtype=np.float32)
@@ -58,28 +57,28 @@ def codes_of(x: Array, edges: Array, per_token: bool) -> Array:
 
 @dataclass(frozen=True)
 class KeyCoder:
-    """Codes the keys of a layer, each KV head at its own edges (H_kv, n - 1)."""
+    """Codes for the keys of a layer; each KV head has its own edges (H_kv, n - 1)."""
 
     edges: Array
     per_token: bool  # see `codes_of`
-    scale: bool  # a byte a token, else one step a head
+    scale: bool  # a scale byte per token, else one step per head
 
     def steps(self, sample: Array) -> Array:
-        """(H_kv,): the step a head by which codes fit a sample (H_kv, S, D) best."""
+        """The step (H_kv,) by which the codes of a sample (H_kv, S, D) fit it best, per head."""
         fits = []
         for g, x in enumerate(sample):
-            u: Array = self._centred(g, x)
+            u: Array = self._levels(g, x)
             fits.append(np.vdot(x, u) / np.vdot(u, u))
         return np.array(fits, np.float32)
 
     def read_back(self, g: int, x: Array, step: np.float32) -> tuple[Array, Array]:
-        """Centred codes u (S, D), and s (S, 1), such that u * s stands for x (S, D).
+        """Levels u (S, D) and scales s (S, 1), with which u * s stands for x (S, D).
 
-        Without a scale byte s is the head's step. With one it is that of the token: |x|^2 over
-        x.u, by which the product with x itself is right, as a power of 2 ** (1 / 16) that fits
-        a byte. A token that gives no such number has the smallest.
+        Without a scale byte, s is the head's step. With one, it is |x|^2 / (x.u), which makes the
+        product with x itself right, rounded to a power of 2 ** (1 / 16) that fits a byte. A token
+        without a positive x.u gets the smallest scale.
         """
-        u = self._centred(g, x)
+        u = self._levels(g, x)
         if not self.scale:
             return u, np.full((len(x), 1), step)
         along = np.vecdot(x, u)[:, None]  # (S, 1)
@@ -88,7 +87,8 @@ class KeyCoder:
             byte = np.clip(np.rint(np.log2(fit) * OCTAVE) + BIAS, 0, 255)
         return u, np.exp2((byte - BIAS) / OCTAVE).astype(np.float32)
 
-    def _centred(self, g: int, x: Array) -> Array:
+    def _levels(self, g: int, x: Array) -> Array:
+        """Codes of x (S, D) minus their middle: u = c - (n - 1) / 2."""
         middle = np.float32(self.edges.shape[1] / 2)
         u: Array = codes_of(x, self.edges[g], self.per_token) - middle
         return u
@@ -101,10 +101,10 @@ def rms(x: Array) -> Array:
 
 
 def block_means(x: Array, block: int) -> tuple[Array, Array]:
-    """For every token of x (S, D) the mean of the block before its own, and of its own.
+    """For every token of x (S, D), the means of the block before its own and of its own block.
 
-    Both (S, D), in float16's values, as they are kept. Nothing is before the first block: 0. The
-    last block's own mean is that of the tokens which are there.
+    Both (S, D), rounded to float16 as they are kept. The mean before the first block is 0. The
+    last block's own mean covers the tokens that are there.
     """
     S = len(x)
     starts = np.arange(0, S, block)
