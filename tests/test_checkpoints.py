@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_llama import DenseAttention, close
 
-from adamas_core.reference import checkpoints, llama
-from adamas_core.reference.checkpoints import CheckpointError
+from adamas_core.llama import checkpoints, decoder
+from adamas_core.llama.checkpoints import CheckpointError
 
 gguf = pytest.importorskip("gguf", reason='needs the extra "llama"')
 safetensors = pytest.importorskip("safetensors.numpy", reason='needs the extra "llama"')
@@ -37,7 +37,7 @@ def peer(name):
 
 
 def logits(path, tokens=TOKENS):
-    return llama.load(path).forward(tokens, 0, DenseAttention(), last=False)
+    return decoder.load(path).forward(tokens, 0, DenseAttention(), last=False)
 
 
 # One small model in Hugging Face's words, and writers of every format
@@ -165,8 +165,8 @@ def write_gguf(path, config, weights, kind="F32", extra=None):
     writer.add_rope_freq_base(config["rope_theta"])
     scaling = config.get("rope_scaling")
     if scaling and scaling["rope_type"] == "llama3":
-        plain = llama.rope_frequencies(config["head_dim"], config["rope_theta"])[0]
-        scaled = llama.rope_frequencies(config["head_dim"], config["rope_theta"], scaling)[0]
+        plain = decoder.rope_frequencies(config["head_dim"], config["rope_theta"])[0]
+        scaled = decoder.rope_frequencies(config["head_dim"], config["rope_theta"], scaling)[0]
         factors = np.divide(plain, scaled).astype(np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     elif scaling:

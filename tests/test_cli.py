@@ -14,8 +14,8 @@ import pytest
 from test_checkpoints import random_weights, shapes, write_llama2c
 
 from adamas_core import KVCache, cli
-from adamas_core.cli import fetch
 from adamas_core.cli.meter import Meter, amount
+from adamas_core.llama import fetch
 
 CONFIG = {
     "model_type": "llama",

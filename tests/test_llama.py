@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas_core.reference import llama, tokenizers
-from adamas_core.reference.llama import Config, Layer, Llama, Weights, generate, sample
+from adamas_core.llama import decoder, load, load_tokenizer
+from adamas_core.llama.decoder import Config, Layer, Llama, Weights, generate, sample
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "models"
 
@@ -39,7 +39,7 @@ def tiny(heads=4, kv_heads=2, bias=False, qk_norm=False, tied=False, seed=0, **c
     """A decoder with random weights, large enough for attention and positions to matter."""
     rng = np.random.default_rng(seed)
     D, E, F, V = 6, 20, 28, 50
-    frequencies, gain = llama.rope_frequencies(D, 100.0)
+    frequencies, gain = decoder.rope_frequencies(D, 100.0)
     sizes = {"layers": 2, "hidden": E, "ffn": F, "vocab": V, "context": 64, "norm_eps": 1e-5}
     sizes |= {"heads": heads, "kv_heads": kv_heads, "head_dim": D}
     sizes |= {"frequencies": frequencies, "rope_gain": gain}
@@ -196,16 +196,16 @@ def test_bad_tokens_are_an_error(tokens):
 
 def test_an_extreme_gate_does_not_warn():
     gate, up = np.array([[-1e4, 0, 1e4]], np.float32), np.ones((1, 3), np.float32)
-    np.testing.assert_array_equal(llama.swiglu(gate, up), [[0, 0, 1e4]])
+    np.testing.assert_array_equal(decoder.swiglu(gate, up), [[0, 0, 1e4]])
 
 
 # RoPE scaling
 
 
 def test_linear_scaling_stretches_positions():
-    plain, _ = llama.rope_frequencies(8, 10000.0)
+    plain, _ = decoder.rope_frequencies(8, 10000.0)
     np.testing.assert_allclose(plain, [1, 0.1, 0.01, 0.001])
-    scaled, gain = llama.rope_frequencies(8, 10000.0, {"rope_type": "linear", "factor": 4.0})
+    scaled, gain = decoder.rope_frequencies(8, 10000.0, {"rope_type": "linear", "factor": 4.0})
     np.testing.assert_allclose(scaled, np.array(plain) / 4)
     assert gain == 1
 
@@ -220,8 +220,8 @@ LLAMA3 = {
 
 
 def test_llama3_scaling_keeps_fast_pairs_and_divides_slow_ones():
-    plain = np.array(llama.rope_frequencies(128, 500000.0)[0])
-    scaled = np.array(llama.rope_frequencies(128, 500000.0, LLAMA3)[0])
+    plain = np.array(decoder.rope_frequencies(128, 500000.0)[0])
+    scaled = np.array(decoder.rope_frequencies(128, 500000.0, LLAMA3)[0])
     turns = 8192 * plain / (2 * math.pi)
     np.testing.assert_allclose(scaled[turns > 4], plain[turns > 4])
     np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8)
@@ -235,15 +235,15 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 def test_yarn_scaling_ramps_over_pairs_and_has_a_gain():
-    plain = np.array(llama.rope_frequencies(128, 1e6)[0])
-    scaled, gain = llama.rope_frequencies(128, 1e6, YARN)
+    plain = np.array(decoder.rope_frequencies(128, 1e6)[0])
+    scaled, gain = decoder.rope_frequencies(128, 1e6, YARN)
     share = np.array(scaled) / plain
     # ln(32768 / (2 pi 32)) * 64 / ln 1e6 = 23.6, and 39.65 for one turn: pairs 23 to 40.
     np.testing.assert_allclose(share[:24], 1)
     np.testing.assert_allclose(share[40:], 0.25)
     np.testing.assert_allclose(np.diff(share[23:41]), -0.75 / 17)
     assert gain == pytest.approx(0.1 * math.log(4) + 1)
-    assert llama.rope_frequencies(128, 1e6, YARN | {"attention_factor": 1.5})[1] == 1.5
+    assert decoder.rope_frequencies(128, 1e6, YARN | {"attention_factor": 1.5})[1] == 1.5
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_yarn_scaling_ramps_over_pairs_and_has_a_gain():
 )
 def test_a_scaling_that_is_not_known_is_an_error(scaling, message):
     with pytest.raises(ValueError, match=message):
-        llama.rope_frequencies(8, 10000.0, scaling)
+        decoder.rope_frequencies(8, 10000.0, scaling)
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,8 @@ def test_bad_options_are_an_error(options, message):
 @pytest.mark.model
 @pytest.mark.skipif(not MODELS.is_dir(), reason=f"{MODELS} is absent")
 def test_a_trained_model_tells_its_story():
-    model = llama.load(MODELS / "stories260K.bin")
-    tokenizer = tokenizers.load(MODELS / "tok512.bin")
+    model = load(MODELS / "stories260K.bin")
+    tokenizer = load_tokenizer(MODELS / "tok512.bin")
     tokens = list(generate(model, [tokenizer.bos], DenseAttention(), max_tokens=200))
     expected = (MODELS / "stories260K.greedy.txt").read_bytes()
     assert tokenizer.decode(tokens).encode() == expected

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adamas_core import KVCache, cli
-from adamas_core.cli import fetch
-from adamas_core.reference import llama, tokenizers
+from adamas_core import KVCache, cli, llama
+from adamas_core.llama import fetch
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "models"
 pytestmark = pytest.mark.model
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.model
 def test_stories(budget: int | None, metric: str, backend_name: str) -> None:
     """The known greedy text, byte for byte, densely and where the budget covers the context."""
     model = llama.load(MODELS / "stories260K.bin")
-    tokenizer = tokenizers.load(MODELS / "tok512.bin")
+    tokenizer = llama.load_tokenizer(MODELS / "tok512.bin")
     cache = KVCache(model.config.layers, metric=metric, backend=backend_name)
     tokens = llama.generate(model, [tokenizer.bos], cache.attention(budget), max_tokens=200)
     expected = (MODELS / "stories260K.greedy.txt").read_bytes()
@@ -35,7 +34,7 @@ def smollm2() -> Path:
 
 
 def test_smollm2_tokens(smollm2: Path) -> None:
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = llama.load_tokenizer(smollm2)
     assert tokenizer.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]
 
 

@@ -15,7 +15,7 @@ from test_llama import DenseAttention, tiny
 from adamas_core.cli import judge, tasks
 from adamas_core.cli.prefix import Prefix
 from adamas_core.cli.tasks import Prompt
-from adamas_core.reference.llama import generate
+from adamas_core.llama import generate
 from adamas_core.reference.selectors import SELECTORS
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_checkpoints import peer
 
-from adamas_core.reference import tokenizers
-from adamas_core.reference.checkpoints import CheckpointError
+from adamas_core.llama import tokenizers
+from adamas_core.llama.checkpoints import CheckpointError
 
 gguf = pytest.importorskip("gguf", reason='needs the extra "llama"')
 library = pytest.importorskip("tokenizers", reason='needs the extra "llama"')

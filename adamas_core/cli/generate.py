@@ -42,11 +42,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..reference import llama, tokenizers
+    from .. import llama
 
     prompt = args.prompt_file.read_text(encoding="utf-8") if args.prompt_file else args.prompt
     model = llama.load(args.model)
-    tokenizer = tokenizers.load(args.tokenizer or args.model)
+    tokenizer = llama.load_tokenizer(args.tokenizer or args.model)
     if args.chat:
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
     else:

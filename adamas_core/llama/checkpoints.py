@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .llama import Array, Config, Layer, Weights, rope_frequencies
+from .decoder import Array, Config, Layer, Weights, rope_frequencies
 
 T = TypeVar("T")
 
