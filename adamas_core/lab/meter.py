@@ -1,4 +1,4 @@
-"""What attention costs while a model decodes: its time, and the bytes of KV cache that it reads."""
+"""The cost of attention while a model decodes: time, and bytes of KV cache that are read."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 
 from ..cache import KVCache
-from ..checks import padded
+from .code_bytes import code_bytes
 
 NDArray = np.ndarray[Any, Any]
 
 
 class Meter:
-    """The attention callable of a cache, counting the steps of one token; prefill is left out.
+    """The attention callable of a cache, which counts decode steps of one token, not prefill.
 
     Attributes
     ----------
     seconds : float
-        In attention, the appending of keys and values included.
+        Time in attention, including the appending of keys and values.
     calls : int
-        Attention steps: one a layer and token.
+        Attention steps: one per layer and token.
     bytes, dense_bytes : int
-        Read by those steps, and what full attention would have read. Selected rows count once a
-        query head, also where the heads of a group chose the same ones.
+        Bytes that those steps read, and bytes that full attention would have read. Selected rows
+        count once per query head, also if the heads of a group chose the same ones.
     """
 
     def __init__(self, cache: KVCache, budget: int | None) -> None:
@@ -54,15 +54,5 @@ class Meter:
         if self._budget is None or held.codes is None or self._budget >= S:
             self.bytes += dense
         else:
-            self.bytes += B * (H_kv * S * padded(D) // 4 + H * self._budget * row)
-
-
-def amount(nbytes: float) -> str:
-    """A number of bytes as people read it."""
-    if nbytes < 1024:
-        return f"{nbytes:.0f} B"
-    for unit in ("KiB", "MiB"):
-        nbytes /= 1024
-        if nbytes < 1024:
-            return f"{nbytes:.1f} {unit}"
-    return f"{nbytes / 1024:.1f} GiB"
+            centered = held.codes.centers is not None
+            self.bytes += B * (int(H_kv * S * code_bytes(D, centered)) + H * self._budget * row)

@@ -11,25 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from ..reference.selectors import SELECTORS
 from .results import on_common_texts, pooled
+from .selectors import SELECTORS
 
 Row = Mapping[str, Any]
 DPI = 90
-BASE = ("exact", "paper", "paper-quartiles", "adamas")  # what ablations are held against
+BASE = ("exact", "paper", "paper-quartiles", "adamas")  # shown beside ablations
 MARKERS = "osD^v<>PXph*"
-# Twelve colors that differ in lightness too; with as many markers they tell all selectors apart.
-COLORS_TOLD = (
+# Twelve colors that also differ in lightness. With twelve markers they distinguish all selectors.
+COLORS_LINE = (
     "#000000 #0072b2 #d55e00 #009e73 #cc79a7 #e6ab02 #56b4e9 #8c564b #7f7f7f #7570b3 #66a61e "
     "#e7298a"
 )
-COLORS = tuple(COLORS_TOLD.split())
+COLORS = tuple(COLORS_LINE.split())
 
 
 def quality(cells: Sequence[Row], out: Path, context: int, at: int) -> None:
     """All plots of finished cells: by budget at `context`, the rest at the budget `at`.
 
-    What stands in one plot is averaged over the same texts, those that all of it was measured on.
+    All curves of a plot are averages over the same texts: those that all of them were measured on.
     """
     known = [c for c in cells if c["selector"] in SELECTORS]
     by_budget = [c for c in known if c["context"] == context]
@@ -61,17 +61,17 @@ def swept(cells: Sequence[Row], field: str) -> list[Row]:
 
 
 def texts(rows: Sequence[Row]) -> str:
-    """The texts of rows that share them."""
+    """The texts of rows, which must be equal for all rows."""
     return "on " + ", ".join(rows[0]["texts"])
 
 
 def about(rows: Sequence[Row]) -> str:
-    """The context and texts of rows that share them."""
+    """The context and texts of rows, which must be equal for all rows."""
     return f"context {rows[0]['context']}, {texts(rows)}"
 
 
 def by_selector(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each selector, in the order of the first of them."""
+    """Rows of each selector, in the order of their first rows."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["name"], []).append(row)
@@ -79,7 +79,7 @@ def by_selector(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def look(i: int) -> dict[str, Any]:
-    """How the i-th selector is drawn."""
+    """Color and marker of the i-th selector."""
     shade = 1 - 0.35 * (i // len(COLORS))
     red, green, blue = (shade * c for c in to_rgb(COLORS[i % len(COLORS)]))
     marker = MARKERS[(i + i // len(COLORS)) % len(MARKERS)]
@@ -89,7 +89,7 @@ def look(i: int) -> dict[str, Any]:
 def curves(
     ax: Axes, rows: Sequence[Row], x: str, y: str, title: str, figure: Callable[[Row], float]
 ) -> None:
-    """A line a selector: `figure` of `y`, with its interval where it has one, over `x`."""
+    """One line per selector: `figure` of `y` over `x`, with its interval if there is one."""
     for i, (name, own) in enumerate(by_selector(rows).items()):
         own = sorted(own, key=lambda row: float(row[x]))
         at = [row[x] for row in own]
@@ -117,7 +117,7 @@ PANELS = (
     ("perplexity_ratio", "perplexity relative to full attention"),
     ("agreement", "top-1 agreement with full attention"),
     ("relative_mass", "attention mass relative to the oracle's"),
-    ("relative_mass_worst_tenth", "the same, mean of the worst tenth"),
+    ("relative_mass_worst_tenth", "relative mass, mean of the worst tenth"),
     ("mass", "share of all attention mass"),
     ("recall", "recall of the oracle's tokens"),
     ("output_error", "relative L2 error of the attention output"),
@@ -125,11 +125,11 @@ PANELS = (
 
 
 def panels(rows: Sequence[Row], x: str, label: str, title: str) -> Figure:
-    """One panel a figure of PANELS."""
+    """One panel per figure of PANELS."""
     figure = Figure(figsize=(15, 9), layout="constrained")
     axes = figure.subplots(2, 4).ravel()
-    for ax, (name, told) in zip(axes, PANELS, strict=True):
-        curves(ax, rows, x, name, told, value(name))
+    for ax, (name, heading) in zip(axes, PANELS, strict=True):
+        curves(ax, rows, x, name, heading, value(name))
         ax.set_xlabel(label, fontsize=8)
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
@@ -140,7 +140,7 @@ def panels(rows: Sequence[Row], x: str, label: str, title: str) -> Figure:
 
 
 def budgets(rows: Sequence[Row]) -> Figure:
-    return panels(rows, "budget", "budget, tokens a query head", f"by budget, {about(rows)}")
+    return panels(rows, "budget", "budget, tokens per query head", f"by budget, {about(rows)}")
 
 
 def contexts(rows: Sequence[Row]) -> Figure:
@@ -150,7 +150,7 @@ def contexts(rows: Sequence[Row]) -> Figure:
 
 
 def front(rows: Sequence[Row]) -> Figure:
-    """Mass against bytes read a step: what is up and to the left is better."""
+    """Mass against bytes read per step; up and to the left is better."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     ax = figure.subplots()
     for i, (name, own) in enumerate(by_selector(rows).items()):
@@ -159,18 +159,18 @@ def front(rows: Sequence[Row]) -> Figure:
         ax.plot(share, [row["mass"][0] for row in own], label=name, **look(i))
     ax.set_xscale("log")
     ax.set_xlabel(
-        "bytes read a step, to choose and of the chosen K and V, as a share of full attention's"
+        "bytes read per step, to choose and for the chosen K and V, as a share of full attention's"
     )
     ax.set_ylabel("share of all attention mass")
-    told = ", ".join(str(b) for b in sorted({row["budget"] for row in rows}))
-    ax.set_title(f"{about(rows)}; points of a line are budgets of {told}", fontsize=9)
+    listed = ", ".join(str(b) for b in sorted({row["budget"] for row in rows}))
+    ax.set_title(f"{about(rows)}; points of a line are budgets of {listed}", fontsize=9)
     ax.grid(alpha=0.3, which="both")
     ax.legend(fontsize=8, loc="lower right")
     return figure
 
 
 def grid(count: int, width: float, height: float) -> tuple[Figure, Any]:
-    """`count` panels of so many inches, up to six in a line."""
+    """`count` panels of width x height inches, up to six per line."""
     columns = min(6, count)
     lines = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * lines + 0.5), layout="constrained")
@@ -181,7 +181,7 @@ def grid(count: int, width: float, height: float) -> tuple[Figure, Any]:
 
 
 def heat(rows: Sequence[Row]) -> Figure:
-    """Relative mass of each layer and head, a panel a selector."""
+    """Relative mass of each layer and head, one panel per selector."""
     groups = [own[0] for own in by_selector(rows).values()]
     figure, axes = grid(len(groups), 2.3, 3.6)
     for ax, row in zip(axes, groups, strict=False):
@@ -198,7 +198,7 @@ def heat(rows: Sequence[Row]) -> Figure:
 
 
 def layers(rows: Sequence[Row]) -> Figure:
-    """Relative mass of each layer, over its heads."""
+    """Relative mass of each layer, averaged over its heads."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     ax = figure.subplots()
     for i, (name, own) in enumerate(by_selector(rows).items()):
@@ -213,7 +213,7 @@ def layers(rows: Sequence[Row]) -> Figure:
 
 
 def ranking(rows: Sequence[Row]) -> Figure:
-    """Every selector at one budget: KL and mass, with their intervals."""
+    """KL and mass of every selector at one budget, with their intervals."""
     ordered = sorted(rows, key=lambda row: -float(row["kl"][0]))
     figure = Figure(figsize=(11, 0.26 * len(ordered) + 1.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -231,7 +231,7 @@ def ranking(rows: Sequence[Row]) -> Figure:
 
 
 def tasks(rows: Sequence[Row], out: Path) -> None:
-    """Passkey by depth and length, a panel a selector and budget."""
+    """Pass keys found by depth and length, one panel per selector and budget."""
     passkey = [row for row in rows if row["task"] == "passkey"]
     runs = list(dict.fromkeys((row["name"], row["budget"]) for row in passkey))
     if not runs:

@@ -1,4 +1,4 @@
-"""A prefix that a model has read densely, and sparse attention behind it."""
+"""A prefix that a model has read densely, and sparse attention for the tokens after it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..cache import KVCache
 from ..llama import Attention, Llama
 from ..ops import attend
-from ..reference.selectors import Selector
+from .selectors import Selector
 
 Array = NDArray[np.float32]
-CHUNK = 512  # tokens a forward pass while the prefix is read
+CHUNK = 512  # tokens per forward pass while the prefix is read
 
 
 class Prefix:
-    """A model's cache behind tokens that were read densely.
+    """A model's cache after tokens that were read densely.
 
     H query heads, H_kv KV heads, D head_dim.
 
@@ -35,9 +35,9 @@ class Prefix:
     Attributes
     ----------
     cache : KVCache
-        Without codes: a selector makes what it needs of the keys.
+        Without codes, because each selector makes its own data from the keys.
     q : list of arrays (H, S0, D), float32
-        The prefix's queries, a layer each, which selectors are fitted to.
+        The prefix's queries, one array per layer. Selectors are fitted to them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Prefix:
             part.clear()  # a second copy of all layers would be half a gigabyte at 8192 tokens
 
     def keys_values(self, layer: int) -> tuple[Array, Array]:
-        """A layer's k and v (H_kv, S, D), as far as they are cached."""
+        """The cached k and v (H_kv, S, D) of a layer."""
         held = self.cache[layer]
         return held.k[0], held.v[0]
 
@@ -82,7 +82,7 @@ class Prefix:
         ]
 
     def sparse(self, fitted: Sequence[Selector], budget: int, dense_layers: int = 0) -> Attention:
-        """Attention for the decoder: append, choose, attend; all in the first layers if wanted."""
+        """Attention for the decoder: append, choose, attend. The first `dense_layers` take all."""
 
         def attention(layer: int, q: Array, k: Array, v: Array) -> NDArray[Any]:
             self.cache.append(k, v, layer)

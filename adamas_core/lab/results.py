@@ -1,4 +1,7 @@
-"""From finished cells to the figures of tables and plots: one row a selector, over all texts."""
+"""From measurements to cells, and from cells to the rows of tables and plots.
+
+A cell is one measurement: a text, a context, a selector and a budget. A row pools cells over texts.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..reference.selectors import SELECTORS
-from .ablations import Variant, ablations
-from .evaluate import Captured, NextToken, batch_mean
+from .metrics import Captured, NextToken, batch_mean
+from .selectors import SELECTORS
+from .variants import ablations
 
-# Means over positions, each with half of its 95% interval.
+# Figures with a 95% interval: a mean over positions and half of the interval's width.
 MEANS = ("kl", "loss_gain", "agreement", "mass", "relative_mass", "recall", "output_error")
-# Others that are averaged over texts, and those that do not depend on the text.
+# Figures without an interval, and figures that do not depend on the text.
 AVERAGED = (
     "kl_median",
     "relative_mass_worst_tenth",
@@ -22,17 +25,16 @@ AVERAGED = (
     "ms_to_choose",
 )
 BYTES = ("bytes_kept", "bytes_to_choose", "bytes_a_step", "bytes_a_step_full")
-WORST = 0.1  # the share that the worst tenth is
+WORST = 0.1  # the share of layers, heads and positions in the worst tenth
 
 
 def cell(
     full: NextToken,
     sparse: NextToken,
     captured: Captured,
-    variant: Variant,
-    facts: Mapping[str, Any],
+    description: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A finished cell: `facts` and what was measured, in plain numbers."""
+    """A finished cell: its description and the measured figures, as plain numbers."""
     ordered = np.sort(captured.relative.reshape(-1))
     tenth = max(int(WORST * len(ordered)), 1)
     by_position = {
@@ -46,8 +48,7 @@ def cell(
     }
     means = {name: batch_mean(x) for name, x in by_position.items()}
     return {
-        **facts,
-        "selector": variant.key,
+        **description,
         **{name: [rounded(mean.value), rounded(mean.half)] for name, mean in means.items()},
         "kl_median": rounded(float(np.median(sparse.kl))),
         "perplexity_full": rounded(math.exp(full.loss.mean())),
@@ -61,14 +62,14 @@ def cell(
 
 
 def rounded(x: float) -> float:
-    """Five significant digits: more than the intervals leave."""
+    """Round to five significant digits, which is finer than the intervals."""
     return float(f"{x:.5g}")
 
 
 def on_common_texts(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The cells of the texts on which every (context, selector, budget) among them was measured.
+    """The cells of the texts on which every (context, selector, budget) of the cells was measured.
 
-    Where there is no such text, all of them.
+    All cells if there is no such text.
     """
     groups: dict[tuple[Any, ...], set[str]] = {}
     for c in cells:
@@ -80,14 +81,16 @@ def on_common_texts(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows over all texts of the same context, selector and budget, in the order of tables.
 
-    A mean over texts has each text count once; its interval is that of independent texts.
+    Each text counts once in a mean over texts. The interval takes texts as independent.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for c in cells:
         groups.setdefault((c["context"], c["selector"], c["budget"]), []).append(c)
     rows = []
-    order = [*SELECTORS, *(variant.key for variant in ablations())]
-    for context, selector, budget in sorted(groups, key=lambda g: (g[0], order.index(g[1]), g[2])):
+    keys = [*SELECTORS, *(variant.key for variant in ablations())]
+    order = {key: i for i, key in enumerate(keys)}  # a record may hold other, older selectors: last
+    places = sorted(groups, key=lambda g: (g[0], order.get(g[1], len(order)), g[2]))
+    for context, selector, budget in places:
         group = groups[context, selector, budget]
         n = len(group)
         row: dict[str, Any] = {
@@ -104,7 +107,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row["perplexity_ratio"] = [rounded(math.exp(gain)), rounded(math.exp(gain) * half)]
         for name in AVERAGED:
             row[name] = rounded(sum(c[name] for c in group) / n)
-        for name in BYTES:  # the same of all texts
+        for name in BYTES:  # equal for all texts
             row[name] = group[0][name]
         heat = np.mean([c["relative_mass_by_layer_and_head"] for c in group], axis=0)
         row["relative_mass_by_layer_and_head"] = [[round(float(x), 3) for x in r] for r in heat]

@@ -1,7 +1,7 @@
-"""Generated tasks whose answers lie in the prompt: what a model forgets under sparse attention.
+"""Generated tasks whose answers are in the prompt, to see what sparse attention forgets.
 
-A prompt is a text and the questions to it, each with the one answer that counts. Equal seeds give
-equal prompts.
+A prompt is a text with questions; each question has one right answer. Equal seeds give equal
+prompts.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import TypeAlias
 
 import numpy as np
 
-Count: TypeAlias = Callable[[str], int]  # of a text's tokens
+Count: TypeAlias = Callable[[str], int]  # from a text to its number of tokens
 
 FILLER = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 )
-NAMES_TOLD = (
+NAMES_LINE = (
     "Anna Boris Clara David Emma Felix Grace Henry Irene Jacob Karen Louis Maria Nathan Olivia "
     "Peter Rachel Simon Teresa Victor"
 )
-WORDS_TOLD = (
+WORDS_LINE = (
     "apple river stone cloud window garden silver candle bridge forest yellow pencil rabbit "
     "summer bottle castle dragon engine flower guitar hammer island jacket kitten ladder mirror "
     "needle orange pepper queen rocket salmon ticket umbrella valley walnut zebra anchor basket "
     "carpet desert eagle feather glacier harbor insect jungle kettle lemon magnet napkin ocean "
     "pillow quilt ribbon saddle temple uncle violin winter yogurt acorn button copper"
 )
-NAMES, WORDS = tuple(NAMES_TOLD.split()), tuple(WORDS_TOLD.split())
+NAMES, WORDS = tuple(NAMES_LINE.split()), tuple(WORDS_LINE.split())
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is put behind a prompt's text, and the continuation that is right."""
+    """The question that follows a prompt's text, and the right continuation."""
 
     text: str
     answer: str
@@ -41,10 +41,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and its questions; `depth` is where the answer lies, from 0 (first) to 1 (last)."""
+    """A text and its questions; `depth` is the answer's place, from 0 (first) to 1 (last)."""
 
     task: str
-    length: int  # tokens that the text was made for
+    length: int  # the number of tokens that was asked for
     depth: float | None
     text: str
     questions: tuple[Question, ...]
@@ -62,7 +62,7 @@ def passkey(length: int, depth: float, count: Count, rng: np.random.Generator) -
 
 
 def multi_needle(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Six people's user names at even distances in filler; each is asked for."""
+    """Six people's user names at even distances in filler, and a question for each."""
     names = rng.choice(NAMES, 6, replace=False)
     keys = [digits(4, rng) for _ in names]
     needles = [f"The user name of {n} is {n}{key}. " for n, key in zip(names, keys, strict=True)]
@@ -78,7 +78,7 @@ def multi_needle(length: int, count: Count, rng: np.random.Generator) -> Prompt:
 
 
 def key_value(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """A list of pairs of words with a number each; eight are asked for."""
+    """A list of word pairs with a number each, and questions for eight of them."""
     pairs = distinct_pairs(max(length // count("river-stone4821\n"), 8), rng)
     values = [digits(4, rng) for _ in pairs]
     text = "".join(f"{pair}{value}\n" for pair, value in zip(pairs, values, strict=True))
@@ -88,7 +88,7 @@ def key_value(length: int, count: Count, rng: np.random.Generator) -> Prompt:
 
 
 def induction(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Random numbers; twelve of them are said again, and the next three have to follow."""
+    """Random numbers; the question repeats twelve of them, and the next three must follow."""
     numbers = [digits(3, rng) for _ in range(max(length // count(" 123"), 16))]
     questions = tuple(
         Question(
@@ -101,19 +101,19 @@ def induction(length: int, count: Count, rng: np.random.Generator) -> Prompt:
 
 
 def variables(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Python code: what a variable was set to, some hundred lines before."""
+    """Python code; the questions ask for the values of variables."""
     return _variables("variable tracking", 0, length, count, rng)
 
 
 def copied_variables(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """The same where what is asked for was copied from another variable."""
+    """Python code; the questions ask for variables that are copies of other variables."""
     return _variables("variable tracking, one copy", 1, length, count, rng)
 
 
 def _variables(
     task: str, copies: int, length: int, count: Count, rng: np.random.Generator
 ) -> Prompt:
-    """Each value begins with the name of its variable: a number alone the model mixes up."""
+    """Each value begins with the name of its variable, because the model mixes up bare numbers."""
     made = max(length // ((1 + copies) * count('river_stone = "river_stone482"\n')), 6)
     names = [pair.replace("-", "_") for pair in distinct_pairs((1 + copies) * made, rng)]
     values = {name: f"{name}{digits(3, rng)}" for name in names[:made]}
@@ -129,20 +129,20 @@ def _variables(
 
 
 def word_counts(length: int, count: Count, rng: np.random.Generator) -> Prompt:
-    """Words said once, twice or three times with their count, as examples for six more."""
+    """Words that stand once, twice or three times, with their count; six more to count."""
 
-    def said() -> tuple[str, str]:
+    def line() -> tuple[str, str]:
         word, n = rng.choice(WORDS), int(rng.integers(1, 4))
         return f"{' '.join([word] * n)} =", f" {n} {word}"
 
     examples = max(length // count("river river = 2 river\n"), 4)
-    text = "".join(f"{''.join(said())}\n" for _ in range(examples))
-    questions = tuple(Question(*said()) for _ in range(6))
+    text = "".join(f"{''.join(line())}\n" for _ in range(examples))
+    questions = tuple(Question(*line()) for _ in range(6))
     return Prompt("word counts", length, None, text, questions)
 
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Small models solve the others at no more tokens than these.
+# The other tasks, with the most tokens at which small models solve them.
 OTHERS: dict[Callable[[int, Count, np.random.Generator], Prompt], int] = {
     multi_needle: 512,
     key_value: 512,
@@ -154,7 +154,7 @@ OTHERS: dict[Callable[[int, Count, np.random.Generator], Prompt], int] = {
 
 
 def suite(lengths: Sequence[int], examples: int, count: Count, seed: int = 0) -> list[Prompt]:
-    """All prompts: pass keys at each length and depth, and the other tasks."""
+    """All prompts: pass keys at each length and depth, and the other tasks at their lengths."""
     prompts = []
     for example in range(examples):
         rng = np.random.default_rng([seed, example])
@@ -169,6 +169,6 @@ def digits(n: int, rng: np.random.Generator) -> str:
 
 
 def distinct_pairs(n: int, rng: np.random.Generator) -> list[str]:
-    """n different pairs of words, as river-stone."""
+    """n different pairs of words, such as river-stone."""
     chosen = rng.choice(len(WORDS) ** 2, n, replace=False)
     return [f"{WORDS[i // len(WORDS)]}-{WORDS[i % len(WORDS)]}" for i in chosen]

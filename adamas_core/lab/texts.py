@@ -7,14 +7,11 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..llama import Tokenizer
 from .tasks import FILLER, NAMES, digits
-
-if TYPE_CHECKING:
-    from ..llama import Tokenizer
 
 MODULE = "argparse"  # long enough for a window of 8192 tokens in the middle
 NEEDLES = 10
@@ -22,11 +19,11 @@ NEEDLES = 10
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and what a model reads of it.
+    """A text and its windows, the parts that a model reads.
 
-    `windows` takes a tokenizer and the contexts wanted, and gives for each its tokens and one
-    more. Windows of all contexts end at the same token, so that the same positions are compared
-    with more and with less before them.
+    `windows` takes a tokenizer and contexts, and gives each context's window: context + 1 tokens.
+    The windows of all contexts end at the same token, so that the same positions are compared with
+    more and with fewer tokens before them.
     """
 
     name: str
@@ -34,7 +31,7 @@ class Text:
 
 
 def named(name: str) -> Text:
-    """The text of a name in BUILT_IN, or else of a UTF-8 file."""
+    """The built-in text of this name, or else the text of a UTF-8 file."""
     if name in BUILT_IN:
         return Text(name, BUILT_IN[name])
     content = Path(name).read_text(encoding="utf-8")
@@ -46,7 +43,7 @@ def named(name: str) -> Text:
 def middle(
     name: str, content: str, tokenizer: Tokenizer, contexts: list[int]
 ) -> dict[int, list[int]]:
-    """Windows that end in the middle of a text, behind its front matter, or later if they must."""
+    """Windows that end in the middle of a text, or later if it is too short for that."""
     tokens = tokenizer.encode(content, bos=False, special=False)
     longest = max(contexts) + 1
     if len(tokens) < longest:
@@ -73,12 +70,12 @@ def source(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
 
 
 def passkeys(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
-    """Pass keys of ten people in filler; in the last 500 tokens or so each is asked for."""
+    """Pass keys of ten people in filler; about the last 500 tokens ask for each of them."""
     return {context: _passkeys(tokenizer, context) for context in contexts}
 
 
 def _passkeys(tokenizer: Tokenizer, context: int) -> list[int]:
-    """The window of one context: keys at even distances, in an order of their own at the end."""
+    """The window of one context: keys at even distances, then questions in another order."""
     rng = np.random.default_rng(0)
     names = rng.choice(NAMES, NEEDLES, replace=False)
     keys = {name: digits(5, rng) for name in names}
@@ -103,7 +100,7 @@ def _passkeys(tokenizer: Tokenizer, context: int) -> list[int]:
 
 
 def digest(tokens: list[int]) -> str:
-    """What tells one window from another."""
+    """A short hash of a window, to notice if it changes."""
     return hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()[:16]
 
 
