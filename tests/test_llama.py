@@ -9,115 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import DenseAttention, assert_close, by_hand, tiny
 
 from adamas_core.llama import decoder, load, load_tokenizer
-from adamas_core.llama.decoder import Config, Layer, Llama, Weights, generate, sample
+from adamas_core.llama.decoder import Config, generate, sample
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "models"
-
-
-class DenseAttention:
-    """Causal softmax attention over all keys and values so far, the plainest cache there is."""
-
-    def __init__(self):
-        self.k, self.v = {}, {}
-
-    def __call__(self, layer, q, k, v):
-        if layer in self.k:
-            k = np.concatenate([self.k[layer], k], axis=1)
-            v = np.concatenate([self.v[layer], v], axis=1)
-        self.k[layer], self.v[layer] = k, v
-        (H, L, D), (H_kv, S, _) = q.shape, k.shape
-        k, v = np.repeat(k, H // H_kv, axis=0), np.repeat(v, H // H_kv, axis=0)
-        logits = q.astype(np.float64) @ k.swapaxes(1, 2) * D**-0.5  # (H, L, S)
-        logits[:, np.arange(S) > np.arange(S - L, S)[:, None]] = -np.inf
-        p = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return p @ v / p.sum(axis=-1, keepdims=True)
-
-
-def tiny(heads=4, kv_heads=2, bias=False, qk_norm=False, tied=False, seed=0, **changes):
-    """A decoder with random weights, large enough for attention and positions to matter."""
-    rng = np.random.default_rng(seed)
-    D, E, F, V = 6, 20, 28, 50
-    frequencies, gain = decoder.rope_frequencies(D, 100.0)
-    sizes = {"layers": 2, "hidden": E, "ffn": F, "vocab": V, "context": 64, "norm_eps": 1e-5}
-    sizes |= {"heads": heads, "kv_heads": kv_heads, "head_dim": D}
-    sizes |= {"frequencies": frequencies, "rope_gain": gain}
-
-    def random(*shape):
-        return rng.normal(0, 1.5 / math.sqrt(shape[-1]), shape).astype(np.float32)
-
-    def norm(n):
-        return (1 + random(n)).astype(np.float32)
-
-    rows = (heads + 2 * kv_heads) * D
-    layers = [
-        Layer(
-            attention_norm=norm(E),
-            qkv=random(rows, E),
-            qkv_bias=random(rows) if bias else None,
-            q_norm=norm(D) if qk_norm else None,
-            k_norm=norm(D) if qk_norm else None,
-            out=random(E, heads * D),
-            out_bias=random(E) if bias else None,
-            ffn_norm=norm(E),
-            gate_up=random(2 * F, E),
-            down=random(E, F),
-        )
-        for _ in range(2)
-    ]
-    embedding = random(V, E) * 4
-    head = embedding if tied else random(V, E) * 4
-    return Llama(Config(**(sizes | changes)), Weights(embedding, layers, norm(E), head))
-
-
-def by_hand(model, tokens, position=0):
-    """Logits (L, V) in float64, a token and a head at a time, RoPE as complex multiplication."""
-    c, w = model.config, model.weights
-    D, F, G = c.head_dim, c.ffn, c.heads // c.kv_heads
-    turn = [np.exp(1j * (position + t) * np.array(c.frequencies)) for t in range(len(tokens))]
-
-    def norm(x, weight):
-        return x / math.sqrt(sum(value**2 for value in x) / len(x) + c.norm_eps) * weight
-
-    def rope(x, t):
-        z = (x[: D // 2] + 1j * x[D // 2 :]) * turn[t] * c.rope_gain
-        return np.concatenate([z.real, z.imag])
-
-    xs = [w.embedding[t].astype(np.float64) for t in tokens]
-    for layer in w.layers:
-        q, k, v = [], [], []
-        for t, x in enumerate(xs):
-            row = layer.qkv.astype(np.float64) @ norm(x, layer.attention_norm)
-            if layer.qkv_bias is not None:
-                row = row + layer.qkv_bias
-            heads = list(row.reshape(-1, D))
-            qs, ks, vs = np.split(np.array(heads), [c.heads, c.heads + c.kv_heads])
-            if layer.q_norm is not None:
-                qs = [norm(x, layer.q_norm) for x in qs]
-                ks = [norm(x, layer.k_norm) for x in ks]
-            q.append([rope(x, t) for x in qs])
-            k.append([rope(x, t) for x in ks])
-            v.append(vs)
-        for t in range(len(xs)):
-            out = []
-            for h in range(c.heads):
-                scores = np.array([q[t][h] @ k[s][h // G] for s in range(t + 1)]) / math.sqrt(D)
-                p = np.exp(scores - scores.max())
-                out.append(sum(p[s] / p.sum() * v[s][h // G] for s in range(t + 1)))
-            x = xs[t] + layer.out.astype(np.float64) @ np.concatenate(out)
-            if layer.out_bias is not None:
-                x = x + layer.out_bias
-            g = layer.gate_up.astype(np.float64) @ norm(x, layer.ffn_norm)
-            xs[t] = x + layer.down.astype(np.float64) @ (g[:F] / (1 + np.exp(-g[:F])) * g[F:])
-    return np.array([w.head.astype(np.float64) @ norm(x, w.norm) for x in xs])
-
-
-def close(found, expected, tolerance=1e-5):
-    """Equal up to a tolerance relative to the largest logit."""
-    expected = np.asarray(expected)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 SHAPES = {
@@ -136,8 +33,8 @@ def test_logits_are_those_of_float64_loops(shape):
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
     found = model.forward(tokens, 7, DenseAttention(), last=False)
     assert found.dtype == np.float32
-    close(found, by_hand(model, tokens, 7))
-    close(model.forward(tokens, 7, DenseAttention()), found[-1])
+    assert_close(found, by_hand(model, tokens, 7))
+    assert_close(model.forward(tokens, 7, DenseAttention()), found[-1])
 
 
 @given(cuts=st.sets(st.integers(1, 19)), seed=st.integers(0, 3))
@@ -149,13 +46,13 @@ def test_prefill_in_chunks_changes_nothing(cuts, seed):
         model.forward(part, start, attention, last=False)
         for start, part in zip([0, *sorted(cuts)], np.split(tokens, sorted(cuts)), strict=True)
     ]
-    close(np.concatenate(found), model.forward(tokens, 0, DenseAttention(), last=False))
+    assert_close(np.concatenate(found), model.forward(tokens, 0, DenseAttention(), last=False))
 
 
 def test_only_distances_between_positions_matter():
     model = tiny()
     near = model.forward([5, 6, 7], 0, DenseAttention())
-    close(model.forward([5, 6, 7], 1000, DenseAttention()), near, 1e-4)
+    assert_close(model.forward([5, 6, 7], 1000, DenseAttention()), near, 1e-4)
     attention = DenseAttention()
     model.forward([5], 0, attention)
     apart = model.forward([6, 7], 3, attention)  # two positions left out

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_checkpoints import peer
+from tiny_model import peer
 
 from adamas_core.llama import tokenizers
 from adamas_core.llama.checkpoints import CheckpointError
