@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 
 from adamas_core.llama import checkpoints, decoder
 from adamas_core.llama.decoder import Config, Layer, Llama, Weights
+
+# The fixture out_of: arguments of a command to its status, stdout and stderr.
+OutOf = Callable[..., tuple[int, str, str]]
 
 # Trained models and their texts, beside the repository.
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "models"

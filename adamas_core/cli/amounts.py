@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 
-
 def amount(nbytes: float) -> str:
     """A number of bytes as people read it."""
     if nbytes < 1024:

@@ -30,8 +30,9 @@ class Answer(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=int, default=BUDGET, help=f"tokens per query head ({BUDGET})")
-    parser.add_argument("--question", default=QUESTION, help="another question about the text")
+    add = parser.add_argument
+    add("--budget", type=int, default=BUDGET, help=f"tokens per query head ({BUDGET})")
+    add("--question", default=QUESTION, help="another question about the text")
 
 
 def run(args: argparse.Namespace) -> int:

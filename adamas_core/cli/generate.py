@@ -25,15 +25,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a GGUF file, a Hugging Face folder or a llama2.c .bin file",
     )
-    add("--tokenizer", type=Path, help="the tokenizer, if it is not beside the model, as llama2.c's .bin")
+    add("--tokenizer", type=Path, help="the tokenizer, if it is not beside the model")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", help="the text to continue")
     prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file with that text")
-    add("--chat", action="store_true", help="ask the prompt as a question, in the model's chat template")
+    add("--chat", action="store_true", help="ask the prompt as a question, in the chat template")
     add("--attention", choices=["adamas", "full"], default="adamas")
     add("--budget", type=int, default=128, help="tokens that a query head attends to (128)")
     add("--metric", choices=METRICS, default="weighted")
-    add("--query-bits", type=int, default=4, help="bits per coordinate under the weighted metric, 2 to 8 (4)")
+    add("--query-bits", type=int, default=4, help="bits of the weighted metric's query, 2 to 8 (4)")
     add("--sinks", type=int, default=0, help="first tokens that are always attended to (0)")
     add("--recent", type=int, default=0, help="last tokens that are always attended to (0)")
     add("--dense-layers", type=int, default=0, help="first layers that stay dense (0)")

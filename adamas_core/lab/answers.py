@@ -60,7 +60,9 @@ def judge(
             continue
         head = f"{done + 1} of {len(prompts)}: {prompt.task}, {prompt.length} tokens"
         text = encoded(tokenizer, prompt.text)
-        pairs = [(encoded(tokenizer, q.text), encoded(tokenizer, q.answer)) for q in prompt.questions]
+        pairs = [
+            (encoded(tokenizer, q.text), encoded(tokenizer, q.answer)) for q in prompt.questions
+        ]
         room = max(len(question) + len(answer) for question, answer in pairs)
         prefix = Prefix(model, text, room, partial(progress, head))
         fitted: dict[str, list[Selector]] = {}

@@ -10,7 +10,7 @@ from .selectors import MANHATTAN, SELECTORS, Adamas, Selector, SimulatedCodes
 
 @dataclass(frozen=True)
 class Variant:
-    """A selector with its name on the command line and the number of first layers that are dense."""
+    """A selector, its name on the command line, and the number of first layers that are dense."""
 
     key: str
     selector: Selector
@@ -28,7 +28,9 @@ def variants(keys: list[str]) -> list[Variant]:
     """The selectors of these names."""
     unknown = [key for key in keys if key not in SELECTORS]
     if unknown:
-        raise ValueError(f"no selector is called {unknown[0]!r}; expected {', '.join(SELECTORS)}")
+        raise ValueError(
+            f"no selector is called {unknown[0]!r}; expected one of {', '.join(SELECTORS)}"
+        )
     return [Variant(key, SELECTORS[key]) for key in keys]
 
 
@@ -59,7 +61,9 @@ def of_weighted() -> dict[str, Selector]:
         "ours-stretched": Adamas("weighted, thresholds x 1.5", stretch=1.5),
         "ours-shrunk": Adamas("weighted, thresholds / 1.5", stretch=1 / 1.5),
         "ours-forced": Adamas("weighted, 4 sinks, 16 recent", Selection(sinks=4, recent=16)),
-        "ours-group-softmax": replace(simulated, name="weighted, group by softmax", group="softmax"),
+        "ours-group-softmax": replace(
+            simulated, name="weighted, group by softmax", group="softmax"
+        ),
         "ours-group-nearest": replace(simulated, name="weighted, group's nearest", group="nearest"),
         "ours-scale": replace(
             simulated, name="weighted, each token's scale", thresholds="token", scale=True
@@ -94,8 +98,6 @@ def of_l1() -> dict[str, Selector]:
         "l1-rms": Adamas("L1, rms", MANHATTAN),
         "l1-no-transform": replace(simulated, name="L1, rms, no transform", transform=False),
         "l1-3-bits": replace(simulated, name="L1, rms, 3 bits", bits=3),
-        "l1-forced": Adamas(
-            "L1, rms, 4 sinks, 16 recent", replace(MANHATTAN, sinks=4, recent=16)
-        ),
+        "l1-forced": Adamas("L1, rms, 4 sinks, 16 recent", replace(MANHATTAN, sinks=4, recent=16)),
         "l2-rms": replace(simulated, name="L2, rms", metric="l2"),
     }

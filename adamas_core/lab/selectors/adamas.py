@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...codes import PAPER, calibrate, encode
+from ...codes import PAPER, SAMPLE, calibrate, encode
 from ...reference.layout import TILE
 from ...select import select_topk
-from ...selection import Selection
+from ...selection import DEFAULT, Selection
 from ..code_bytes import code_bytes
 from .largest import Array, Indices, checked
 
 RULES = ("rms", "quartiles", "published")
-SAMPLE = 1024  # tokens of the prefix that thresholds are calibrated from, as in `encode`
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class Adamas:
     """
 
     name: str = "Adamas, weighted"
-    selection: Selection = Selection()
+    selection: Selection = DEFAULT
     thresholds: str = "rms"
     stretch: float = 1.0
     centered: bool = False
-    fitted: Array | None = field(default=None, repr=False, compare=False)  # (H_kv, 3)
+    fitted: Array | None = field(default=None, repr=False, compare=False)  # thresholds (H_kv, 3)
 
     def __post_init__(self) -> None:
         if self.thresholds not in RULES:
@@ -57,7 +56,9 @@ class Adamas:
             )
 
     def fit(self, q: Array, k: Array) -> Adamas:
-        """Take thresholds from the first 1024 tokens."""
+        """Take thresholds from the first tokens, as `encode` does; centered codes need none."""
+        if self.centered:
+            return self
         published = self.thresholds == "published"
         found = PAPER if published else calibrate(k[:, :SAMPLE], self.thresholds)
         return replace(self, fitted=np.broadcast_to(found * np.float32(self.stretch), (len(k), 3)))

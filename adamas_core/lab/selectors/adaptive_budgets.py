@@ -29,8 +29,8 @@ class AdaptiveBudgets:
     def __post_init__(self) -> None:
         if not 0 < self.least <= 1 <= self.most:
             raise ValueError(
-                f"{self.name}: least={self.least} and most={self.most}; expected 0 < least <= 1 and "
-                "most >= 1"
+                f"{self.name}: least={self.least} and most={self.most}; expected 0 < least <= 1 "
+                "and most >= 1"
             )
         inner = self.inner
         if inner.metric != "weighted" or inner.group or inner.refine:

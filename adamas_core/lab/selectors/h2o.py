@@ -79,7 +79,7 @@ class H2O:
         return indices
 
     def _heaviest(self, sums: Array, K: int) -> Indices:
-        """Tokens that are left of the prefix: its last K - K // 2, and the K // 2 heaviest before."""
+        """Tokens left of the prefix: its last K - K // 2, and the K // 2 heaviest before them."""
         H, n = sums.shape
         if n <= K:
             return np.broadcast_to(np.arange(n, dtype=np.int32), (H, n)).copy()
@@ -89,7 +89,7 @@ class H2O:
         return np.sort(n - 1 - newest_first, axis=1).astype(np.int32)
 
     def bytes_kept(self, D: int) -> float:
-        """A sum in float16. It is counted for one query head per KV head, as in models without GQA."""
+        """A sum in float16, counted for one query head per KV head, as in models without groups."""
         return 2.0
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:

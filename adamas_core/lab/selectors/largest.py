@@ -70,7 +70,7 @@ def by_scores(
 
 
 def hide(scores: NDArray[Any], own: Own) -> Array:
-    """Scores (..., l, S) in float32, -inf for the tokens after own[i], which query i does not see."""
+    """Scores (..., l, S) in float32, -inf for tokens after own[i], which query i does not see."""
     visible = np.arange(scores.shape[-1]) <= own[:, None]
     return np.where(visible, scores, -np.inf).astype(np.float32, copy=False)
 

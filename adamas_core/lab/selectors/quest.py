@@ -33,7 +33,7 @@ class Quest:
 
     def __call__(self, q: Array, k: Array, budget: int) -> Indices:
         def scores(g: int, x: Array, own: Own) -> Array:
-            low, high = self._bounds(k[g])  # (S, D) each: bounds of each token's page up to the token
+            low, high = self._bounds(k[g])  # (S, D) each: of each token's page up to the token
             S = len(low)
             ends = np.minimum(np.arange(self.page - 1, S + self.page - 1, self.page), S - 1)
             up: Array = np.maximum(x, 0)  # (G, l, D)
@@ -47,7 +47,7 @@ class Quest:
         return by_scores(self.name, q, k, budget, scores)
 
     def _bounds(self, k: Array) -> tuple[Array, Array]:
-        """Minimum and maximum (S, D) of the keys from the start of each token's page to the token."""
+        """Minimum and maximum (S, D) of keys from the start of each token's page to the token."""
         S, D = k.shape
         padded = np.pad(k, ((0, -S % self.page), (0, 0)), mode="edge")
         paged = padded.reshape(-1, self.page, D)

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import checks
+from ...codes import SAMPLE
 from ...reference.hadamard import hadamard
 from .code_distance import METRICS, code_distance
 from .key_coder import RULES, STEPS, KeyCoder, block_means, codes_of, edges_of
 from .largest import Array, Indices, Own, by_scores, checked, hide, only
 from .pooling import POOLINGS
-
-SAMPLE = 1024  # tokens of the prefix that thresholds are calibrated from, as in `encode`
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class SimulatedCodes:
             )
 
     def fit(self, q: Array, k: Array) -> SimulatedCodes:
-        """Take thresholds and steps from the first 1024 tokens."""
+        """Take thresholds and steps from the first tokens, as many as the library takes."""
         sample = self._transformed(k[:, :SAMPLE])
         if self.block:
             pairs = [block_means(x, self.block) for x in sample]

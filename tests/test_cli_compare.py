@@ -1,0 +1,176 @@
+"""The command ``adamas-core compare``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_model import LETTERS_CONFIG, OutOf
+
+from adamas_core import cli
+from adamas_core.cli import compare
+from adamas_core.lab import answer_rows, answers, tasks
+from adamas_core.lab.measuring import Reading
+from adamas_core.lab.metrics import Captured
+from adamas_core.lab.variants import ablations
+
+
+@pytest.fixture
+def command(letters_model: list[str], tmp_path: Path) -> list[str]:
+    text = tmp_path / "text.txt"
+    rng = np.random.default_rng(0)
+    text.write_text(" ".join("".join(rng.choice(list("abcdefgh"), 5)) for _ in range(200)))
+    return [
+        "compare",
+        *letters_model,
+        "--quick",
+        f"--text={text}",
+        "--context=128",
+        "--positions=32",
+    ]
+
+
+def run(out_of: OutOf, command: list[str], out: Path) -> dict[str, Any]:
+    status, _, err = out_of(*command, f"--out={out}")
+    assert status == 0, err
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    for result in (*found["rows"], *found["cells"]):
+        del result["ms_to_choose"]
+    return found
+
+
+def test_quick_writes_table_json_and_plots(
+    command: list[str],
+    tmp_path: Path,
+    out_of: OutOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    more = ["--budgets", "8", "16", "--contexts", "64", "--at=8"]
+    status, printed, _ = out_of(*command, *more, f"--out={out}")
+    assert status == 0
+    assert "Context 128, budget 8" in printed
+    assert "Context 64, budget 8" in printed
+    assert "exact top-k" in printed
+    found = json.loads((out / "results.json").read_text())
+    assert len(found["cells"]) == 3 * len(compare.QUICK["selectors"])
+    assert {"command", "date", "adamas_core", "numpy", "model", "machine"} <= set(found)
+    oracle = [row for row in found["rows"] if row["selector"] == "exact"]
+    assert [row["relative_mass"][0] for row in oracle] == [1, 1, 1]
+    for name in ("front", "budgets", "contexts", "heat", "layers", "selectors"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
+    status, printed, err = out_of(*command, *more, f"--out={out}")
+    assert status == 0
+    assert 'no plots: matplotlib is missing (pip install "adamas-core[compare]")' in err
+
+
+def test_an_interrupted_run_goes_on(
+    command: list[str],
+    tmp_path: Path,
+    out_of: OutOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = [*command, "--budgets", "8", "16", "--selectors", "exact", "quest", "adamas"]
+    whole = run(out_of, command, tmp_path / "whole")
+    real, calls = Reading.captured, []
+
+    def cut(self: Reading, *args: Any) -> Captured:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Reading, "captured", cut)
+    assert out_of(*command, f"--out={tmp_path / 'cut'}")[0] == 130
+    assert not (tmp_path / "cut" / "results.json").exists()
+    resumed = run(out_of, command, tmp_path / "cut")
+    assert len(calls) == 4 + 3
+    assert resumed["rows"] == whole["rows"]
+    assert resumed["cells"] == whole["cells"]
+
+
+def test_ablations_on_the_command_line(command: list[str], tmp_path: Path, out_of: OutOf) -> None:
+    more = ["--selectors", "quest", "--budgets", "8", "--at=24", "--ablations"]
+    found = run(out_of, [*command, *more], tmp_path / "out")
+    told = [(row["selector"], row["budget"]) for row in found["rows"]]
+    assert told == [("quest", 8), *((variant.key, 24) for variant in ablations())]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--selectors", "nearest"],
+            "no selector is called 'nearest'; expected one of full, exact",
+        ),
+        (
+            ["--context=512"],
+            f"512 is more than the model's {LETTERS_CONFIG['max_position_embeddings']}",
+        ),
+        (["--positions=128"], "a window of 128 tokens has no prefix before 128 positions"),
+        (["--positions=8"], "8 positions; the interval of a mean takes at least 16"),
+        (["--text=/nowhere/text.txt"], "No such file"),
+        (["--budgets", "0"], "budget"),
+    ],
+)
+def test_errors(
+    command: list[str],
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    out_of: OutOf,
+) -> None:
+    status, _, err = out_of(*command, *options, f"--out={tmp_path / 'out'}")
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_other_settings_in_the_same_folder(
+    command: list[str], tmp_path: Path, out_of: OutOf
+) -> None:
+    command = [*command, "--selectors", "exact", "--budgets", "8", f"--out={tmp_path / 'out'}"]
+    assert cli.main(command) == 0
+    status, _, err = out_of(*command, "--positions=40")
+    assert status == 2
+    assert "holds results of positions = 32, now it is 40: choose another --out" in err
+    (tmp_path / "text.txt").write_text("another text of letters " * 60)
+    status, _, err = out_of(*command)
+    assert status == 2
+    assert "of window = " in err
+
+
+def test_tasks(
+    letters_model: list[str],
+    tmp_path: Path,
+    out_of: OutOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60})
+    monkeypatch.setattr(tasks, "DEPTHS", (0.0, 1.0))
+    monkeypatch.setattr(answer_rows, "SOLVED", 0.0)
+    command = [
+        "compare",
+        *letters_model,
+        "--tasks",
+        "--quick",
+        "--contexts",
+        "100",
+        "--budgets",
+        "8",
+    ]
+    command += ["--selectors", "exact", "adamas", f"--out={tmp_path}"]
+    status, printed, err = out_of(*command)
+    assert status == 0, err
+    assert "passkey, 100" in printed
+    found = json.loads((tmp_path / "tasks.json").read_text())
+    assert len(found["rows"]) == 4 * 3
+    assert {row["selector"] for row in found["rows"]} == {"full", "exact", "adamas"}
+    monkeypatch.setattr(answers, "Prefix", None)  # nothing is left to read
+    assert out_of(*command)[0] == 0
+    assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == found["rows"]
