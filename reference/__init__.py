@@ -1,17 +1,16 @@
 """The specification: every operation in NumPy, written to be read.
 
 The functions have the names, arguments, dtypes and results of ``adamas_core.cpu`` and
-``adamas_core.gpu``. They take valid NumPy arrays with their batch axis and check nothing: that is
-done once, in ``adamas_core``.
+``adamas_core.gpu``. They take valid NumPy arrays with their batch axis. They check nothing, because
+``adamas_core`` has checked the arguments already.
 
 Letters: B batch, H query heads, H_kv key/value heads, G = H / H_kv, L query tokens, S cached
-tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words a bit plane,
+tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words per bit plane,
 T = ceil(S / 64) tiles, K budget.
 """
 
 from .attend import attend
 from .center import encode_centered
-from .decode import decode_attention
 from .hadamard import hadamard
 from .quantize import encode, quantize, quantize_query
 from .rerank import rerank
@@ -22,7 +21,6 @@ from .topk import topk
 __all__ = [
     "attend",
     "attend_topk",
-    "decode_attention",
     "encode",
     "encode_centered",
     "hadamard",

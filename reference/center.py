@@ -1,31 +1,24 @@
-"""Codes of keys relative to the mean of their tile, with a scale a token, the specification.
+"""Codes of keys relative to the mean of their tile, with a scale per token, the specification.
 
-Neighbouring keys share a part that takes up the range of their codes. Without it two bits order the
-tokens of a diffuse head far better, for 5 bytes more a token at head_dim 128.
+Neighbouring keys have a large part in common, and that part uses up the range of two bits. Codes of
+the rest order the tokens far better. They cost 5 bytes more per token at head_dim 128.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .hadamard import hadamard
-from .quantize import TILE, quantize
+from .layout import TILE, Centers
+from .quantize import quantize
 from .rerank import lane_sums
 
-# A scale is a byte: the upper bits of a float32 from 2^-8 to 2^8, four of them of its mantissa.
+# A scale is one byte: bits 19 to 26 of a float32 from 2^-8 to 2^8, of which four are mantissa.
 SCALE_SHIFT = 19
-SCALE_LEAST = 119 << 4  # the exponent of 2^-8, where those four bits begin
-
-
-class Centers(NamedTuple):
-    """What centered codes need beside their planes."""
-
-    means: NDArray[np.float16]  # (B, H_kv, T, Dt): what a tile's codes are relative to
-    scales: NDArray[np.uint8]  # (B, H_kv, T, 64): of each token, see `scale_of`
-    tail: NDArray[np.float32]  # (B, H_kv, 64, Dt): transformed keys of the tile not yet full
+SCALE_LEAST = 119 << 4  # the bits of 2^-8, shifted right by SCALE_SHIFT
 
 
 def encode_centered(
@@ -36,15 +29,15 @@ def encode_centered(
     start: int | NDArray[np.integer] = 0,
     count: int | NDArray[np.integer] | None = None,
 ) -> NDArray[np.uint64]:
-    """Make keys k (B, H_kv, S, D) the tokens start, start + 1, ... of planes and centers, in place.
+    """Code keys k (B, H_kv, S, D) as tokens start, start + 1, ... of planes and centers, in place.
 
-    Of a sequence the first `count` keys are taken, all if it is not given; start and count are
-    ints or (B,). Tokens come in order: those before `start` are there. Returns planes.
+    Each sequence takes its first `count` keys, or all if count is not given. start and count are
+    ints or (B,). All tokens before `start` have been coded already. Returns planes.
 
-    The tokens of a tile are coded relative to the mean of the tile before, 0 in the first one; as
-    soon as all 64 are there, all are coded once more relative to their own mean. A coordinate's
-    thresholds are `thresholds` (3,) or (H_kv, 3) times the root mean square of what is left of its
-    token.
+    While a tile is open, its tokens are coded relative to the mean of the tile before it; in the
+    first tile that mean is 0. When the tile is full, all its 64 tokens are coded again, relative to
+    their own mean. The rest of a token is its transformed key minus the mean. It is cut at
+    `thresholds` (3,) or (H_kv, 3) times its own root mean square.
     """
     y = hadamard(k)
     B, H_kv, S, _ = k.shape
@@ -52,31 +45,32 @@ def encode_centered(
     starts, counts = (np.broadcast_to(x, (B,)) for x in (start, S if count is None else count))
     thresholds = np.broadcast_to(thresholds, (H_kv, 3))
     for b, h in np.ndindex(B, H_kv):
-        means, scales, tail = centers.means[b, h], centers.scales[b, h], centers.tail[b, h]
+        means, scales = centers.means[b, h], centers.scales[b, h]  # (T, Dt), (T, 64)
+        keys = centers.open_tile[b, h]  # (64, Dt)
         done = 0
         while done < counts[b]:
             tile, slot = divmod(int(starts[b]) + done, TILE)
             n = min(TILE - slot, int(counts[b]) - done)
             if slot == 0:
                 means[tile] = means[tile - 1] if tile > 0 else 0
-            tail[slot : slot + n] = y[b, h, done : done + n]
+            keys[slot : slot + n] = y[b, h, done : done + n]
             done += n
             if slot + n == TILE:
-                means[tile] = mean_of(tail)
+                means[tile] = mean_of(keys)
                 slot, n = 0, TILE
             codes, scales[tile, slot : slot + n] = code(
-                tail[slot : slot + n] - means[tile].astype(np.float32), thresholds[h]
+                keys[slot : slot + n] - means[tile].astype(np.float32), thresholds[h]
             )
             for i, row in enumerate(codes, slot):
                 planes[:, b, h, tile, i // 8, :, i % 8] = row.reshape(2, P)
     return planes
 
 
-def mean_of(tail: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Of 64 rows (64, Dt): added up in turn in float32, rounded to float16; 0 if not finite."""
-    total = np.zeros(tail.shape[1], np.float32)
+def mean_of(keys: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Mean (Dt,) of keys (64, Dt), added one by one in float32; 0 where it is not finite."""
+    total = np.zeros(keys.shape[1], np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for row in tail:
+        for row in keys:
             total += row
         mean = (total * np.float32(1 / TILE)).astype(np.float16)
     return np.where(np.isfinite(mean), mean, np.float16(0))
@@ -85,10 +79,10 @@ def mean_of(tail: NDArray[np.float32]) -> NDArray[np.float16]:
 def code(
     rest: NDArray[np.float32], thresholds: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Codes (n, 2P) of rest (n, Dt), and the scale s of each as a byte.
+    """Codes (n, 2P) of rest (n, Dt), and the scale s of each row as a byte (n,).
 
-    With u = code - 1.5 the token is read back as s u. It is s = |rest|^2 / (rest.u), with which the
-    inner product of the token with itself is right.
+    With u = code - 1.5, the codes stand for s u. The scale is s = |rest|^2 / (rest.u), so that the
+    inner product of s u and the rest itself is exact.
     """
     Dt = rest.shape[1]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -96,15 +90,15 @@ def code(
         own = thresholds * np.sqrt(square / np.float32(Dt))[:, None]  # (n, 3)
         number = (own[:, :, None] < rest[:, None]).sum(axis=1)  # (n, Dt), from 0 to 3
         scale = square / lane_sums(rest * (number.astype(np.float32) - np.float32(1.5)))
-    # The same code by fixed thresholds between the numbers, which `quantize` packs.
+    # Thresholds between the numbers 0 to 3 give the same codes again, and `quantize` packs them.
     between = np.array([0.5, 1.5, 2.5], np.float32)
     return quantize(number.astype(np.float32), between), scale_byte(scale)
 
 
 def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The nearest of the scales that a byte stands for; the least for what is no positive number.
+    """The byte of the nearest scale; 0 for a scale that is not positive, or NaN.
 
-    At most 1/32 off between 2^-8 and 2^8 - 2^3.
+    The relative error is at most 1/32 between 2^-8 and 2^8 - 2^3.
     """
     bits = np.where(scale > 0, scale, np.float32(0)).view(np.uint32).astype(np.int64)
     rounded = (bits + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT
@@ -113,5 +107,5 @@ def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def scale_of(byte: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The scale that a byte stands for, from 2^-8 in steps of a sixteenth of its power of two."""
+    """The scale of a byte: from 2^-8 up, in steps of 1/16 of the power of two below it."""
     return ((byte.astype(np.uint32) + SCALE_LEAST) << SCALE_SHIFT).view(np.float32)

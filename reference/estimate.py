@@ -1,36 +1,33 @@
-"""Estimated inner products of queries and keys, from weighted distances, the specification."""
+"""Estimated inner products of queries and keys, from distances, the specification."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .center import scale_of
-from .quantize import TILE, unpack_bits
+from .layout import INVISIBLE, TILE, Codes
+from .quantize import unpack_bits
 from .rerank import lane_sums
-from .score import INVISIBLE
-
-if TYPE_CHECKING:
-    from adamas_core.codes import KeyCodes
 
 
 def estimate(
     x: NDArray[np.float32],
     query: NDArray[np.uint64],
     distances: NDArray[np.uint16],
-    codes: KeyCodes,
+    codes: Codes,
 ) -> NDArray[np.float32]:
     """Estimates (B, H, L, S) of the inner products of transformed queries x (B, H, L, Dt) and keys.
 
-    query (B, H, L, bits * P) is what `quantize_query` makes of x, and distances (B, H, L, S) are
-    its distances. A query's coordinate is read back as sign w m / wmax, m being its largest |x|,
-    and a key's as (c - 1.5) s. So the inner product is (3 W - 2 d) s m / (2 wmax), with W the sum
-    of the query's weights and d the distance: a float32 product, then another. s is the scale of
-    the token; of codes that are not centered, half of what lies between the outer thresholds.
+    query (B, H, L, bits * P) is quantize_query(x, bits), and distances (B, H, L, S) are its
+    weighted distances. A coordinate of the query stands for sign w m / wmax, where m is the largest
+    |x|. A coordinate of a key stands for (c - 1.5) s. So the inner product is
+    (3 W - 2 d) s m / (2 wmax), where W is the sum of the query's weights and d the distance. It is
+    computed as two float32 products. For centered codes s is the scale of the token. For plain
+    codes it is half of the distance between the outer thresholds.
 
-    Where codes are centered x times the mean of the tile is added, in the order of `lane_sums`.
+    For centered codes the inner product of x and the mean of the tile is added. Its sum has the
+    order of `lane_sums`.
     """
     B, H, L, S = distances.shape
     P, G = codes.planes.shape[5], H // codes.planes.shape[2]
@@ -59,10 +56,10 @@ def estimate(
 
 
 def rank(estimates: NDArray[np.float32], distances: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """Numbers that ascend as estimates fall; 2^32 - 1 where the distance says invisible.
+    """Integers that rise as estimates fall, so that topk takes the largest estimates.
 
-    The bits of a float32 ascend with it if it is positive and fall if it is negative. NaN counts
-    as minus infinity and -0 as 0.
+    An invisible token has 2^32 - 1. The bits of a positive float32, read as an integer, rise with
+    the number; those of a negative one fall. NaN counts as minus infinity and -0 as 0.
     """
     x = np.where(np.isnan(estimates), np.float32(-np.inf), estimates) + np.float32(0)
     bits = x.view(np.uint32)

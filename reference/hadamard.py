@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .layout import padded
+
 
 def hadamard(x: NDArray[Any]) -> NDArray[np.float32]:
     """Transform x (..., D) of any float dtype into float32 (..., Dt).
 
     y = H x / sqrt(Dt), where H is the Sylvester matrix: H_1 = [1] and
     H_2n = [[H_n, H_n], [H_n, -H_n]]. A D that is no power of two is padded with zeros.
-    H is symmetric and H H = Dt I, so inner products stay what they were.
+    H is symmetric and H H = Dt I, so inner products do not change.
 
-    The bits of the result are part of the contract: x is widened to float32, then come
-    butterflies (a, b) -> (a + b, a - b) of strides 1, 2, 4, ..., Dt/2 in that order, each sum
-    rounded to float32, then one multiplication by float32(Dt ** -0.5).
+    The bits of the result are part of the contract. x is widened to float32. Then come butterflies
+    (a, b) -> (a + b, a - b) of strides 1, 2, 4, ..., Dt/2 in that order, where each sum is rounded
+    to float32. Then every number is multiplied once by float32(Dt ** -0.5).
     """
     D = x.shape[-1]
-    Dt = 1 << (D - 1).bit_length()
+    Dt = padded(D)
     y = np.zeros((*x.shape[:-1], Dt), np.float32)
     y[..., :D] = x
     stride = 1

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .hadamard import hadamard
-
-TILE = 64  # tokens a tile; a tile is also a page of a paged cache
+from .layout import TILE, tiles
 
 
 def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -22,17 +21,17 @@ def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
 
 
 def unpack_bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Undo pack_bits: (..., P) words into (..., 64 P) zeros and ones."""
+    """Undo pack_bits: words (..., P) into zeros and ones (..., 64 P)."""
     octets = np.ascontiguousarray(words).astype("<u8").view(np.uint8)
     return np.unpackbits(octets, axis=-1, bitorder="little")
 
 
 def quantize(x: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Bucketize transformed x (..., Dt) into packed 2-bit codes, rows (..., 2P).
+    """Packed 2-bit codes of transformed x (..., Dt): rows (..., 2P).
 
-    code = number of thresholds < x, from 0 to 3; NaN is above none of them and gets 0.
-    thresholds are (3,), or (heads, 3) for x (..., heads, tokens, Dt). A row holds the P words
-    of the high bits, then the P words of the low bits.
+    A code is the number of thresholds below x, from 0 to 3. NaN is above no threshold and gets 0.
+    thresholds are (3,), or (heads, 3) for x (..., heads, tokens, Dt). A row holds the P words of
+    the high bits, then the P words of the low bits.
     """
     t = np.asarray(thresholds, np.float32)
     t = t[..., None, None, :]  # (1, 1, 3) or (heads, 1, 1, 3), against (..., heads, tokens, Dt, 1)
@@ -43,10 +42,10 @@ def quantize(x: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray
 def quantize_query(x: NDArray[np.float32], bits: int = 4) -> NDArray[np.uint64]:
     """Bit planes (..., bits * P) of transformed queries x (..., Dt), for the weighted metric.
 
-    The sign plane comes first, 1 where x > 0; then the planes of the weights, most significant
-    first: w = rint(|x| / m * wmax) with m the largest |x| of the row that is a number and
+    The sign plane comes first, 1 where x > 0. The planes of the weights follow, most significant
+    first: w = rint(|x| / m * wmax), where m is the largest |x| of the row, NaN left out, and
     wmax = 2 ** (bits - 1) - 1. The quotient, the product and the rounding (half to even) are
-    each float32. Where the quotient is not a number (0 / 0, inf / inf, NaN) the weight is 0.
+    each float32. Where the quotient is NaN (0 / 0, inf / inf, NaN) the weight is 0.
     """
     size = np.abs(x)
     wmax = np.float32(2 ** (bits - 1) - 1)
@@ -58,14 +57,14 @@ def quantize_query(x: NDArray[np.float32], bits: int = 4) -> NDArray[np.uint64]:
 
 
 def to_planes(codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Rows of codes (..., S, 2P) into key planes (2, ..., T, 8, P, 8); slots past S are 0."""
+    """Rows of codes (..., S, 2P) into key planes (2, ..., T, 8, P, 8); slots after S are 0."""
     *lead, S, width = codes.shape
-    P, T = width // 2, -(-S // TILE)
+    P, T = width // 2, tiles(S)
     rows = np.zeros((2, *lead, T * TILE, P), np.uint64)
     rows[0, ..., :S, :] = codes[..., :P]
     rows[1, ..., :S, :] = codes[..., P:]
-    tiles = rows.reshape(2, *lead, T, 8, 8, P)  # tile, group, token in the group, word
-    return np.ascontiguousarray(tiles.swapaxes(-1, -2))
+    groups = rows.reshape(2, *lead, T, 8, 8, P)  # tile, group, token in the group, word
+    return np.ascontiguousarray(groups.swapaxes(-1, -2))
 
 
 def from_planes(planes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -83,8 +82,8 @@ def encode(
 ) -> NDArray[np.uint64]:
     """Key planes (2, B, H_kv, T, 8, P, 8) of the keys k (B, H_kv, S, D): transform, codes, tiles.
 
-    With `planes`, which must have room, the keys become tokens start, start + 1, ... of it, in
-    place, and it is returned; start is an int or (B,). Slots before and behind are not touched.
+    With `planes`, the keys become its tokens start, start + 1, ..., in place, and it is returned.
+    start is an int or (B,), and planes must have room. No other slot is written.
     """
     codes = quantize(hadamard(k), thresholds)  # (B, H_kv, S, 2P)
     if planes is None:

@@ -1,4 +1,4 @@
-"""Ranking selected tokens once more, by the exact inner product, the specification."""
+"""Ranking selected tokens again, by their exact inner products, the specification."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .layout import Selection
 
 LANES = 16
 
@@ -15,14 +17,14 @@ def rerank(
     k: NDArray[Any],
     indices: NDArray[np.int32],
     budget: int,
-    sinks: int = 0,
-    recent: int = 0,
+    selection: Selection,
 ) -> NDArray[np.int32]:
-    """Of each query's tokens `indices` (B, H, L, M) the `budget` of the largest q.k, ascending.
+    """Indices (B, H, L, budget) of the tokens with the largest q.k among `indices`, ascending.
 
-    q is (B, H, L, D), k (B, H_kv, S, D); indices ascend, with -1 behind the last one. The first
-    `sinks` and the last `recent` of them are taken whatever their product. Among equal products the
-    most recent token wins; NaN counts as minus infinity.
+    q is (B, H, L, D), k is (B, H_kv, S, D). Each row of `indices` (B, H, L, M) ascends and ends
+    with -1 where it has fewer than M tokens. Its first `selection.sinks` and last
+    `selection.recent` tokens are always taken. Among equal products the most recent token wins. NaN
+    counts as minus infinity.
     """
     G = q.shape[1] // k.shape[1]
     chosen = np.full((*indices.shape[:-1], budget), -1, np.int32)
@@ -32,8 +34,8 @@ def rerank(
         product = inner_products(q[row], k[b, h // G, tokens])
         product[np.isnan(product)] = -np.inf
         forced = np.zeros(len(tokens), bool)
-        forced[:sinks] = True
-        forced[max(len(tokens) - recent, 0) :] = True
+        forced[: selection.sinks] = True
+        forced[max(len(tokens) - selection.recent, 0) :] = True
         best_first = np.lexsort((-tokens, -product, ~forced))
         best = np.sort(tokens[best_first[:budget]])
         chosen[row][: len(best)] = best
@@ -47,10 +49,10 @@ def inner_products(q: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def lane_sums(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums of the rows of x (n, D), in an order that gives the same bits everywhere.
+    """Sums of the rows of x (n, D), in an order that gives the same bits in every backend.
 
-    Of sixteen lanes, lane j adds up the elements j, j + 16, ... in turn; then the upper half of the
-    lanes is added to the lower one, until one is left.
+    There are sixteen lanes. Lane j adds up the elements j, j + 16, j + 32, ... one by one. Then the
+    upper half of the lanes is added to the lower half, until one lane is left.
     """
     n, D = x.shape
     padded = np.zeros((n, -(-D // LANES) * LANES), np.float32)

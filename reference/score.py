@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .layout import INVISIBLE
 from .quantize import from_planes, unpack_bits
-
-INVISIBLE = 65535  # the distance of a token that a query does not see; no true distance reaches it
 
 
 def visible_tokens(length: NDArray[np.integer], L: int) -> NDArray[np.int64]:
-    """How many tokens each query sees, (B, L): the last of them all, the one before one less."""
+    """Tokens that each query sees (B, L): the last query sees all, the one before it one less."""
     seen: NDArray[np.int64] = np.asarray(length, np.int64)[:, None] - np.arange(L)[::-1]
     return np.maximum(seen, 0)
 
@@ -22,15 +21,15 @@ def score(
     length: int | NDArray[np.integer],
     metric: str = "weighted",
 ) -> NDArray[np.uint16]:
-    """Distances (B, H, L, S), S = max(length): sum over coordinates of w_i |c_i - e_i|.
+    """Distances (B, H, L, S), S = max(length): the sum over coordinates of w_i |c_i - e_i|.
 
-    c is the key's code (0..3) out of planes (2, B, H_kv, T, 8, P, 8). With metric "manhattan"
-    the query holds codes (B, H, L, 2P), which are e, and w = 1. With "weighted" it holds bit
-    planes (B, H, L, bits * P): e = 3 times the sign plane, and w is in the others.
-    At most 21 Dt, so uint16 holds it up to Dt = 2048.
+    c_i is the key's code, 0 to 3, from planes (2, B, H_kv, T, 8, P, 8). With metric "manhattan" the
+    query holds its own codes (B, H, L, 2P): these are e, and w = 1. With "weighted" the query holds
+    bit planes (B, H, L, bits * P): e is 3 times the sign plane, and the other planes hold w. A
+    distance is at most 21 Dt for 4 bits, so uint16 holds it up to Dt = 2048.
 
-    The queries are the last L of a sequence's `length` tokens, an int or (B,), and each sees the
-    tokens up to itself; the others get the distance 65535.
+    The queries are the last L of the `length` tokens of their sequence; length is an int or (B,).
+    A query sees the tokens up to itself. All others have the distance 65535.
     """
     B, H, L, width = query.shape
     H_kv, P = planes.shape[2], planes.shape[5]

@@ -1,127 +1,68 @@
-"""Plain forms that tests compare with, written another way than the code they check."""
+"""Results that several tests compare with, computed another way."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.linalg import hadamard as sylvester
-from strategies import seeds
+from scipy.special import logsumexp, softmax
 
-from adamas_core.lab.metrics import Captured, NextToken
-from adamas_core.lab.results import cell
-
-Array = NDArray[Any]
-
-# Selectors
+from adamas_core import KVCache, Selection, reference
+from adamas_core.reference.quantize import unpack_bits
+from adamas_core.reference.score import visible_tokens
 
 
-class Case:
-    """Queries (H, L, D) of the last of S tokens, keys (H_kv, S, D), and the prefix before them."""
+def exact_attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    indices: NDArray[np.int32] | None,
+    scale: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Attention and lse by scipy's softmax and logsumexp, in float64."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    B, H, L, D = q.shape
+    G, S = H // k.shape[1], k.shape[2]
+    out, lse = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf)
+    for b, h, l in np.ndindex(B, H, L):
+        chosen = np.arange(S - L + l + 1) if indices is None else indices[b, h, l]
+        chosen = chosen[chosen >= 0]
+        if chosen.size:
+            with np.errstate(invalid="ignore"):
+                logits = scale * (k[b, h // G, chosen] @ q[b, h, l])
+                out[b, h, l] = softmax(logits) @ v[b, h // G, chosen]
+                lse[b, h, l] = logsumexp(logits)
+    return out, lse
 
-    def __init__(self, q: Array, k: Array, L: int) -> None:
-        self.k, self.L = k, L
-        self.q, self.q0 = q[:, k.shape[1] - L :], q[:, : k.shape[1] - L]
-        self.k0 = k[:, : k.shape[1] - L]
-        self.H, self.S, self.D = len(q), k.shape[1], k.shape[2]
-        self.G = self.H // len(k)
 
-    def own(self, l: int) -> int:
-        """The token of query l."""
-        return self.S - self.L + l
-
-
-@st.composite
-def cases(
-    draw: st.DrawFn, integers: bool = True, dims: tuple[int, ...] = (4, 16), longest: int = 60
-) -> Case:
-    """Small cases. Integers make ties, and products and transforms of 4 or 16 coordinates exact."""
-    H_kv, G = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3]))
-    S = draw(st.integers(2, longest))
-    L = draw(st.integers(1, min(S - 1, 9)))
-    D = draw(st.sampled_from(dims))
-    rng = np.random.default_rng(draw(seeds))
-    q, k = rng.standard_normal((H_kv * G, S, D)), rng.standard_normal((H_kv, S, D))
-    if integers:
-        q, k = np.rint(2 * q), np.rint(2 * k)
+def decode_by_reference(
+    q: NDArray[Any], cache: KVCache, budget: int | None, layer: int = 0
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """decode_attention by the reference's select_topk and attend, over a cache of NumPy arrays."""
+    held = cache[layer]
+    B, H, L, _ = q.shape
+    if budget is None or held.codes is None or budget >= held.tokens:
+        seen = visible_tokens(np.broadcast_to(held.length, (B,)), L)[:, None, :, None]
+        token = np.arange(held.tokens, dtype=np.int32)
+        every = np.where(token < seen, token, np.int32(-1))  # (B, 1, L, S)
+        indices = np.broadcast_to(every, (B, H, L, held.tokens))
     else:
-        k += rng.standard_normal((H_kv, 1, D))  # a mean, for codes relative to means
-    return Case(q.astype(np.float32), k.astype(np.float32), L)
+        indices = reference.select_topk(q, held.codes.record, budget, cache.selection, held.k)
+    return reference.attend(q, held.k, held.v, indices, None, True)  # type: ignore[return-value]
 
 
-budgets = st.integers(1, 80)
+def coordinates(words: NDArray[np.uint64], parts: int) -> NDArray[np.int64]:
+    """Packed rows (..., parts * P) as numbers (..., 64 P), the first part most significant."""
+    bits = np.stack(np.split(unpack_bits(words), parts, axis=-1)).astype(np.int64)
+    weights = 2 ** np.arange(parts)[::-1]
+    return np.tensordot(weights, bits, axes=1)
 
 
-def normal(seed: int, H: int, H_kv: int, S: int, L: int, D: int) -> Case:
-    """A fixed case whose scores have no ties."""
-    rng = np.random.default_rng(seed)
-    k = rng.standard_normal((H_kv, S, D)) + rng.standard_normal((H_kv, 1, D))
-    return Case(rng.standard_normal((H, S, D)).astype(np.float32), k.astype(np.float32), L)
-
-
-def best(scores: list[float], K: int) -> list[int]:
-    """The K largest scores, the later of equal ones first, in ascending order of index."""
-    order = sorted(range(len(scores)), key=lambda j: (scores[j], j), reverse=True)
-    return sorted(order[:K])
-
-
-def filled(chosen: list[int], K: int) -> list[int]:
-    """K indices: the chosen ones, then -1."""
-    return chosen + [-1] * (K - len(chosen))
-
-
-def expect(
-    case: Case, got: Array, budget: int, choose: Callable[[int, int, int], list[int]]
-) -> None:
-    """Every head and query must have ``choose(h, l, K)``, then -1."""
-    K = min(budget, case.S)
-    assert (got.dtype, got.shape) == (np.int32, (case.H, case.L, K))
-    for h in range(case.H):
-        for l in range(case.L):
-            assert got[h, l].tolist() == filled(choose(h, l, K), K), (h, l)
-
-
-def expect_scores(
-    case: Case, got: Array, budget: int, score: Callable[[int, int, int], float]
-) -> None:
-    """Of the visible tokens j, those with the largest ``score(h, l, j)`` must be chosen."""
-
-    def choose(h: int, l: int, K: int) -> list[int]:
-        return best([score(h, l, j) for j in range(case.own(l) + 1)], K)
-
-    expect(case, got, budget, choose)
-
-
-def transform(x: Array) -> Array:
-    """The Walsh-Hadamard transform as a matrix product, in float64."""
-    D = x.shape[-1]
-    out: Array = x.astype(np.float64) @ sylvester(D) / D**0.5
-    return out
-
-
-def log_softmax(logits: Any) -> Any:
-    """Log-probabilities in float64."""
-    x = np.asarray(logits, np.float64)
-    return x - np.log(np.exp(x - x.max()).sum()) - x.max()
-
-
-# Results of the lab
-
-
-def made_cell(text: str, kl: float, seed: int, budget: int = 8) -> dict[str, Any]:
-    """A cell of random figures."""
-    rng = np.random.default_rng(seed)
-    n = 32
-    next_token = NextToken(np.full(n, kl), rng.random(n), rng.random(n) < 0.5)
-    full = NextToken(np.zeros(n), np.full(n, math.log(4.0)), np.ones(n, bool))
-    captured = Captured(*(rng.random((2, 3, n), np.float32) for _ in range(4)), 0.5)
-    description: dict[str, Any] = {"text": text, "context": 64, "budget": budget}
-    description |= {"selector": "quest", "name": "Quest"}
-    description |= dict.fromkeys(
-        ("bytes_kept", "bytes_to_choose", "bytes_a_step", "bytes_a_step_full"), 7.0
-    )
-    return cell(full, next_token, captured, description)
+def query_planes(case: Any, selection: Selection) -> NDArray[np.uint64]:
+    """The queries of a case as `score` takes them."""
+    x = reference.hadamard(case.q)
+    if selection.metric == "weighted":
+        return reference.quantize_query(x, selection.query_bits)
+    G = case.q.shape[1] // case.k.shape[1]
+    return reference.quantize(x, np.repeat(case.codes.thresholds, G, axis=0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import Case, budgets, cases, normal
+from lab_oracles import Case, budgets, cases, normal
 
 from adamas_core import PAPER, calibrate, encode
 from adamas_core.lab.selectors import Adamas, Exact

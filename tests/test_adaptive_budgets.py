@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Case, cases, normal
+from lab_oracles import Case, cases, normal
 
 from adamas_core.lab.selectors import AdaptiveBudgets, SimulatedCodes
 

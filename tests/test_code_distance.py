@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from oracles import Array, Case, budgets, cases, expect_scores, transform
+from lab_oracles import Array, Case, budgets, cases, expect_scores, transform
 
 from adamas_core.lab.selectors import SimulatedCodes
 

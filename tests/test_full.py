@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import given, settings
-from oracles import Case, budgets, cases, filled
+from lab_oracles import Case, budgets, cases, filled
 
 from adamas_core.lab.selectors import Full
 

@@ -7,7 +7,7 @@ from math import exp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from oracles import Array, Case, budgets, cases, filled, normal
+from lab_oracles import Array, Case, budgets, cases, filled, normal
 
 from adamas_core.lab.selectors import H2O
 

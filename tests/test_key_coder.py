@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import Array
+from lab_oracles import Array
 
 from adamas_core.lab.selectors import SimulatedCodes
 

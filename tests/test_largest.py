@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import best
+from lab_oracles import best
 from strategies import seeds
 
 from adamas_core.lab.selectors.largest import hide, largest, only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from oracles import best, normal
+from lab_oracles import best, normal
 
 from adamas_core.lab.selectors import Loki
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import log_softmax
+from lab_oracles import log_softmax
 from tiny_model import DenseAttention, tiny
 
 from adamas_core.lab.measuring import Reading

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import log_softmax
+from lab_oracles import log_softmax
 
 from adamas_core.lab.metrics import batch_mean, next_token, recall
 

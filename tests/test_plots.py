@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from oracles import made_cell
+from lab_oracles import made_cell
 
 pytest.importorskip("matplotlib")
 

@@ -6,7 +6,7 @@ from math import exp
 
 import numpy as np
 import pytest
-from oracles import best, normal
+from lab_oracles import best, normal
 
 from adamas_core.lab.selectors import SimulatedCodes
 

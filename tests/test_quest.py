@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Case, budgets, cases, expect_scores, normal
+from lab_oracles import Case, budgets, cases, expect_scores, normal
 
 from adamas_core.lab.selectors import Quest
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import made_cell
+from lab_oracles import made_cell
 
 from adamas_core.lab import results
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from oracles import Case, budgets, cases, normal
+from lab_oracles import Case, budgets, cases, normal
 
 from adamas_core.lab.selectors import (
     SELECTORS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import given, settings
-from oracles import Case, budgets, cases, expect_scores, transform
+from lab_oracles import Case, budgets, cases, expect_scores, transform
 
 from adamas_core.lab.selectors import SignHash
 

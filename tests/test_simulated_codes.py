@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Array, Case, budgets, cases, expect, normal, transform
+from lab_oracles import Array, Case, budgets, cases, expect, normal, transform
 
 from adamas_core.lab.selectors import Adamas, SimulatedCodes
 from adamas_core.selection import Selection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from oracles import made_cell
+from lab_oracles import made_cell
 
 from adamas_core.cli import tables
 from adamas_core.lab.results import pooled

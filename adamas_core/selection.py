@@ -1,0 +1,82 @@
+"""The options of a selection, as one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import checks
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How tokens are selected: one object that is checked when it is built.
+
+    `select_topk` and `KVCache` take it whole, and so does every backend.
+
+    Parameters
+    ----------
+    metric : {"weighted", "manhattan"}
+        "weighted": the query keeps `query_bits` bits per coordinate. "manhattan": the query has
+        2-bit codes, as the keys do; with thresholds=PAPER this is the published method.
+    query_bits : int
+        Bits per coordinate of the query under the weighted metric, 2 to 8: a sign, and the rest
+        for the weight.
+    sinks, recent : int
+        How many of the first and of the last visible tokens are always taken. They count towards
+        the budget.
+    refine : int
+        Take the refine * budget nearest tokens by their codes. From these, take the `budget` tokens
+        with the largest exact inner products. This reads refine * budget rows of the keys per
+        query. 2 or 4 find nearly the same tokens as an exact search. 0 uses the codes alone.
+    group : bool
+        Make one choice for all query heads of a KV head, so that a row of keys and values is read
+        once for all of them. The tokens with the most attention from all heads together are
+        taken. The attention is estimated from the codes. At an equal budget each head loses some
+        of its best tokens. At an equal number of rows read, it gains.
+
+    Raises
+    ------
+    TypeError
+        A number is not an integer, or group is not a bool.
+    ValueError
+        A value is out of range, or no backend supports the combination: group needs
+        metric="weighted" and refine=0.
+
+    Examples
+    --------
+    >>> from adamas_core import Selection
+    >>> Selection(sinks=4, refine=2)
+    Selection(metric='weighted', query_bits=4, sinks=4, recent=0, refine=2, group=False)
+    """
+
+    metric: str = "weighted"
+    query_bits: int = 4
+    sinks: int = 0
+    recent: int = 0
+    refine: int = 0
+    group: bool = False
+
+    def __post_init__(self) -> None:
+        where = "Selection"
+        checks.metric(where, self.metric)
+        checks.query_bits(where, "query_bits", self.query_bits)
+        for name in ("sinks", "recent", "refine"):
+            checks.at_least(where, name, getattr(self, name), 0)
+        checks.true_or_false(where, "group", self.group)
+        for name in ("query_bits", "sinks", "recent", "refine"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's integers too
+        object.__setattr__(self, "group", bool(self.group))
+        if self.group and self.metric != "weighted":
+            raise ValueError(
+                f"Selection: group=True with metric={self.metric!r}; expected metric='weighted', "
+                "because a group needs estimates of q.k"
+            )
+        if self.group and self.refine:
+            raise ValueError(
+                f"Selection: group=True with refine={self.refine}; expected refine=0, because "
+                "refine ranks tokens for each head"
+            )
+
+
+# The default of every signature. One object serves all calls, because it cannot change.
+DEFAULT = Selection()

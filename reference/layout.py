@@ -1,0 +1,48 @@
+"""Sizes and records that every backend shares, the specification."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 64  # tokens per tile; a tile is also a page of a paged cache
+INVISIBLE = 65535  # the distance of a token that a query does not see; true distances are smaller
+MAX_HEAD_DIM = 2048  # 3 * 7 * 2048 = 43008, the largest distance of 4-bit queries, is < INVISIBLE
+
+# The options of a selection. Their class, which checks them, is adamas_core.selection.Selection.
+# It lives on the floor above, and the functions here only read its fields.
+Selection: TypeAlias = Any
+
+
+class Centers(NamedTuple):
+    """The arrays that centered codes need in addition to their planes."""
+
+    means: NDArray[np.float16]  # (B, H_kv, T, Dt): the codes of a tile are relative to its mean
+    scales: NDArray[np.uint8]  # (B, H_kv, T, 64): one per token, see center.scale_of
+    open_tile: NDArray[np.float32]  # (B, H_kv, 64, Dt): transformed keys of the tile in progress
+
+
+class Codes(NamedTuple):
+    """All that a backend reads of coded keys."""
+
+    planes: NDArray[np.uint64]  # (2, B, H_kv, T, 8, P, 8): high plane, low plane
+    length: int | NDArray[np.integer]  # tokens, of all sequences or of each (B,); on the host
+    thresholds: NDArray[np.float32]  # (H_kv, 3)
+    centers: Centers | None = None  # None: the codes are not centered
+
+
+def padded(head_dim: int) -> int:
+    """Dt: head_dim, rounded up to a power of two."""
+    return 1 << (head_dim - 1).bit_length()
+
+
+def words(head_dim: int) -> int:
+    """P: 64-bit words per token in one bit plane."""
+    return -(-padded(head_dim) // 64)
+
+
+def tiles(tokens: int) -> int:
+    """T: tiles that hold so many tokens."""
+    return -(-tokens // TILE)
