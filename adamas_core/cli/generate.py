@@ -11,7 +11,7 @@ from ..cache import KVCache
 from ..checks import METRICS
 from ..dispatch import BACKENDS
 from ..lab.meter import Meter
-from ..llama import generate, load, load_tokenizer
+from ..llama import Sampling, generate, load, load_tokenizer
 from ..selection import Selection
 from .amounts import amount
 from .progress import bar
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
             tokens,
             meter,
             max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
+            sampling=Sampling(args.temperature, args.top_p, args.seed),
             on_prefill=move,
             stop=tokenizer.stop,
         )

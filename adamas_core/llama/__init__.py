@@ -1,19 +1,22 @@
-"""The Llama decoder: weights and tokenizer from a file, logits and text out.
+"""The Llama decoder in NumPy: a model and its tokenizer from a file, new tokens out.
 
-Importing it loads NumPy alone. The libraries that read files (the extra "llama") are imported when
-a file needs them.
+Importing this package loads NumPy alone. `load` and `load_tokenizer` import the libraries of the
+extra "llama" when a file needs them.
 """
 
-from .checkpoints import CheckpointError
-from .decoder import Attention, Config, Llama, generate, load
-from .tokenizers import Tokenizer
-from .tokenizers import load as load_tokenizer
+from .config import Config
+from .decoder import Attention, Llama
+from .generate import Sampling, generate
+from .load import load
+from .settings import CheckpointError
+from .tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
     "Attention",
     "CheckpointError",
     "Config",
     "Llama",
+    "Sampling",
     "Tokenizer",
     "generate",
     "load",
