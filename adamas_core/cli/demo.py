@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..cache import KVCache
 from ..lab.meter import Meter
+from ..lab.texts import python_documentation
 from ..llama import Llama, Tokenizer, fetch, generate, load, load_tokenizer
 from .amounts import amount
 from .progress import bar
@@ -60,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[int]:
     """As much documentation as fits, then the question: `room` tokens in all."""
-    from pydoc_data.topics import topics
-
-    text = "\n\n".join(topics[name] for name in sorted(topics))
+    text = python_documentation()
 
     def asked(length: int) -> list[int]:
         content = f"{text[:length]}\n\n{question}"

@@ -53,11 +53,15 @@ def middle(
 
 
 def documentation(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
+    """Windows of the documentation of Python."""
+    return middle("pydoc", python_documentation(), tokenizer, contexts)
+
+
+def python_documentation() -> str:
     """The language reference that Python's help() shows."""
     from pydoc_data.topics import topics
 
-    content = "\n\n".join(topics[name] for name in sorted(topics))
-    return middle("pydoc", content, tokenizer, contexts)
+    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def source(tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
