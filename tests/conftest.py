@@ -174,3 +174,36 @@ def _bytes_at(first: int, end: int) -> memoryview:
     import ctypes
 
     return memoryview((ctypes.c_char * (end - first)).from_address(first))
+
+
+@pytest.fixture(scope="session")
+def letters_model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small random model and its tokenizer, as arguments of a command."""
+    from tiny_model import write_letters_model
+
+    model, tokenizer = write_letters_model(tmp_path_factory.mktemp("model"))
+    return [f"--model={model}", f"--tokenizer={tokenizer}"]
+
+
+@pytest.fixture
+def out_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs a command: its status, and what it printed to stdout and stderr."""
+    from adamas_core import cli
+
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli.main(args)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reading() -> Any:
+    """A window of 60 tokens that a small model has read, 20 of them as the block."""
+    from tiny_model import tiny
+
+    from adamas_core.lab.measuring import Reading
+
+    tokens = np.random.default_rng(5).integers(0, 50, 61)
+    return Reading(tiny(seed=2), [int(t) for t in tokens], 20)
