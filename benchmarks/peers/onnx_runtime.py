@@ -1,8 +1,8 @@
 """ONNX Runtime's CPU GroupQueryAttention, with inputs and outputs bound once.
 
-Past and present keys and values are bound to the same memory, the caller's, so that the operator
-appends the new token in place and copies nothing else. The token that it appends is the last one,
-which is there already.
+Past and present keys and values are bound to the same memory, which is that of the caller. So the
+operator appends the new token in place and copies nothing else. The appended token equals the last
+one, which is already there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def forms(
     q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], threads: int
 ) -> dict[str, Callable[[], NDArray[Any]]]:
     if k.dtype.name not in _TYPES:
-        raise Unavailable(f"its CPU GroupQueryAttention has no {k.dtype.name}")
+        raise Unavailable(f"its CPU GroupQueryAttention does not support {k.dtype.name}")
     if not (k.flags.c_contiguous and v.flags.c_contiguous):
-        raise Unavailable("binds contiguous arrays only")
+        raise Unavailable("k or v is not contiguous; it binds only contiguous arrays")
     B, H, _, D = q.shape
     H_kv, S = k.shape[1:3]
     kind = _TYPES[k.dtype.name]
@@ -65,7 +65,7 @@ def forms(
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Its threads may spin while they work, but not on into the next peer's turn.
+    # Its threads may spin while they work, but not into the turn of the next peer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -83,7 +83,7 @@ def forms(
         "output": output,
     }
     values = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(x)  # on the CPU it is x's memory
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(x)  # shares the memory of x
         for name, x in arrays.items()
     }
     binding = session.io_binding()
