@@ -1,7 +1,7 @@
 """Adamas sparse attention for long-context decoding, outside PyTorch.
 
-Everything that people import by name is listed in ``__all__`` and loaded at its first use:
-``import adamas_core`` itself loads neither Numba nor CuPy.
+``__all__`` lists all public names. Each is loaded at its first use, so that ``import adamas_core``
+loads neither Numba nor CuPy.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
-# At the root of a source tree this folder shadows the installed package, and cpu/, gpu/ and
-# reference/ lie beside it, not inside: let the package span both. Elsewhere nothing changes.
+# At the root of a source tree this folder hides the installed package. There cpu/, gpu/ and
+# reference/ lie beside it, not inside, so the package spans both folders. Elsewhere nothing changes.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "reference" / "hadamard.py").is_file() and (_root / "pyproject.toml").is_file():
     _own = [str(_root / "adamas_core"), str(_root)]
@@ -27,7 +27,8 @@ _HOME = {
     "score": "ops",
     "topk": "ops",
     "attend": "ops",
-    "select_topk": "ops",
+    "select_topk": "select",
+    "Selection": "selection",
     "merge": "ops",
     "checked": "checks",
     "KeyCodes": "codes",
@@ -42,6 +43,7 @@ __all__ = [
     "KVCache",
     "KeyCodes",
     "PAPER",
+    "Selection",
     "__version__",
     "attend",
     "calibrate",
@@ -61,16 +63,9 @@ if TYPE_CHECKING:
     from .cache import KVCache, decode_attention
     from .checks import checked
     from .codes import PAPER, KeyCodes, calibrate, encode
-    from .ops import (
-        attend,
-        hadamard,
-        merge,
-        quantize,
-        quantize_query,
-        score,
-        select_topk,
-        topk,
-    )
+    from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
+    from .select import select_topk
+    from .selection import Selection
 
 
 def __getattr__(name: str) -> object:

@@ -16,31 +16,36 @@ from .dispatch import (
     backend_of,
     int_or_view,
     load,
+    on_host_thresholds,
     returner,
     views,
 )
-from .ops import hadamard, thresholds_array
-from .reference.center import Centers
-from .reference.quantize import TILE
+from .lengths import Lengths
+from .ops import hadamard
+from .reference.layout import TILE, Centers, Codes, padded, tiles, words
 
-# The published code's thresholds, the same for queries and keys (arXiv 2510.18413).
+NDArray = np.ndarray[Any, Any]
+
+# The thresholds of the published code, the same for queries and keys (arXiv 2510.18413).
 PAPER = np.array([-10, 0, 10], np.float32)
 PAPER.setflags(write=False)
 
-# The outer thresholds in units of the keys' rms: those of the least mean squared error for a
-# normal variable cut into four (Max 1960 has 0.9816); 0.996 was measured best on real keys.
+# The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
+# in four levels is at 0.9816 (Max 1960); 0.996 was measured best on real keys.
 RMS_SHARE = 0.996
+
+SAMPLE = 1024  # leading tokens per sequence that `encode` calibrates from
 
 
 def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) -> Array:
-    """Thresholds of a KV head's codes, from a sample of its keys; 128 tokens are enough.
+    """Thresholds for the codes of each KV head, from a sample of its keys; 128 tokens are enough.
 
     Parameters
     ----------
     k : array (B, H_kv, S, D)
         float16, bfloat16 or float32; B may be absent. The batch shares the thresholds.
     rule : {"rms", "quartiles"}
-        "rms": (-t, 0, t) with t = 0.996 times the root mean square of the head's transformed
+        "rms": (-t, 0, t), where t is 0.996 times the root mean square of the head's transformed
         keys. "quartiles": the quartiles of their coordinates.
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence to use; all S if not given.
@@ -59,17 +64,22 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     (a,) = views(k=k)
     checks.floats("calibrate", "k", a, (3, 4))
     a = a[None] if a.ndim == 3 else a
-    B, H_kv, S, D = a.shape
+    B, S = a.shape[0], a.shape[2]
     n = checks.length("calibrate", S if length is None else int_or_view("length", length), B, S)
-    counts = np.broadcast_to(n, (B,))
+    return returner(k)(_calibrated(a, np.broadcast_to(n, (B,)), rule))
+
+
+def _calibrated(k: Any, counts: NDArray, rule: str = "rms") -> Any:
+    """Thresholds (H_kv, 3) from the first counts (B,) tokens of checked keys (B, H_kv, S, D)."""
+    B, H_kv, _, D = k.shape
     if counts.sum() == 0:
-        raise ValueError(f"calibrate: {checks.shown('k', a)}; expected at least one token")
-    sequences = [a[b, :, : counts[b]] for b in range(B)]  # each (H_kv, n_b, D)
-    xp = array_module(backend_of(a))
+        raise ValueError(f"calibrate: {checks.shown('k', k)}; expected at least one token")
+    sequences = [k[b, :, : counts[b]] for b in range(B)]  # each (H_kv, n_b, D)
+    xp = array_module(backend_of(k))
     t = xp.zeros((H_kv, 3), np.float32)
     if rule == "rms":
         squares = sum(_sum_of_squares(xp, x) for x in sequences)  # (H_kv,)
-        t[:, 2] = RMS_SHARE * xp.sqrt(squares / float(counts.sum() * checks.padded(D)))
+        t[:, 2] = RMS_SHARE * xp.sqrt(squares / float(counts.sum() * padded(D)))
         t[:, 0] = -t[:, 2]
     elif rule == "quartiles":
         coordinates = xp.concatenate([hadamard(x) for x in sequences], axis=1).reshape(H_kv, -1)
@@ -78,13 +88,13 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
         raise ValueError(f"calibrate: rule={rule!r}; expected 'rms' or 'quartiles'")
     if not xp.isfinite(t).all():
         raise ValueError(
-            f"calibrate: {checks.shown('k', a)} gives thresholds {t.tolist()}; expected finite keys"
+            f"calibrate: {checks.shown('k', k)} gives thresholds {t.tolist()}; expected finite keys"
         )
-    return returner(k)(t)
+    return t
 
 
 def _sum_of_squares(xp: Any, x: Any) -> Any:
-    """Per head (H_kv,), in float64, converting 1024 tokens at a time."""
+    """Sum per head (H_kv,) in float64; 1024 tokens are converted at a time."""
     total = xp.zeros(len(x))
     for s in range(0, x.shape[1], 1024):
         block = x[:, s : s + 1024].astype(np.float64)
@@ -93,42 +103,48 @@ def _sum_of_squares(xp: Any, x: Any) -> Any:
 
 
 class KeyCodes:
-    """Codes of the keys of one attention layer, 2 bits a coordinate, that grow token by token.
+    """Codes of the keys of one attention layer, 2 bits per coordinate, that grow token by token.
 
     Parameters
     ----------
     planes : array (2, B, H_kv, T, 8, P, 8), uint64
-        High plane and low plane, each: tile of 64 tokens, group of 8 tokens, word, token in the
-        group. Used as it is; `append` writes into its free slots.
+        High plane and low plane. The axes of each plane are tile of 64 tokens, group of 8 tokens,
+        word, token in the group. The array is not copied; `append` writes into its free slots.
     length : int or array (B,) of integers
-        Tokens in the planes, of all sequences or of each.
+        Tokens in the planes, for all sequences or for each.
     thresholds : array (H_kv, 3) or (3,), float32
+        For centered codes they are in units of the rms of each token.
     head_dim : int
         D.
     backend : {"cpu", "gpu", "reference"}, optional
-        That of the planes' own device if not given.
+        The backend of the planes' device if not given.
     centers : Centers, optional
-        Of centered codes: means (B, H_kv, T, Dt), float16; scales (B, H_kv, T, 64), uint8; tail
-        (B, H_kv, 64, Dt), float32. Used as they are, like the planes. Thresholds are then in units
-        of each token's own rms.
+        For centered codes: means (B, H_kv, T, Dt), float16; scales (B, H_kv, T, 64), uint8;
+        open_tile (B, H_kv, 64, Dt), float32. The arrays are not copied.
 
     Attributes
     ----------
-    planes, length, thresholds, head_dim, backend
-        As above; planes end at the last tile in use. Planes and thresholds are arrays of NumPy,
-        or under "gpu" of CuPy; length is kept on the host.
-    centers : Centers or None
-        As above, up to the last tile in use.
-    device : str
-        Where the planes lie: "cpu", or "cuda:" and a number.
+    planes : array
+        A view of the tiles in use, of NumPy, or under "gpu" of CuPy.
+    thresholds : array (H_kv, 3)
+    head_dim, backend
+        As above.
+    length : int or array (B,)
+        On the host. An array where sequences were given lengths of their own.
     tokens : int
         The largest length.
+    centers : Centers or None
+        Views of the tiles in use; None for plain codes.
+    record : Codes
+        Planes, length, thresholds and centers as one tuple, which backends read.
+    device : str
+        The device of the planes: "cpu", or "cuda:" and a number.
     shape : tuple
-        (B, H_kv, tokens, D), the shape of the keys that it stands for.
+        (B, H_kv, tokens, D), the shape of the coded keys.
 
     See Also
     --------
-    encode : makes one from keys.
+    encode : makes codes from keys.
     """
 
     def __init__(
@@ -140,32 +156,44 @@ class KeyCodes:
         backend: str | None = None,
         centers: Centers | None = None,
     ) -> None:
+        where = "KeyCodes"
         (buffer,) = views(planes=planes)
-        checks.planes("KeyCodes", buffer)
-        _, B, H_kv, T, _, P, _ = buffer.shape
-        if not 1 <= checks.integer("KeyCodes", "head_dim", head_dim) <= checks.MAX_HEAD_DIM:
-            raise ValueError(f"KeyCodes: head_dim={head_dim}; expected 1 to {checks.MAX_HEAD_DIM}")
-        if _words(head_dim) != P:
-            raise ValueError(
-                f"KeyCodes: {checks.shown('planes', buffer)} has P={P} words a plane; expected "
-                f"{_words(head_dim)} for head_dim={head_dim}"
-            )
-        t = thresholds_array(thresholds)
-        checks.thresholds("KeyCodes", t, H_kv)
-        n = int_or_view("length", length)
+        checks.planes(where, buffer)
+        _, B, H_kv, T, _, _, _ = buffer.shape
+        if not 1 <= checks.integer(where, "head_dim", head_dim) <= checks.MAX_HEAD_DIM:
+            raise ValueError(f"{where}: head_dim={head_dim}; expected 1 to {checks.MAX_HEAD_DIM}")
+        checks.words_per_plane(where, buffer, head_dim)
+        t = on_host_thresholds(thresholds)
+        checks.thresholds(where, t, H_kv)
+        n = checks.length(where, int_or_view("length", length), B, TILE * T)
         backend = backend or backend_of(buffer)
         load(backend)
-        checks.lies_on("KeyCodes", "planes", buffer, BACKENDS[backend])
-        self._buffer = buffer
-        self._set_length(np.broadcast_to(checks.length("KeyCodes", n, B, TILE * T), (B,)))
-        self._ragged = np.ndim(n) == 1
-        self.thresholds = array_module(backend).array(np.broadcast_to(t, (H_kv, 3)), order="C")
-        self.head_dim = int(head_dim)
-        self.backend = backend
+        checks.lies_on(where, "planes", buffer, BACKENDS[backend])
         if centers is not None:
             centers = Centers(*views(**centers._asdict()))
-            checks.centers("KeyCodes", centers, buffer, head_dim)
+            checks.centers(where, centers, buffer, head_dim)
+        self._hold(buffer, Lengths.of(n, B), t, int(head_dim), backend, centers)
+
+    def _hold(
+        self,
+        planes: Any,
+        lengths: Lengths,
+        thresholds: NDArray,
+        head_dim: int,
+        backend: str,
+        centers: Centers | None,
+    ) -> KeyCodes:
+        """Take checked arrays, with the thresholds on the host."""
+        heads = planes.shape[2]
+        self._buffer = planes
+        self._lengths = lengths
         self._centers = centers
+        self.thresholds = array_module(backend).array(
+            np.broadcast_to(thresholds, (heads, 3)), order="C"
+        )
+        self.head_dim = head_dim
+        self.backend = backend
+        return self
 
     @classmethod
     def empty(
@@ -177,43 +205,44 @@ class KeyCodes:
         backend: str = DEFAULT_BACKEND,
         capacity: int = 0,
     ) -> KeyCodes:
-        """Codes of no token yet, not centered, with room for `capacity`."""
-        T = -(-capacity // TILE)
-        planes = array_module(backend).zeros((2, B, H_kv, T, 8, _words(head_dim), 8), np.uint64)
+        """Plain codes of no token yet, with room for `capacity` tokens."""
+        shape = (2, B, H_kv, tiles(capacity), 8, words(head_dim), 8)
+        planes = array_module(backend).zeros(shape, np.uint64)
         return cls(planes, 0, thresholds, head_dim, backend)
 
     @property
-    def length(self) -> int | np.ndarray[Any, Any]:
+    def length(self) -> int | NDArray:
         """Tokens: an int, or (B,) where the sequences were given lengths of their own."""
-        return self._length.copy() if self._ragged else self.tokens
+        return self._lengths.given()
 
     @property
     def tokens(self) -> int:
         """The largest length."""
-        return self._tokens
-
-    def _set_length(self, length: np.ndarray[Any, Any]) -> None:
-        self._length = length.astype(int)
-        self._tokens = int(self._length.max(initial=0))
+        return self._lengths.longest
 
     @property
     def device(self) -> str:
-        """Where the planes lie."""
+        """The device of the planes."""
         return checks.device(self._buffer)
 
     @property
     def planes(self) -> Any:
         """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
-        return self._buffer[:, :, :, : -(-self.tokens // TILE)]
+        return self._buffer[:, :, :, : tiles(self.tokens)]
 
     @property
     def centers(self) -> Centers | None:
-        """Views of means and scales of the tiles in use, and the tail; None if not centered."""
+        """Views of the means and scales of the tiles in use, and the open tile; None if plain."""
         if self._centers is None:
             return None
-        means, scales, tail = self._centers
-        T = -(-self.tokens // TILE)
-        return Centers(means[:, :, :T], scales[:, :, :T], tail)
+        means, scales, open_tile = self._centers
+        T = tiles(self.tokens)
+        return Centers(means[:, :, :T], scales[:, :, :T], open_tile)
+
+    @property
+    def record(self) -> Codes:
+        """Planes, length, thresholds and centers as backends read them."""
+        return Codes(self.planes, self.length, self.thresholds, self.centers)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -222,7 +251,7 @@ class KeyCodes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the planes in use, and of means, scales and tail."""
+        """Bytes of the planes in use, and of the centers."""
         return int(self.planes.nbytes) + sum(int(x.nbytes) for x in self.centers or ())
 
     def __repr__(self) -> str:
@@ -233,53 +262,59 @@ class KeyCodes:
         )
 
     def append(self, k: Array, count: int | Array | None = None) -> None:
-        """Encode new tokens' keys behind the others, in place; room grows by doubling.
+        """Encode the keys of new tokens after the others, in place. Room grows by doubling.
 
         Parameters
         ----------
         k : array (B, H_kv, S, D)
             float16, bfloat16 or float32; B may be absent where it is 1.
         count : array (B,) of integers, optional
-            How many of the S tokens each sequence really has, the first ones.
+            How many of the S tokens each sequence really has: its first ones.
 
         Raises
         ------
         TypeError
             k has another dtype.
         ValueError
-            k's shape is not that of the codes, or count is out of range.
+            k does not have the shape of the codes, or count is out of range.
         """
-        (a,) = views(k=k)
-        checks.floats("KeyCodes.append", "k", a, (3, 4))
-        a = a[None] if a.ndim == 3 else a
-        B, H_kv, _, D = self.shape
-        S = a.shape[2]
-        if (a.shape[0], a.shape[1], a.shape[3]) != (B, H_kv, D):
-            raise ValueError(
-                f"KeyCodes.append: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D})"
-            )
-        checks.lies_on("KeyCodes.append", "k", a, self.device)
-        added = checks.length(
-            "KeyCodes.append", S if count is None else int_or_view("count", count), B, S
-        )
-        if count is not None:
-            self._ragged = True
-        self.reserve(self.tokens + S)
-        start = self._length if self._ragged else self.tokens
+        where = "KeyCodes.append"
+        a = self._keys(where, k)
+        B, S = a.shape[0], a.shape[2]
+        added = checks.length(where, S if count is None else int_or_view("count", count), B, S)
+        self._append(a, added, self._lengths.plus(added))
+
+    def _append(self, k: Any, added: int | NDArray, lengths: Lengths) -> None:
+        """Encode checked keys; `lengths` are those after it."""
+        start = self._lengths.each if lengths.ragged else self.tokens
+        self.reserve(self.tokens + k.shape[2])
         home = load(self.backend)
         if self._centers is None:
-            home.encode(a, self.thresholds, self._buffer, start)
+            home.encode(k, self.thresholds, self._buffer, start)
         else:
-            centers = self._centers
-            home.encode_centered(a, self.thresholds, self._buffer, centers, start, added)
-        self._set_length(self._length + added)
+            home.encode_centered(k, self.thresholds, self._buffer, self._centers, start, added)
+        self._lengths = lengths
+
+    def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
+        """Keys as a view (B, H_kv, S, D) that fits the codes and has at least so many tokens."""
+        (a,) = views(k=k)
+        checks.floats(where, "k", a, (3, 4))
+        a = a[None] if a.ndim == 3 else a
+        B, H_kv, _, D = self.shape
+        if a.shape[:2] != (B, H_kv) or a.shape[2] < tokens or a.shape[3] != D:
+            least = f" with at least {tokens} tokens" if tokens else ""
+            raise ValueError(
+                f"{where}: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D}){least}"
+            )
+        checks.lies_on(where, "k", a, self.device)
+        return a
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` in all, at least twice the present room where that is short."""
+        """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
         checks.tokens("KeyCodes.reserve", tokens)
         held = self._buffer.shape[3]
-        needed = -(-tokens // TILE)
-        # A caller's arrays may be read-only, which CuPy's never are.
+        needed = tiles(tokens)
+        # A caller's arrays may be read-only; CuPy's never are.
         mine = (self._buffer, *(self._centers or ()))
         if needed <= held and all(getattr(x.flags, "writeable", True) for x in mine):
             return
@@ -287,13 +322,13 @@ class KeyCodes:
         centers = self.centers
         self._buffer = self._grown(self.planes, 3, T)
         if centers is not None:
-            means, scales, tail = centers
+            means, scales, open_tile = centers
             self._centers = Centers(
-                self._grown(means, 2, T), self._grown(scales, 2, T), self._grown(tail, 2, TILE)
+                self._grown(means, 2, T), self._grown(scales, 2, T), self._grown(open_tile, 2, TILE)
             )
 
     def _grown(self, x: Any, axis: int, size: int) -> Any:
-        """x in an array of this size along an axis, zeros behind."""
+        """A copy of x with this size along an axis, zeros at its end."""
         shape = list(x.shape)
         shape[axis] = size
         grown = array_module(self.backend).zeros(shape, x.dtype)
@@ -301,54 +336,46 @@ class KeyCodes:
         return grown
 
     def truncate(self, tokens: int, k: Array | None = None) -> None:
-        """Forget all but the first `tokens` of every sequence.
+        """Forget all but the first `tokens` tokens of every sequence.
 
         Parameters
         ----------
         tokens : int
         k : array (B, H_kv, S, D), optional
-            The coded keys, at least `tokens` of them. Centered codes need it where a tile that was
-            full is cut, because its tokens are then coded again.
+            The coded keys, at least `tokens` of them. Centered codes need them where the cut opens
+            a full tile again, because the tokens of that tile are then coded again.
 
         Raises
         ------
         ValueError
             tokens is out of range, or k is needed and not given, or has another shape.
         """
-        if not 0 <= checks.integer("KeyCodes.truncate", "tokens", tokens) <= self.tokens:
-            raise ValueError(f"KeyCodes.truncate: tokens={tokens}; expected 0 to {self.tokens}")
+        where = "KeyCodes.truncate"
+        if not 0 <= checks.integer(where, "tokens", tokens) <= self.tokens:
+            raise ValueError(f"{where}: tokens={tokens}; expected 0 to {self.tokens}")
         tile, rest = divmod(tokens, TILE)
-        cut = np.flatnonzero(self._length // TILE > tile) if self._centers and rest else np.empty(0)
-        if len(cut) and k is None:
-            raise ValueError(
-                f"KeyCodes.truncate: tokens={tokens} cuts a full tile of centered codes of shape "
-                f"{self.shape}; expected a multiple of {TILE}, or the keys k"
-            )
-        if len(cut):
-            self._code_again(cut, tokens, k)
-        self._set_length(np.minimum(self._length, tokens))
+        if self._centers is not None and rest:
+            opened = np.flatnonzero(self._lengths.each // TILE > tile)
+            if len(opened) and k is None:
+                raise ValueError(
+                    f"{where}: tokens={tokens} cuts a full tile of centered codes of shape "
+                    f"{self.shape}; expected a multiple of {TILE}, or the keys k"
+                )
+            if len(opened):
+                self._code_again(opened, tokens, self._keys(where, k, tokens))
+        self._lengths = self._lengths.cut(tokens)
 
-    def _code_again(self, sequences: Any, tokens: int, k: Array | None) -> None:
-        """The tokens of a tile that is to be no longer full, against the mean of the one before."""
-        (a,) = views(k=k)
-        checks.floats("KeyCodes.truncate", "k", a, (3, 4))
-        a = a[None] if a.ndim == 3 else a
-        B, H_kv, _, D = self.shape
-        if a.shape[:2] != (B, H_kv) or a.shape[2] < tokens or a.shape[3] != D:
-            raise ValueError(
-                f"KeyCodes.truncate: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D}) with "
-                f"at least {tokens} tokens"
-            )
-        checks.lies_on("KeyCodes.truncate", "k", a, self.device)
-        self.reserve(self.tokens)  # to be writable
+    def _code_again(self, sequences: NDArray, tokens: int, k: Any) -> None:
+        """Code the last tile again, as an open one: relative to the mean of the tile before it."""
+        self.reserve(self.tokens)  # the buffers must be writable
         assert self._centers is not None
         first = tokens // TILE * TILE
         for b in map(int, sequences):
             one = slice(b, b + 1)
-            means, scales, tail = self._centers
-            centers = Centers(means[one], scales[one], tail[one])
+            means, scales, open_tile = self._centers
+            centers = Centers(means[one], scales[one], open_tile[one])
             planes = self._buffer[:, one]
-            keys = a[one, :, first:tokens]
+            keys = k[one, :, first:tokens]
             load(self.backend).encode_centered(keys, self.thresholds, planes, centers, first)
 
 
@@ -370,12 +397,12 @@ def encode(
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence that count; all S if not given.
     backend : {"cpu", "gpu", "reference"}, optional
-        That of the keys' own device if not given.
+        The backend of the keys' device if not given.
     centered : bool
-        Code what is left of a key behind the mean of its tile of 64 tokens, by its own rms, and
-        keep the mean in float16 and a byte of scale a token: 37 bytes a token at head_dim 128 in
-        place of 32, no thresholds, and the better choice where many keys are alike. A tile is
-        coded against the mean of the tile before until it is full.
+        Subtract from each key the mean of its tile of 64 tokens, and code the rest at its own rms.
+        The mean is kept in float16, and one byte of scale per token: 37 bytes per token at
+        head_dim 128 instead of 32. There are no thresholds to calibrate. This is the better choice
+        where many keys are alike. While a tile is open, it uses the mean of the tile before it.
 
     Returns
     -------
@@ -384,48 +411,51 @@ def encode(
     Raises
     ------
     TypeError
-        k or thresholds have another dtype.
+        k or thresholds have another dtype, or centered is not a bool.
     ValueError
-        Shapes do not fit, thresholds are not ascending or given for centered codes, or there is no
-        token to calibrate from.
+        Shapes do not fit, the thresholds do not ascend or are given for centered codes, or there is
+        no token to calibrate from.
     """
+    where = "encode"
     (a,) = views(k=k)
-    checks.floats("encode", "k", a, (3, 4))
+    checks.floats(where, "k", a, (3, 4))
     a = a[None] if a.ndim == 3 else a
-    B, H_kv, S, D = a.shape
-    checks.tokens("encode", S)
+    B, H_kv, S, _ = a.shape
+    checks.tokens(where, S)
     backend = backend or backend_of(a)
-    home = load(backend)
-    checks.lies_on("encode", "k", a, BACKENDS[backend])
-    n = checks.length("encode", S if length is None else int_or_view("length", length), B, S)
+    load(backend)
+    checks.lies_on(where, "k", a, BACKENDS[backend])
+    checks.true_or_false(where, "centered", centered)
+    n = checks.length(where, S if length is None else int_or_view("length", length), B, S)
+    t = None
     if centered:
-        checks.no_thresholds("encode", thresholds)
-        return _encode_centered(home, a, n, backend)
-    if thresholds is None:
-        sample = np.minimum(n, 1024)
-        thresholds = calibrate(a[:, :, :1024], length=sample if np.ndim(n) else int(sample))
-    t = thresholds_array(thresholds)
-    checks.thresholds("encode", t, H_kv)
-    t = np.ascontiguousarray(np.broadcast_to(t, (H_kv, 3)))
-    planes = home.encode(a, t)
-    return KeyCodes(planes, n, t, D, backend)
+        checks.no_thresholds(where, thresholds)
+    elif thresholds is not None:
+        t = on_host_thresholds(thresholds)
+        checks.thresholds(where, t, H_kv)
+    return encoded(a, Lengths.of(n, B), t, backend, centered)
 
 
-def _encode_centered(home: Any, k: Any, n: int | np.ndarray[Any, Any], backend: str) -> KeyCodes:
+def encoded(
+    k: Any, lengths: Lengths, thresholds: NDArray | None, backend: str, centered: bool
+) -> KeyCodes:
+    """Codes of checked keys (B, H_kv, S, D); plain codes without thresholds are calibrated."""
     B, H_kv, S, D = k.shape
-    T, Dt = -(-S // TILE), checks.padded(D)
-    xp = array_module(backend)
-    planes = xp.zeros((2, B, H_kv, T, 8, _words(D), 8), np.uint64)
+    home, xp = load(backend), array_module(backend)
+    codes = KeyCodes.__new__(KeyCodes)
+    if not centered:
+        if thresholds is None:
+            counts = np.minimum(lengths.each, SAMPLE)
+            thresholds = on_host_thresholds(_calibrated(k[:, :, :SAMPLE], counts))
+        t = np.ascontiguousarray(np.broadcast_to(thresholds, (H_kv, 3)))
+        return codes._hold(home.encode(k, t), lengths, t, D, backend, None)
+    T, Dt = tiles(S), padded(D)
+    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
     centers = Centers(
         xp.zeros((B, H_kv, T, Dt), np.float16),
         xp.zeros((B, H_kv, T, TILE), np.uint8),
         xp.zeros((B, H_kv, TILE, Dt), np.float32),
     )
     t = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
-    home.encode_centered(k, t, planes, centers, 0, n)
-    return KeyCodes(planes, n, t, D, backend, centers)
-
-
-def _words(head_dim: int) -> int:
-    """P: words a bit plane of one token."""
-    return -(-checks.padded(head_dim) // 64)
+    home.encode_centered(k, t, planes, centers, 0, lengths.given())
+    return codes._hold(planes, lengths, t, D, backend, centers)

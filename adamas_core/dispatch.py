@@ -1,13 +1,14 @@
 """Which backend an array belongs to, found from the array's own type.
 
-Nothing here imports a library that the caller's arrays do not need, and nothing copies an array to
-another device. NumPy's arrays, and CuPy's on a CUDA device, are used as they are; whatever else
-speaks DLPack goes in as a view on its device, and results go back in the library that it came from.
+- Nothing here imports a library that the caller's arrays do not need.
+- Nothing here copies an array to another device.
+- NumPy's arrays, and CuPy's arrays on a CUDA device, are used directly. Arrays of any other library
+  that speaks DLPack are used as views, on their own device. Results go back in the same library.
 
-On a CUDA device everything runs on CuPy's current stream. DLPack orders the two hand-overs: CuPy's
-stream waits for what the caller's library has queued on its current stream, and that stream waits
-for the result. An array that is given away and not followed by a result, as to `KVCache.append`,
-has to stay alive until CuPy's stream has read it, or both libraries have to use one stream.
+On a CUDA device everything runs on CuPy's current stream. DLPack orders the two libraries: CuPy's
+stream waits for the work that the caller's library has queued on its current stream, and that
+stream waits for the result. If a call returns no array, as `KVCache.append`, keep its inputs alive
+until CuPy's stream has read them, or let both libraries use one stream.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from . import checks
 # One of a caller's arrays, of any library.
 Array = Any
 
-# Each backend, and where the arrays lie that it computes.
+# Each backend, and the kind of device that its arrays are on.
 BACKENDS = {"cpu": "cpu", "gpu": "cuda", "reference": "cpu"}
 
-# Arrays that no library owns, such as NumPy's, are computed by this backend.
+# The backend of NumPy's arrays.
 DEFAULT_BACKEND = "cpu"
 
-# Device types of DLPack's dlpack.h that an error should name.
+# Device types of dlpack.h, by the names that errors show.
 _CPU, _CUDA = 1, 2
 _DEVICES = {_CPU: "cpu", _CUDA: "cuda", 3: "cuda-host", 8: "metal", 10: "rocm", 14: "oneapi"}
 
 
 def load(backend: str) -> ModuleType:
-    """The module of a backend by its name; RuntimeError says why the GPU's cannot be used."""
+    """The module of a backend by its name; a RuntimeError says why the GPU backend cannot run."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of {', '.join(map(repr, BACKENDS))}")
     home = _module(backend)
@@ -58,14 +59,14 @@ def backend_of(view: Array) -> str:
 
 
 def array_module(backend: str) -> Any:
-    """What makes a backend's arrays: NumPy, or CuPy."""
+    """The array library of a backend: NumPy, or CuPy."""
     return load(backend).array_module() if backend == "gpu" else np
 
 
 def views(**arrays: Array) -> list[Any]:
-    """The arrays as their backend takes them, without a copy: NumPy's, or on a GPU CuPy's.
+    """The arrays as NumPy's, or on a GPU as CuPy's, without a copy. All must be on one device.
 
-    The keywords are their names in errors. All have to lie on one device.
+    The keywords are the names that errors show.
     """
     seen = [x if type(x) is np.ndarray else _view(name, x) for name, x in arrays.items()]
     if len({type(x) for x in seen}) > 1 and len({checks.device(x) for x in seen}) > 1:
@@ -80,17 +81,24 @@ def views(**arrays: Array) -> list[Any]:
 
 
 def int_or_view(name: str, value: int | Array) -> Any:
-    """A count: a number as it is, an array as NumPy sees it, fetched from a GPU if need be."""
+    """A count: a number stays a number, an array becomes one of NumPy on the host."""
     return value if isinstance(value, (int, np.integer)) else on_host(views(**{name: value})[0])
 
 
 def on_host(view: Array) -> np.ndarray[Any, Any]:
-    """One of `views` in the CPU's memory, which waits for the GPU where it has to be fetched."""
+    """One of `views` in the memory of the CPU; an array on a GPU is fetched, after a wait."""
     return view if isinstance(view, np.ndarray) else view.get()
 
 
+def on_host_thresholds(thresholds: Any) -> np.ndarray[Any, Any]:
+    """Thresholds on the host: plain numbers become float32, an array keeps its dtype."""
+    if isinstance(thresholds, (list, tuple)):
+        return np.asarray(thresholds, np.float32)
+    return on_host(views(thresholds=thresholds)[0])
+
+
 def returner(like: Array) -> Callable[[Array], Array]:
-    """A function that hands a backend's result back in the library of the array `like`."""
+    """A function that gives a backend's result back in the library of the array `like`."""
     if isinstance(like, np.ndarray):
         return lambda result: result
     xp = api.array_namespace(like)
@@ -107,7 +115,7 @@ def returner(like: Array) -> Callable[[Array], Array]:
         if given.dtype != getattr(xp, result.dtype.name):
             raise TypeError(
                 f"{xp.__name__} turned a result of dtype {result.dtype} into {given.dtype}; "
-                "64-bit integers have to be enabled in it (JAX: jax_enable_x64)"
+                "expected 64-bit integers to be enabled (JAX: jax_enable_x64)"
             )
         return given
 
@@ -136,8 +144,8 @@ def _view(name: str, x: Array) -> Any:
         xp = np
     else:
         raise ValueError(
-            f"{told}; expected the CPU's memory or a CUDA device, and no array is copied between "
-            "devices"
+            f"{told}; expected the memory of the CPU or of a CUDA device, and no array is copied "
+            "between devices"
         )
     if api.is_torch_array(x):
         x = x.detach()
@@ -150,7 +158,7 @@ def _view(name: str, x: Array) -> Any:
 
 
 def _cupy(told: str, number: int) -> Any:
-    """CuPy, for an array on one of the CUDA devices: the current one."""
+    """CuPy, for an array on CuPy's current device; an error for one on another device."""
     gpu = import_module("adamas_core.gpu")
     try:
         current = gpu.current_device()
@@ -165,7 +173,7 @@ def _cupy(told: str, number: int) -> Any:
 
 
 def bfloat16(name: str) -> np.dtype[Any]:
-    """NumPy's bfloat16, which ml_dtypes defines; asked for only where the caller's data has it."""
+    """NumPy's bfloat16, from ml_dtypes; imported only where the caller's data has that dtype."""
     try:
         dtype: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
     except ImportError:

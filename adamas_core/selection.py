@@ -76,3 +76,7 @@ class Selection:
                 f"Selection: group=True with refine={self.refine}; expected refine=0, because "
                 "refine ranks tokens for each head"
             )
+
+
+# The default of every signature. One object serves all calls, because it cannot change.
+DEFAULT = Selection()

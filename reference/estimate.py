@@ -1,4 +1,4 @@
-"""Estimates of the inner products of queries and keys, from weighted distances, the specification."""
+"""Estimated inner products of queries and keys, from distances, the specification."""
 
 from __future__ import annotations
 

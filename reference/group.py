@@ -26,7 +26,7 @@ def pool(
 
 
 def levels(estimates: NDArray[np.float32], D: int) -> NDArray[np.int64]:
-    """Logits in units of ln 2 / STEPS, rounded down and clipped to int16; NaN is the lowest level."""
+    """Logits in units of ln 2 / STEPS, rounded down and clipped to int16; NaN is the lowest."""
     unit = np.float32(STEPS / np.log(2) * D**-0.5)
     with np.errstate(over="ignore", invalid="ignore"):
         level = np.floor(estimates * unit)
