@@ -23,9 +23,7 @@ rng = np.random.default_rng(0)
 
 
 def weight(inputs: int, outputs: int, gain: float = 1.0) -> Array:
-    return rng.standard_normal((inputs, outputs), dtype=np.float32) * np.float32(
-        gain / inputs**0.5
-    )
+    return rng.standard_normal((inputs, outputs), dtype=np.float32) * np.float32(gain / inputs**0.5)
 
 
 # Queries have a larger gain, so that a query prefers a few tokens, as in a trained model.
@@ -86,6 +84,6 @@ errors = {}
 for budget in (32, 128, 512, PROMPT + STEPS):
     sparse = decode(budget)
     errors[budget] = np.linalg.norm(sparse - dense) / np.linalg.norm(dense)
-    print(f"budget {budget:4} of {PROMPT} tokens: relative error {errors[budget]:.1e}")
+    print(f"budget {budget:4} of about {PROMPT} tokens: relative error {errors[budget]:.1e}")
 assert errors[512] < errors[128] < errors[32] < 0.5
 assert errors[PROMPT + STEPS] < 1e-5  # a budget of all tokens is dense attention
