@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import adamas_core.gpu
-from adamas_core.codes import KeyCodes
 from adamas_core.dispatch import load, on_host
-from adamas_core.reference.center import Centers
+from adamas_core.reference.layout import Centers, Codes
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=200, derandomize=True, **_common)
@@ -96,7 +95,7 @@ class OnDevice:
             given += [x for group in centers for x in group]
             there = {id(x): moved(x) for x in given}
             there |= {id(x): moved_centers(x, there) for x in centers}
-            there |= {id(x): moved_codes(x) for x in arguments if isinstance(x, KeyCodes)}
+            there |= {id(x): moved_codes(x) for x in arguments if isinstance(x, Codes)}
             result = function(
                 *(there.get(id(x), x) for x in arguments),
                 **{name: there.get(id(x), x) for name, x in named.items()},
@@ -130,15 +129,10 @@ def moved(x: np.ndarray[Any, Any]) -> Any:
     return cupy.ndarray(x.shape, x.dtype, memory.data + first, x.strides)
 
 
-def moved_codes(codes: KeyCodes) -> Any:
-    """What the GPU backend reads of codes, on the device."""
+def moved_codes(codes: Codes) -> Codes:
+    """Codes whose arrays are on the device; the length stays on the host."""
     centers = codes.centers and Centers(*map(moved, codes.centers))
-    return SimpleNamespace(
-        planes=moved(codes.planes),
-        thresholds=moved(codes.thresholds),
-        length=codes.length,
-        centers=centers,
-    )
+    return Codes(moved(codes.planes), codes.length, moved(codes.thresholds), centers)
 
 
 def moved_centers(centers: Centers, there: dict[int, Any]) -> Centers:

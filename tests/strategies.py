@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from adamas_core import reference
-from adamas_core.codes import KeyCodes, encode
+from adamas_core import Selection, reference
+from adamas_core.codes import encode
+from adamas_core.reference.layout import Codes
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
 HEAD_DIMS = [1, 2, 3, 8, 16, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 160, 256, 300, 512]
@@ -99,8 +100,13 @@ class Case(NamedTuple):
     q: NDArray[Any]  # (B, H, L, D)
     k: NDArray[Any]  # (B, H_kv, S, D)
     v: NDArray[Any]
-    codes: KeyCodes
+    codes: Codes
     length: int | NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """The largest length."""
+        return int(np.max(self.length, initial=0))
 
 
 @st.composite
@@ -123,10 +129,11 @@ def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) ->
     if draw(st.booleans()):
         length = np.array(draw(st.lists(st.integers(0, S), min_size=B, max_size=B)))
     if centered:
-        codes = encode(k, length=length, backend="reference", centered=True)
+        codes = encode(k, length=length, backend="reference", centered=True).record
         return Case(q, k, v, codes, length)
-    t = np.broadcast_to(draw(thresholds(H_kv)), (H_kv, 3))
-    codes = KeyCodes(reference.encode(k, t), length, t, D, "reference")
+    t = np.ascontiguousarray(np.broadcast_to(draw(thresholds(H_kv)), (H_kv, 3)))
+    tiles = -(-int(np.max(length, initial=0)) // 64)
+    codes = Codes(reference.encode(k, t)[:, :, :, :tiles], length, t)
     return Case(q, k, v, codes, length)
 
 
@@ -152,10 +159,23 @@ def distances(draw: st.DrawFn) -> NDArray[np.uint16]:
 
 
 @st.composite
-def budgets(draw: st.DrawFn, S: int) -> tuple[int, int, int]:
-    """A budget below, at or above S, with sinks and recent tokens inside it."""
+def selections(draw: st.DrawFn, S: int, **options: Any) -> tuple[int, Selection]:
+    """A budget below, at or above S, and a selection whose forced tokens it holds."""
     K = draw(st.one_of(st.integers(1, max(S, 1)), st.integers(1, S + 80)))
+    sinks = recent = 0
     if draw(st.booleans()):
-        return K, 0, 0
-    sinks = draw(st.integers(0, K))
-    return K, sinks, draw(st.integers(0, K - sinks))
+        sinks = draw(st.integers(0, K))
+        recent = draw(st.integers(0, K - sinks))
+    return K, Selection(sinks=sinks, recent=recent, **options)
+
+
+# Forms of the query. At head_dim 512, 6 bits are the most whose distances fit uint16.
+metrics = st.sampled_from(
+    [
+        Selection(),
+        Selection(),
+        Selection(query_bits=3),
+        Selection(query_bits=6),
+        Selection(metric="manhattan"),
+    ]
+)

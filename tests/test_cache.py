@@ -1,6 +1,6 @@
-"""KVCache: what goes in comes out, codes follow the keys, and its file is whole or refused.
+"""KVCache and decode_attention: keys and values come out as they went in, codes follow the keys.
 
-`place` puts the arrays on the CPU or on the GPU, and the cache lives where they do.
+`place` puts the arrays on the CPU or on the GPU, and the cache is there too.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from oracles import decode_by_reference
 from strategies import DTYPES, Case, cases, head_dims, seeds
 from tolerances import assert_attention, assert_same_bits
 
-from adamas_core import KVCache, attend, calibrate, decode_attention, encode, reference, select_topk
+from adamas_core import (
+    KVCache,
+    Selection,
+    attend,
+    calibrate,
+    decode_attention,
+    encode,
+    select_topk,
+)
 from adamas_core.dispatch import on_host
 
 RNG = np.random.default_rng
@@ -87,26 +95,16 @@ def test_calibrates_again_at_128_tokens(place: Place) -> None:
     same(cache[0].codes.thresholds, lasting)
 
 
-def test_calibrate_is_the_rms_or_the_quartiles(place: Place) -> None:
-    k = normal(2, 3, 5000, 48, seed=1) * np.array([1, 2, 3], np.float32)[:, None, None]
-    rms = np.sqrt((k.astype(np.float64) ** 2).sum(axis=(0, 2, 3)) / (2 * 5000 * 64))
-    t = on_host(calibrate(place(k)))
-    np.testing.assert_allclose(t[:, 2], 0.996 * rms, rtol=1e-6)
-    np.testing.assert_array_equal(t[:, 0], -t[:, 2])
-    assert not t[:, 1].any()
-    quartiles = on_host(calibrate(place(k), "quartiles"))
-    np.testing.assert_allclose(quartiles[:, 2], 0.6745 * rms, rtol=0.02)
-
-
 @pytest.mark.parametrize("G", [1, 3])
 @pytest.mark.parametrize("metric", ["weighted", "manhattan"])
 def test_decode_is_select_then_attend(place: Place, G: int, metric: str) -> None:
     k, v = place(normal(2, 2, 400, 64)), place(normal(2, 2, 400, 64, seed=1))
     q = place(normal(2, 2 * G, 1, 64, seed=2))
-    cache = KVCache(metric=metric, sinks=2, recent=3, query_bits=3)
+    selection = Selection(metric, query_bits=3, sinks=2, recent=3)
+    cache = KVCache(1, selection)
     cache.append(k, v)
     out, lse = decode_attention(q, cache, 32, return_lse=True)
-    indices = select_topk(q, cache[0].codes, 32, metric, 3, 2, 3)
+    indices = select_topk(q, cache[0].codes, 32, selection)
     assert (on_host(indices)[..., :2] == [0, 1]).all()
     assert (on_host(indices)[..., -3:] == [397, 398, 399]).all()
     expected, expected_lse = attend(q, k, v, indices, return_lse=True)
@@ -125,9 +123,7 @@ def test_decode_is_the_reference(place: Place, case: Case, budget: int | None, d
     cache, specified = KVCache(**options), KVCache(**options, backend="reference")
     cache.append(place(case.k), place(case.v), count=count)
     specified.append(case.k, case.v, count=count)
-    exact, exact_lse = reference.decode_attention(
-        case.q.astype(np.float64), specified, budget, return_lse=True
-    )
+    exact, exact_lse = decode_by_reference(case.q.astype(np.float64), specified, budget)
     for held, q in (cache, place(case.q)), (specified, case.q):
         out, lse = decode_attention(q, held, budget, return_lse=True)
         assert_attention(on_host(out), exact, case.q.dtype)
@@ -182,18 +178,19 @@ def test_several_new_tokens_are_causal(place: Place) -> None:
             np.testing.assert_allclose(got, on_host(alone), atol=2e-6)
 
 
-def test_prefilter_and_refine_of_a_cache(place: Place, tmp_path: Path) -> None:
+def test_refine_of_a_cache(place: Place, tmp_path: Path) -> None:
     k, v, q = (place(normal(n, 300, 64, seed=n)) for n in (2, 3, 6))
     q, v = q[:, :1], v[:2]
-    cache = KVCache(prefilter=3, refine=2, sinks=1, recent=2, thresholds=[-1, 0, 1])
+    selection = Selection(refine=2, sinks=1, recent=2)
+    cache = KVCache(1, selection, thresholds=[-1, 0, 1])
     cache.append(k, v)
-    indices = select_topk(q, cache[0].codes, 9, sinks=1, recent=2, prefilter=3, refine=2, k=k)
+    indices = select_topk(q, cache[0].codes, 9, selection, k)
     plain = select_topk(q, cache[0].codes, 9, sinks=1, recent=2)
     assert (on_host(indices) != on_host(plain)).any()
     expected = on_host(attend(q, k, v, indices))
     cache.save(tmp_path / "a.kv")
     for held in cache, KVCache.load(tmp_path / "a.kv", backend=cache.backend):
-        assert (held.prefilter, held.refine) == (3, 2)
+        assert held.selection == selection
         np.testing.assert_allclose(on_host(decode_attention(q, held, 9)), expected, atol=2e-6)
 
 
@@ -229,87 +226,3 @@ def test_input_is_not_changed_and_not_kept() -> None:
     cache = KVCache()
     cache.append(k, k)
     assert not np.shares_memory(cache[0].k, k)
-
-
-# The file
-
-
-def saved(path: Path, place: Place = np.asarray, **options: Any) -> KVCache:
-    cache = KVCache(3, dense_layers=[1], sinks=1, recent=2, query_bits=3, **options)
-    for layer in (0, 1):
-        k = place(normal(2, 2, 150, 48, dtype=ml_dtypes.bfloat16, seed=layer))
-        cache.append(k, k, layer)
-    cache.save(path)
-    return cache
-
-
-@pytest.mark.parametrize("thresholds", [None, [-1, 0, 1]])
-def test_save_and_load(place: Place, tmp_path: Path, thresholds: Any) -> None:
-    path = tmp_path / "chat.kv"
-    cache = saved(path, place, thresholds=thresholds)
-    back = KVCache.load(path, cache.backend)
-    names = ["metric", "query_bits", "sinks", "recent", "dense_layers", "backend"]
-    assert [getattr(back, n) for n in names] == [getattr(cache, n) for n in names]
-    q = place(normal(2, 4, 1, 48, seed=5))
-    new = place(normal(2, 2, 1, 48, dtype=ml_dtypes.bfloat16, seed=6))
-    for layer in (0, 1):
-        assert back[layer].k.dtype == ml_dtypes.bfloat16
-        for c in (cache, back):  # a loaded cache goes on growing as the first one does
-            c.append(new, new, layer)
-        same(decode_attention(q, back, 16, layer), decode_attention(q, cache, 16, layer))
-    assert back[2].shape is None
-    same(back[0].codes.planes, cache[0].codes.planes)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_file_is_the_same_wherever_the_cache_lay(place: Place, tmp_path: Path) -> None:
-    saved(tmp_path / "here")
-    saved(tmp_path / "there", place)
-    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
-
-
-def test_a_first_estimate_stays_one_through_the_file(tmp_path: Path) -> None:
-    k = normal(1, 200, 64) * np.linspace(1, 3, 200, dtype=np.float32)[:, None]
-    cache = KVCache()
-    cache.append(k[:, :100], k[:, :100])
-    cache.save(tmp_path / "a")
-    back = KVCache.load(tmp_path / "a")
-    back.append(k[:, 100:], k[:, 100:])
-    np.testing.assert_array_equal(back[0].codes.thresholds, calibrate(k))
-
-
-@settings(max_examples=100)
-@given(data=st.data())
-def test_a_damaged_file_is_refused(data: st.DataObject, tmp_path_factory: Any) -> None:
-    path = tmp_path_factory.mktemp("kv") / "chat.kv"
-    saved(path)
-    whole = path.read_bytes()
-    if data.draw(st.booleans()):
-        damaged = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    else:
-        at = data.draw(st.integers(0, len(whole) - 1))
-        bit = 1 << data.draw(st.integers(0, 7))
-        damaged = whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"chat\.kv (is no KVCache file|is cut|has version)"):
-        KVCache.load(path)
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
-    path = tmp_path / "chat.kv"
-    cache = saved(path)
-    whole = path.read_bytes()
-
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        cache.save(path)
-    assert path.read_bytes() == whole
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        KVCache.load(tmp_path / "none")

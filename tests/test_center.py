@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import DTYPES, FINITE, VALUES, head_dims, laid_out, layouts, seeds, values
 from tolerances import assert_same_bits
 
-from adamas_core import KVCache, decode_attention, encode, reference
-from adamas_core.codes import RMS_SHARE, KeyCodes
-from adamas_core.dispatch import on_host
-from adamas_core.reference.center import Centers, scale_byte, scale_of
+from adamas_core import reference
+from adamas_core.codes import RMS_SHARE
+from adamas_core.reference.center import scale_byte, scale_of
+from adamas_core.reference.layout import Centers, padded, tiles, words
 from adamas_core.reference.quantize import from_planes, unpack_bits
 
 T3 = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
-Place = Callable[[NDArray[Any]], Any]
 
 
 def empty(B: int, H_kv: int, S: int, D: int) -> tuple[NDArray[np.uint64], Centers]:
-    """Planes and centers with room for S tokens, of other numbers where none is written."""
-    Dt, T = 1 << (D - 1).bit_length(), -(-S // 64)
-    planes = np.full((2, B, H_kv, T, 8, -(-Dt // 64), 8), 7, np.uint64)
+    """Planes and centers with room for S tokens, filled with other numbers."""
+    Dt, T = padded(D), tiles(S)
+    planes = np.full((2, B, H_kv, T, 8, words(D), 8), 7, np.uint64)
     means = np.full((B, H_kv, T, Dt), 7, np.float16)
     scales = np.full((B, H_kv, T, 64), 7, np.uint8)
     return planes, Centers(means, scales, np.full((B, H_kv, 64, Dt), 7, np.float32))
@@ -38,7 +34,7 @@ def empty(B: int, H_kv: int, S: int, D: int) -> tuple[NDArray[np.uint64], Center
 def appends(
     draw: st.DrawFn,
 ) -> list[tuple[NDArray[Any], int | NDArray[np.int64], int | NDArray[np.int64]]]:
-    """Keys (B, H_kv, S, D), where they start and how many count, one call behind the other."""
+    """Keys (B, H_kv, S, D), where they start and how many count, one call after the other."""
     B, H_kv, D = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(head_dims)
     kind, dtype, ragged = (
         draw(st.sampled_from(VALUES)),
@@ -61,7 +57,7 @@ def appends(
 @settings(max_examples=100)
 @given(calls=appends())
 def test_bits(kernels: ModuleType, calls: list[Any]) -> None:
-    """Planes, means, scales and tail, and nothing else is written."""
+    """Planes and centers, and nothing else is written."""
     B, H_kv, _, D = calls[0][0].shape
     room = sum(k.shape[2] for k, _, _ in calls) + 70
     mine, expected = empty(B, H_kv, room, D), empty(B, H_kv, room, D)
@@ -93,7 +89,7 @@ def test_however_they_come(backend: ModuleType, calls: list[Any]) -> None:
         assert_same_bits(parts[0][:, b, :, :T], whole[0][:, b, :, :T])
         assert_same_bits(parts[1].means[b, :, :T], whole[1].means[b, :, :T])
         assert_same_bits(parts[1].scales[b, :, :T], whole[1].scales[b, :, :T])
-        assert_same_bits(parts[1].tail[b, :, :rest], whole[1].tail[b, :, :rest])
+        assert_same_bits(parts[1].open_tile[b, :, :rest], whole[1].open_tile[b, :, :rest])
 
 
 @given(
@@ -108,14 +104,14 @@ def test_the_reference(kind: str, S: int, D: int, seed: int) -> None:
     planes, centers = empty(1, 1, S, D)
     reference.encode_centered(k, T3, planes, centers)
     y = reference.hadamard(k)[0, 0].astype(np.float64)  # (S, Dt)
-    tiles = np.arange(S) // 64
-    mean = np.zeros((tiles[-1] + 1, y.shape[1]))
+    tile = np.arange(S) // 64
+    mean = np.zeros((tile[-1] + 1, y.shape[1]))
     for t in range(len(mean)):
         mean[t] = (
             y[64 * t : 64 * t + 64].mean(axis=0) if 64 * t + 64 <= S else mean[t - 1] if t else 0
         )
     np.testing.assert_allclose(centers.means[0, 0], mean, rtol=1e-3, atol=1e-5)
-    rest = y - centers.means[0, 0][tiles].astype(np.float64)
+    rest = y - centers.means[0, 0][tile].astype(np.float64)
     rms = np.sqrt((rest**2).mean(axis=1, keepdims=True))
     high, low = np.split(unpack_bits(from_planes(planes))[0, 0, :S], 2, axis=-1)
     c = (2 * high + low)[:, : y.shape[1]].astype(np.float64)
@@ -170,106 +166,3 @@ def test_a_mean_that_is_no_number_is_0(every: ModuleType) -> None:
         planes, centers = empty(1, 1, 64, 1)
         every.encode_centered(k, T3, planes, centers)
         assert centers.means[0, 0].tolist() == [[mean]]
-
-
-# KeyCodes and KVCache
-
-
-def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) + np.float32(1)
-
-
-def same_codes(got: KeyCodes, expected: KeyCodes) -> None:
-    """The same of every token there is; what is behind them may be anything."""
-    assert got.shape == expected.shape
-    assert got.centers is not None
-    assert expected.centers is not None
-    S = got.tokens
-    for x, y in zip(of_tokens(got), of_tokens(expected), strict=True):
-        assert_same_bits(x, y)
-    means, others = (on_host(codes.centers.means) for codes in (got, expected))
-    assert_same_bits(means, others)
-    tail, other = (on_host(codes.centers.tail)[:, :, : S % 64] for codes in (got, expected))
-    assert_same_bits(tail, other)
-
-
-def of_tokens(codes: KeyCodes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Rows of codes (B, H_kv, S, 2P) and scales (B, H_kv, S)."""
-    assert codes.centers is not None
-    B, H_kv, S, _ = codes.shape
-    rows = from_planes(on_host(codes.planes))[:, :, :S]
-    return rows, on_host(codes.centers.scales).reshape(B, H_kv, -1)[:, :, :S]
-
-
-def test_of_a_cache(place: Place, tmp_path: Path) -> None:
-    k, v, q = normal(2, 300, 48), normal(2, 300, 48, seed=1), normal(4, 1, 48, seed=2)
-    cache = KVCache(centered=True)
-    done = 0
-    for n in (1, 62, 1, 100, 64, 72):
-        cache.append(place(k[:, done : done + n]), place(v[:, done : done + n]))
-        done += n
-    codes = cache[0].codes
-    assert codes is not None
-    assert "centered" in repr(codes)
-    same_codes(codes, encode(place(k), centered=True))
-    assert codes.nbytes == codes.planes.nbytes + 2 * 5 * (64 * 2 + 64) + 2 * 64 * 64 * 4
-    out = on_host(decode_attention(place(q), cache, 20))
-    exact = on_host(decode_attention(place(q), cache, None))
-    assert abs(out - exact).max() > 1e-3
-    cache.save(tmp_path / "a.kv")
-    back = KVCache.load(tmp_path / "a.kv", backend=cache.backend)
-    assert back.centered
-    more = normal(2, 50, 48, seed=3)
-    for held in cache, back:
-        held.append(place(more), place(more))
-    assert back[0].codes is not None
-    same_codes(back[0].codes, codes)
-    assert_same_bits(
-        on_host(decode_attention(place(q), back, 20)),
-        on_host(decode_attention(place(q), cache, 20)),
-    )
-
-
-@pytest.mark.parametrize("tokens", [300, 280, 256, 255, 200, 128, 65, 64, 1, 0])
-def test_truncate_then_append(place: Place, tokens: int) -> None:
-    k, other = normal(2, 300, 64), normal(2, 90, 64, seed=1)
-    cache = KVCache(centered=True)
-    cache.append(place(k), place(k))
-    cache.truncate(tokens)
-    whole = k[:, :tokens]
-    for x in (other[:, :1], other[:, 1:]):
-        cache.append(place(x), place(x))
-        whole = np.concatenate([whole, x], axis=1)
-        assert cache[0].codes is not None
-        same_codes(cache[0].codes, encode(place(whole), centered=True))
-
-
-def test_ragged_sequences_are_each_their_own(place: Place) -> None:
-    cache, own = KVCache(centered=True), [KVCache(centered=True) for _ in range(3)]
-    for i, count in enumerate([[70, 200, 1], [0, 50, 3], [1, 1, 1], [60, 3, 64]]):
-        k = normal(3, 2, max(count), 32, seed=i)
-        cache.append(place(k), place(k), count=np.array(count))
-        for b, n in enumerate(count):
-            own[b].append(place(k[b, :, :n]), place(k[b, :, :n]))
-    for tokens in (1000, 192, 100):
-        if tokens < 1000:
-            for held in (cache, *own):
-                held.truncate(min(tokens, held[0].tokens))
-        q = normal(3, 4, 1, 32, seed=7)
-        out = on_host(decode_attention(place(q), cache, 12))
-        for b in range(3):
-            alone = on_host(decode_attention(place(q[b]), own[b], 12))
-            np.testing.assert_allclose(out[b], alone, atol=2e-6)
-
-
-def test_read_only_codes_are_copied_before_they_grow() -> None:
-    k = normal(1, 2, 70, 16)
-    codes = encode(k, centered=True)
-    assert codes.centers is not None
-    for x in (codes.planes, *codes.centers):
-        x.setflags(write=False)
-    frozen = KeyCodes(
-        codes.planes, 70, codes.thresholds, 16, centers=Centers(*(x for x in codes.centers))
-    )
-    frozen.append(k)
-    same_codes(frozen, encode(np.concatenate([k, k], axis=2), centered=True))

@@ -13,9 +13,8 @@ import pytest
 from conftest import moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import FINITE, cases
-from test_attend import exact
-from test_score import metrics
+from oracles import exact_attention
+from strategies import FINITE, cases, metrics
 from tolerances import assert_attention, assert_same_bits
 
 import adamas_core as ac
@@ -41,10 +40,9 @@ def as_numpy(x: Any) -> np.ndarray[Any, Any]:
 @settings(max_examples=50)
 @given(case=cases(FINITE), form=metrics, data=st.data())
 def test_a_device_array_gets_what_numpys_gets(
-    device: Any, case: Any, form: tuple[str, int], data: st.DataObject
+    device: Any, case: Any, form: ac.Selection, data: st.DataObject
 ) -> None:
     """Every public function: the same bits, and within tolerance for attention."""
-    metric, bits = form
     q, k = moved(case.q), moved(case.k)
     S = case.k.shape[2]
 
@@ -61,18 +59,19 @@ def test_a_device_array_gets_what_numpys_gets(
     same(x, expected_x)
     same(ac.quantize(x, t), ac.quantize(expected_x, t))
     same(ac.quantize_query(x, 3), ac.quantize_query(expected_x, 3))
-    query = ac.quantize_query(x, bits) if metric == "weighted" else ac.quantize(x, t)
-    d = ac.score(query, moved(case.codes.planes), length, metric)
-    expected_d = ac.score(on_host(query), case.codes.planes, case.length, metric)
+    weighted = form.metric == "weighted"
+    query = ac.quantize_query(x, form.query_bits) if weighted else ac.quantize(x, t)
+    d = ac.score(query, moved(case.codes.planes), length, form.metric)
+    expected_d = ac.score(on_host(query), case.codes.planes, case.length, form.metric)
     same(d, expected_d)
-    if not case.codes.tokens:
+    if not case.tokens:
         return
-    K = data.draw(st.integers(1, case.codes.tokens))
+    K = data.draw(st.integers(1, case.tokens))
     same(ac.topk(d, K), ac.topk(expected_d, K))
     codes = ac.KeyCodes(moved(case.codes.planes), length, case.codes.thresholds, q.shape[-1])
     expected_codes = ac.KeyCodes(case.codes.planes, case.length, case.codes.thresholds, q.shape[-1])
-    indices = ac.select_topk(q, codes, K, metric, bits)
-    expected_indices = ac.select_topk(case.q, expected_codes, K, metric, bits)
+    indices = ac.select_topk(q, codes, K, form)
+    expected_indices = ac.select_topk(case.q, expected_codes, K, form)
     same(indices, expected_indices)
     if S and q.shape[2] <= S:
         same(ac.calibrate(k), ac.calibrate(case.k))
@@ -91,7 +90,7 @@ def test_attention_of_device_arrays(device: Any) -> None:
         out, lse = ac.attend(*there, indices, return_lse=True)
         assert isinstance(out, device.ndarray)
         chosen = None if indices is None else on_host(indices)
-        expected, expected_lse = exact((q, k, v), chosen, 64**-0.5)  # type: ignore[arg-type]
+        expected, expected_lse = exact_attention(q, k, v, chosen, 64**-0.5)
         assert_attention(on_host(out), expected, q.dtype)
         np.testing.assert_allclose(on_host(lse), expected_lse, rtol=2e-6)
         parts.append((out, lse))

@@ -10,24 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from oracles import coordinates
 from strategies import FINITE, cases, thresholds, transformed, vectors
 from tolerances import assert_same_bits
 
 from adamas_core import PAPER, reference
-from adamas_core.reference.quantize import (
-    TILE,
-    from_planes,
-    pack_bits,
-    to_planes,
-    unpack_bits,
-)
-
-
-def coordinates(words: NDArray[np.uint64], parts: int) -> NDArray[np.int64]:
-    """Packed rows (..., parts * P) as numbers (..., 64 P), the first part most significant."""
-    bits = np.stack(np.split(unpack_bits(words), parts, axis=-1)).astype(np.int64)
-    weights = 2 ** np.arange(parts)[::-1]
-    return np.tensordot(weights, bits, axes=1)
+from adamas_core.reference.layout import TILE
+from adamas_core.reference.quantize import from_planes, pack_bits, to_planes, unpack_bits
 
 
 @given(data=st.data(), x=transformed())

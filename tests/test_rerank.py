@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import UNIT, VALUES, Case, cases
+from strategies import UNIT, VALUES, Case, cases, selections
 from tolerances import assert_same_bits
 
-from adamas_core import reference
+from adamas_core import Selection, reference
 from adamas_core.reference.rerank import inner_products
 
 # Kinds of values whose products and sums float32 holds exactly.
@@ -33,22 +34,14 @@ def chosen(draw: st.DrawFn, case: Case) -> NDArray[np.int32]:
     return indices
 
 
-@st.composite
-def counts(draw: st.DrawFn, M: int) -> tuple[int, int, int]:
-    """A budget below, at or above M, with sinks and recent tokens inside it."""
-    K = draw(st.one_of(st.integers(1, max(M, 1)), st.integers(1, M + 40)))
-    if draw(st.booleans()):
-        return K, 0, 0
-    sinks = draw(st.integers(0, K))
-    return K, sinks, draw(st.integers(0, K - sinks))
+def forced_tokens(tokens: list[int], selection: Selection) -> set[int]:
+    """The first and the last tokens that are always taken."""
+    return {*tokens[: selection.sinks], *tokens[max(len(tokens) - selection.recent, 0) :]}
 
 
-def best(
-    products: NDArray[Any], tokens: list[int], K: int, sinks: int = 0, recent: int = 0
-) -> list[int]:
-    """K of the tokens by their products, -1 behind: forced ones first, then the larger, then the
-    more recent one; NaN is -inf."""
-    forced = {*tokens[:sinks], *tokens[max(len(tokens) - recent, 0) :]}
+def best(products: NDArray[Any], tokens: list[int], K: int, selection: Selection) -> list[int]:
+    """K tokens: the forced ones, then the larger products, then the more recent; NaN is -inf."""
+    forced = forced_tokens(tokens, selection)
     free = [(products[i], token) for i, token in enumerate(tokens) if token not in forced]
     free = [(-np.inf if np.isnan(x) else x, token) for x, token in free]
     free.sort(key=lambda pair: (-pair[0], -pair[1]))
@@ -59,7 +52,7 @@ def best(
 @given(case=cases(), data=st.data())
 def test_bits(kernels: ModuleType, case: Case, data: st.DataObject) -> None:
     indices = data.draw(chosen(case))
-    args = (case.q, case.k, indices, *data.draw(counts(indices.shape[-1])))
+    args = (case.q, case.k, indices, *data.draw(selections(indices.shape[-1])))
     assert_same_bits(kernels.rerank(*args), reference.rerank(*args))
 
 
@@ -67,22 +60,22 @@ def test_bits(kernels: ModuleType, case: Case, data: st.DataObject) -> None:
 def test_is_a_sort_of_integers(case: Case, data: st.DataObject) -> None:
     """Where every product is exact no order of additions matters, and ties are many."""
     indices = data.draw(chosen(case))
-    K, sinks, recent = data.draw(counts(indices.shape[-1]))
-    got = reference.rerank(case.q, case.k, indices, K, sinks, recent)
+    K, selection = data.draw(selections(indices.shape[-1]))
+    got = reference.rerank(case.q, case.k, indices, K, selection)
     q, k = case.q.astype(np.int64), case.k.astype(np.int64)
     G = q.shape[1] // k.shape[1]
     for b, h, l in np.ndindex(q.shape[:3]):
         tokens = [s for s in indices[b, h, l].tolist() if s >= 0]
         products = k[b, h // G, tokens] @ q[b, h, l]
-        assert got[b, h, l].tolist() == best(products, tokens, K, sinks, recent)
+        assert got[b, h, l].tolist() == best(products, tokens, K, selection)
 
 
 @given(case=cases(UNIT), data=st.data())
 def test_nothing_clearly_better_is_left(case: Case, data: st.DataObject) -> None:
     """By products in float64, in which an error of float32's sum is bounded."""
     indices = data.draw(chosen(case))
-    K, sinks, recent = data.draw(counts(indices.shape[-1]))
-    got = reference.rerank(case.q, case.k, indices, K, sinks, recent)
+    K, selection = data.draw(selections(indices.shape[-1]))
+    got = reference.rerank(case.q, case.k, indices, K, selection)
     q, k = case.q.astype(np.float64), case.k.astype(np.float64)
     G, D = q.shape[1] // k.shape[1], q.shape[-1]
     for b, h, l in np.ndindex(q.shape[:3]):
@@ -90,9 +83,10 @@ def test_nothing_clearly_better_is_left(case: Case, data: st.DataObject) -> None
         kept = [s for s in got[b, h, l].tolist() if s >= 0]
         assert len(kept) == min(K, len(tokens))
         assert set(kept) <= set(tokens)
-        assert {*tokens[:sinks], *tokens[max(len(tokens) - recent, 0) :]} <= set(kept)
+        forced = forced_tokens(tokens, selection)
+        assert forced <= set(kept)
         left = sorted(set(tokens) - set(kept))
-        free = sorted(set(kept) - {*tokens[:sinks], *tokens[max(len(tokens) - recent, 0) :]})
+        free = sorted(set(kept) - forced)
         if left and free:
             keys = k[b, h // G]
             size = np.abs(keys[left + free]) @ np.abs(q[b, h, l])
@@ -121,17 +115,17 @@ def test_order_of_the_sum(case: Case, data: st.DataObject) -> None:
 @given(case=cases(), data=st.data())
 def test_refining_everything_is_exact(kernels: Any, case: Case, data: st.DataObject) -> None:
     """With refine * budget tokens and more the codes decide nothing."""
-    S = case.codes.tokens
-    K, sinks, recent = data.draw(counts(S))
-    options = {"refine": -(-max(S, 1) // K), "sinks": sinks, "recent": recent, "k": case.k}
-    got = kernels.select_topk(case.q, case.codes, K, **options)
+    S = case.tokens
+    K, selection = data.draw(selections(S))
+    selection = replace(selection, refine=-(-max(S, 1) // K))
+    got = kernels.select_topk(case.q, case.codes, K, selection, case.k)
     B, H, L, _ = case.q.shape
     G = H // case.k.shape[1]
     for b, h, l in np.ndindex(B, H, L):
         n = int(np.broadcast_to(case.length, B)[b])
         tokens = list(range(max(n - (L - 1 - l), 0)))
         products = inner_products(case.q[b, h, l], case.k[b, h // G, tokens])
-        assert got[b, h, l].tolist() == best(products, tokens, K, sinks, recent)
+        assert got[b, h, l].tolist() == best(products, tokens, K, selection)
 
 
 def test_golden(every: ModuleType) -> None:
@@ -142,23 +136,25 @@ def test_golden(every: ModuleType) -> None:
     indices = np.array([[[[*range(12), -1, -1]]]], np.int32)
     order = [7, 11, 4, 2, 8, 6, 5, 9, 10, 3, 1, 0]  # by product, of equal ones the later first
     for K in range(1, 13):
-        assert every.rerank(q, k, indices, K).tolist() == [[[sorted(order[:K])]]]
-    assert every.rerank(q, k, indices, 14).tolist() == indices.tolist()
-    assert every.rerank(q, k, indices, 3, sinks=1, recent=1).tolist() == [[[[0, 7, 11]]]]
-    assert every.rerank(q, k, indices, 3, sinks=2, recent=1).tolist() == [[[[0, 1, 11]]]]
-    assert every.rerank(q, k, indices[..., :0], 2).tolist() == [[[[-1, -1]]]]
+        assert every.rerank(q, k, indices, K, Selection()).tolist() == [[[sorted(order[:K])]]]
+    assert every.rerank(q, k, indices, 14, Selection()).tolist() == indices.tolist()
+    assert every.rerank(q, k, indices, 3, Selection(sinks=1, recent=1)).tolist() == [[[[0, 7, 11]]]]
+    assert every.rerank(q, k, indices, 3, Selection(sinks=2, recent=1)).tolist() == [[[[0, 1, 11]]]]
+    assert every.rerank(q, k, indices[..., :0], 2, Selection()).tolist() == [[[[-1, -1]]]]
     # Products 2^24, 1 and -2^24: 1 is lost in one lane and stays in lanes of their own.
     q = np.full((1, 1, 1, 33), 1, np.float32)
     k = np.zeros((1, 1, 2, 33), np.float32)
     k[0, 0, 0, [0, 1, 16]] = k[0, 0, 1, [0, 16, 32]] = 2.0**24, 1, -(2.0**24)
-    assert every.rerank(q, k, np.array([[[[0, 1]]]], np.int32), 1).tolist() == [[[[0]]]]
+    assert every.rerank(q, k, np.array([[[[0, 1]]]], np.int32), 1, Selection()).tolist() == [
+        [[[0]]]
+    ]
 
 
 def test_the_longest_head(kernels: ModuleType) -> None:
     rng = np.random.default_rng(0)
     q, k = (rng.standard_normal((1, H, 90, 2048)).astype(np.float32) for H in (2, 1))
     indices = np.broadcast_to(np.arange(90, dtype=np.int32), (1, 2, 3, 90)).copy()
-    args = (q[:, :, :3], k, indices, 20)
+    args = (q[:, :, :3], k, indices, 20, Selection())
     assert_same_bits(kernels.rerank(*args), reference.rerank(*args))
 
 
@@ -166,4 +162,4 @@ def test_tokens_that_are_not_there(gpu: Any) -> None:
     """Nothing is read outside of k."""
     q, k = np.ones((1, 1, 1, 8), np.float32), np.ones((1, 1, 5, 8), np.float32)
     indices = np.array([[[[0, 3, 4, 5, 2**31 - 1, -1, -(2**31)]]]], np.int32)
-    assert gpu.rerank(q, k, indices, 4).tolist() == [[[[0, 3, 4, -1]]]]
+    assert gpu.rerank(q, k, indices, 4, Selection()).tolist() == [[[[0, 3, 4, -1]]]]

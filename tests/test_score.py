@@ -8,49 +8,35 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from oracles import coordinates, query_planes
 from scipy.spatial.distance import cdist
-from strategies import cases
-from test_quantize import coordinates
+from strategies import cases, metrics
 from tolerances import assert_same_bits
 
-from adamas_core import reference
+from adamas_core import Selection, reference
 from adamas_core.reference.quantize import from_planes, to_planes
 
 
-def query_planes(case: Any, metric: str, bits: int) -> NDArray[np.uint64]:
-    x = reference.hadamard(case.q)
-    if metric == "weighted":
-        return reference.quantize_query(x, bits)
-    G = case.q.shape[1] // case.k.shape[1]
-    return reference.quantize(x, np.repeat(case.codes.thresholds, G, axis=0))
-
-
-metrics = st.sampled_from(
-    [("weighted", 4), ("weighted", 4), ("weighted", 3), ("weighted", 6), ("manhattan", 2)]
-)
-
-
 @given(case=cases(), form=metrics)
-def test_bits(kernels: ModuleType, case: Any, form: tuple[str, int]) -> None:
-    query = query_planes(case, *form)
-    args = (query, case.codes.planes, case.length, form[0])
+def test_bits(kernels: ModuleType, case: Any, form: Selection) -> None:
+    query = query_planes(case, form)
+    args = (query, case.codes.planes, case.length, form.metric)
     assert_same_bits(kernels.score(*args), reference.score(*args))
 
 
 @given(case=cases(), form=metrics)
-def test_words_random(kernels: ModuleType, case: Any, form: tuple[str, int]) -> None:
+def test_words_random(kernels: ModuleType, case: Any, form: Selection) -> None:
     """Every bit pattern, also those that no query or key quantizes to."""
     rng = np.random.default_rng(case.q.size)
-    query = rng.integers(0, 2**64, query_planes(case, *form).shape, np.uint64)
+    query = rng.integers(0, 2**64, query_planes(case, form).shape, np.uint64)
     planes = rng.integers(0, 2**64, case.codes.planes.shape, np.uint64)
-    args = (query, planes, case.length, form[0])
+    args = (query, planes, case.length, form.metric)
     assert_same_bits(kernels.score(*args), reference.score(*args))
 
 
 @given(case=cases())
 def test_manhattan_is_cityblock(backend: ModuleType, case: Any) -> None:
-    query = query_planes(case, "manhattan", 2)
+    query = query_planes(case, Selection("manhattan"))
     got = backend.score(query, case.codes.planes, case.length, "manhattan")
     keys = coordinates(from_planes(case.codes.planes), 2)
     codes = coordinates(query, 2)
@@ -66,7 +52,7 @@ def test_manhattan_is_cityblock(backend: ModuleType, case: Any) -> None:
 @given(case=cases(), bits=st.sampled_from([3, 4]))
 def test_weighted_ranks_as_the_inner_product(backend: ModuleType, case: Any, bits: int) -> None:
     """distance = const - sum of signed w times (code - 1.5), so the orders are the same."""
-    query = query_planes(case, "weighted", bits)
+    query = query_planes(case, Selection(query_bits=bits))
     got = backend.score(query, case.codes.planes, case.length).astype(np.int64)
     P = query.shape[-1] // bits
     sign = 2 * coordinates(query[..., :P], 1) - 1

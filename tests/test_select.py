@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -9,26 +10,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import UNIT, budgets, cases
-from test_score import metrics, query_planes
+from oracles import query_planes
+from strategies import UNIT, cases, metrics, selections
 from tolerances import assert_same_bits
 
-from adamas_core import encode, reference, select_topk
+from adamas_core import Selection, encode, reference, select_topk
 from adamas_core.reference.center import scale_of
 from adamas_core.reference.estimate import estimate
+from adamas_core.reference.layout import INVISIBLE
 from adamas_core.reference.quantize import from_planes, unpack_bits
-from adamas_core.reference.score import INVISIBLE
 
-prefilters = st.sampled_from([0, 0, 1, 2, 8])
 refines = st.sampled_from([0, 0, 1, 2, 4])
 weighted_bits = st.integers(2, 6)  # more overflow at the longest heads
 
 
+def options_of(form: Selection) -> dict[str, Any]:
+    """The form of the query, as options of another selection."""
+    return {"metric": form.metric, "query_bits": form.query_bits}
+
+
 @given(case=cases(), form=metrics, data=st.data())
-def test_bits(kernels: ModuleType, case: Any, form: tuple[str, int], data: st.DataObject) -> None:
-    K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    options = (*form, sinks, recent, data.draw(prefilters), data.draw(refines), False, case.k)
-    args = (case.q, case.codes, K, *options)
+def test_bits(kernels: ModuleType, case: Any, form: Selection, data: st.DataObject) -> None:
+    K, selection = data.draw(selections(case.tokens, **options_of(form)))
+    selection = replace(selection, refine=data.draw(refines))
+    args = (case.q, case.codes, K, selection, case.k)
     assert_same_bits(kernels.select_topk(*args), reference.select_topk(*args))
 
 
@@ -37,17 +42,17 @@ def test_bits(kernels: ModuleType, case: Any, form: tuple[str, int], data: st.Da
 def test_bits_of_centered_codes(
     kernels: ModuleType, case: Any, bits: int, data: st.DataObject
 ) -> None:
-    K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    more = data.draw(prefilters), data.draw(refines), False, case.k
-    args = (case.q, case.codes, K, "weighted", bits, sinks, recent, *more)
+    K, selection = data.draw(selections(case.tokens, query_bits=bits))
+    selection = replace(selection, refine=data.draw(refines))
+    args = (case.q, case.codes, K, selection, case.k)
     assert_same_bits(kernels.select_topk(*args), reference.select_topk(*args))
 
 
 @settings(max_examples=100)
 @given(case=st.booleans().flatmap(lambda c: cases(centered=c)), bits=weighted_bits, data=st.data())
 def test_bits_of_a_group(kernels: ModuleType, case: Any, bits: int, data: st.DataObject) -> None:
-    K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    args = (case.q, case.codes, K, "weighted", bits, sinks, recent, 0, 0, True)
+    K, selection = data.draw(selections(case.tokens, query_bits=bits, group=True))
+    args = (case.q, case.codes, K, selection)
     assert_same_bits(kernels.select_topk(*args), reference.select_topk(*args))
 
 
@@ -56,10 +61,9 @@ def test_bits_of_a_group(kernels: ModuleType, case: Any, bits: int, data: st.Dat
 def test_attention_over_centered_codes(
     kernels: ModuleType, case: Any, group: bool, data: st.DataObject
 ) -> None:
-    K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    options = (K, "weighted", 4, sinks, recent, 0, 0, group)
-    got = kernels.attend_topk(*case[:4], *options)
-    indices = reference.select_topk(case.q, case.codes, *options)
+    K, selection = data.draw(selections(case.tokens, group=group))
+    got = kernels.attend_topk(*case[:4], K, selection)
+    indices = reference.select_topk(case.q, case.codes, K, selection)
     for x, expected in zip(got, kernels.attend(*case[:3], indices, None, True), strict=True):
         assert_same_bits(x, expected)
 
@@ -80,16 +84,16 @@ def test_many_tokens(kernels: ModuleType, order: str, centered: bool) -> None:
     k = along[:, None] * np.ones((1, 1, 1, D), np.float32)
     k += np.float32(0.3) * rng.standard_normal(k.shape).astype(np.float32) * (order != "equal")
     q = rng.standard_normal((1, 2, 1, D)).astype(np.float32) + np.float32(1)
-    codes = encode(k, backend="reference", centered=centered)
-    for K, group, prefilter in [(5, False, 0), (700, False, 2), (5, True, 0), (700, True, 0)]:
-        args = (q, codes, K, "weighted", 4, 1, 2, prefilter, 0, group)
+    codes = encode(k, backend="reference", centered=centered).record
+    for K, group in [(5, False), (700, False), (5, True), (700, True)]:
+        args = (q, codes, K, Selection(sinks=1, recent=2, group=group))
         assert_same_bits(kernels.select_topk(*args), reference.select_topk(*args))
 
 
 @given(case=st.booleans().flatmap(lambda c: cases(UNIT, centered=c)), bits=weighted_bits)
 def test_estimates_are_products_with_what_is_read_back(case: Any, bits: int) -> None:
     """In float64, from codes and weights that are unpacked one by one."""
-    codes, S = case.codes, case.codes.tokens
+    codes, S = case.codes, case.tokens
     x = reference.hadamard(case.q)
     query = reference.quantize_query(x, bits)
     d = reference.score(query, codes.planes, S)
@@ -125,10 +129,10 @@ def test_estimates_are_products_with_what_is_read_back(case: Any, bits: int) -> 
 def test_a_group_takes_what_its_heads_attend_to(case: Any, data: st.DataObject) -> None:
     """As the mean of float64 softmaxes would rank tokens, but for the quarters of an octave."""
     B, H, L, D = case.q.shape
-    H_kv, S = case.k.shape[1], case.codes.tokens
+    H_kv, S = case.k.shape[1], case.tokens
     G = H // H_kv
     K = data.draw(st.integers(1, S + 5))
-    chosen = reference.select_topk(case.q, case.codes, K, group=True)
+    chosen = reference.select_topk(case.q, case.codes, K, Selection(group=True))
     x = reference.hadamard(case.q)
     query = reference.quantize_query(x)
     d = reference.score(query, case.codes.planes, case.codes.length)
@@ -151,47 +155,26 @@ def test_a_group_takes_what_its_heads_attend_to(case: Any, data: st.DataObject) 
 
 @given(case=cases(UNIT), form=metrics, data=st.data())
 def test_attention_over_what_is_selected(
-    kernels: ModuleType, case: Any, form: tuple[str, int], data: st.DataObject
+    kernels: ModuleType, case: Any, form: Selection, data: st.DataObject
 ) -> None:
-    K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    options = (K, *form, sinks, recent, data.draw(prefilters), data.draw(refines), False)
+    K, selection = data.draw(selections(case.tokens, **options_of(form)))
+    selection = replace(selection, refine=data.draw(refines))
     scale = data.draw(st.sampled_from([None, 0.05]))
-    got = kernels.attend_topk(*case[:4], *options, scale)
-    indices = reference.select_topk(case.q, case.codes, *options, case.k)
+    got = kernels.attend_topk(*case[:4], K, selection, scale)
+    indices = reference.select_topk(case.q, case.codes, K, selection, case.k)
     for x, expected in zip(got, kernels.attend(*case[:3], indices, scale, True), strict=True):
         assert_same_bits(x, expected)
 
 
 @given(case=cases(), form=metrics, data=st.data())
-def test_prefilter_of_the_reference(case: Any, form: tuple[str, int], data: st.DataObject) -> None:
-    """Two selections, one after the other, each a sort by distance and then age."""
-    K, m = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 5))
-    got = reference.select_topk(case.q, case.codes, K, *form, prefilter=m)
-    query, S = query_planes(case, *form), case.codes.tokens
-    both, high = case.codes.planes, case.codes.planes[[0, 0]]  # the signs as codes 0 and 3
-    distances, coarse = (reference.score(query, x, case.length, form[0]) for x in (both, high))
-    for row in np.ndindex(got.shape[:3]):
-        visible = [s for s in range(S) if distances[row][s] != INVISIBLE]
-        near = sorted(visible, key=lambda s: (coarse[row][s], -s))[: m * K]
-        chosen = sorted(near, key=lambda s: (distances[row][s], -s))[:K]
-        assert got[row].tolist() == [*sorted(chosen), *[-1] * (K - len(chosen))]
-
-
-@given(case=cases(), form=metrics, data=st.data())
 def test_is_topk_of_score(
-    backend: ModuleType, case: Any, form: tuple[str, int], data: st.DataObject
+    backend: ModuleType, case: Any, form: Selection, data: st.DataObject
 ) -> None:
-    K, sinks, recent = data.draw(budgets(case.codes.tokens))
-    metric, bits = form
-    x = backend.hadamard(case.q)
-    if metric == "weighted":
-        query = backend.quantize_query(x, bits)
-    else:
-        G = case.q.shape[1] // case.k.shape[1]
-        query = backend.quantize(x, np.repeat(case.codes.thresholds, G, axis=0))
-    d = backend.score(query, case.codes.planes, case.codes.length, metric)
-    fused = backend.select_topk(case.q, case.codes, K, metric, bits, sinks, recent)
-    assert_same_bits(fused, backend.topk(d, K, sinks, recent))
+    K, selection = data.draw(selections(case.tokens, **options_of(form)))
+    query = query_planes(case, form)
+    d = backend.score(query, case.codes.planes, case.codes.length, form.metric)
+    fused = backend.select_topk(case.q, case.codes, K, selection)
+    assert_same_bits(fused, backend.topk(d, K, selection))
 
 
 def test_finds_the_key_that_matches() -> None:
@@ -201,3 +184,12 @@ def test_finds_the_key_that_matches() -> None:
     for s in (0, 63, 64, 1777, 2999):
         q = np.repeat(4 * k[:, :, s : s + 1], 3, axis=1)  # (B, H, 1, D), three heads a KV head
         assert (select_topk(q, codes, budget=1) == s).all()
+
+
+def test_options_by_keyword_are_fields_of_the_selection() -> None:
+    k = np.random.default_rng(0).standard_normal((2, 300, 64)).astype(np.float32)
+    codes, q = encode(k), k[:, :1]
+    for options in ({"sinks": 3}, {"metric": "manhattan"}, {"refine": 2, "recent": 1}):
+        got = select_topk(q, codes, 9, Selection(query_bits=3), k, **options)
+        expected = select_topk(q, codes, 9, Selection(query_bits=3, **options), k)
+        assert_same_bits(got, expected)

@@ -8,16 +8,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import budgets, distances
+from strategies import distances, selections
 from tolerances import assert_same_bits
 
-from adamas_core import reference
+from adamas_core import Selection, reference
 
 
 @given(d=distances(), data=st.data())
 def test_bits(kernels: ModuleType, d: NDArray[np.uint16], data: st.DataObject) -> None:
-    K, sinks, recent = data.draw(budgets(d.shape[-1]))
-    assert_same_bits(kernels.topk(d, K, sinks, recent), reference.topk(d, K, sinks, recent))
+    K, selection = data.draw(selections(d.shape[-1]))
+    assert_same_bits(kernels.topk(d, K, selection), reference.topk(d, K, selection))
 
 
 @given(d=distances(), data=st.data())
@@ -26,7 +26,7 @@ def test_is_the_head_of_a_stable_sort(
 ) -> None:
     """Newest first, sorted stably by distance: the first K are the K nearest."""
     K = data.draw(st.integers(1, d.shape[-1] + 5))
-    got = backend.topk(d, K)
+    got = backend.topk(d, K, Selection())
     for row in np.ndindex(d.shape[:-1]):
         newest_first = np.arange(d.shape[-1])[::-1]
         order = newest_first[np.argsort(d[row][newest_first], kind="stable")]
@@ -37,8 +37,9 @@ def test_is_the_head_of_a_stable_sort(
 
 @given(d=distances(), data=st.data())
 def test_forced_tokens(backend: ModuleType, d: NDArray[np.uint16], data: st.DataObject) -> None:
-    K, sinks, recent = data.draw(budgets(d.shape[-1]))
-    got = backend.topk(d, K, sinks, recent)
+    K, selection = data.draw(selections(d.shape[-1]))
+    sinks, recent = selection.sinks, selection.recent
+    got = backend.topk(d, K, selection)
     for row in np.ndindex(d.shape[:-1]):
         visible = np.flatnonzero(d[row] != 65535)
         kept = set(visible[:sinks]) | set(visible[max(len(visible) - recent, 0) :])
@@ -50,8 +51,8 @@ def test_forced_tokens(backend: ModuleType, d: NDArray[np.uint16], data: st.Data
 
 def test_golden(every: ModuleType) -> None:
     d = np.array([[[[5, 1, 7, 1, 1, 65535]]]], np.uint16)
-    assert every.topk(d, 2).tolist() == [[[[3, 4]]]]
-    assert every.topk(d, 4).tolist() == [[[[0, 1, 3, 4]]]]
-    assert every.topk(d, 6).tolist() == [[[[0, 1, 2, 3, 4, -1]]]]
-    assert every.topk(d, 3, sinks=1, recent=1).tolist() == [[[[0, 3, 4]]]]
-    assert every.topk(d, 2, sinks=2).tolist() == [[[[0, 1]]]]
+    assert every.topk(d, 2, Selection()).tolist() == [[[[3, 4]]]]
+    assert every.topk(d, 4, Selection()).tolist() == [[[[0, 1, 3, 4]]]]
+    assert every.topk(d, 6, Selection()).tolist() == [[[[0, 1, 2, 3, 4, -1]]]]
+    assert every.topk(d, 3, Selection(sinks=1, recent=1)).tolist() == [[[[0, 3, 4]]]]
+    assert every.topk(d, 2, Selection(sinks=2)).tolist() == [[[[0, 1]]]]

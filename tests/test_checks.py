@@ -26,9 +26,9 @@ def rebuilt(**changed: Any) -> ac.KeyCodes:
     return ac.KeyCodes(given.planes, 100, given.thresholds, 64, centers=centers)
 
 
-def filled(**options: Any) -> ac.KVCache:
-    cache = ac.KVCache(2, **options)
-    x = np.random.default_rng(0).standard_normal((3, 40, 64)).astype(F32)
+def filled(D: int = 64, thresholds: Any = None, **options: Any) -> ac.KVCache:
+    cache = ac.KVCache(2, ac.Selection(**options), thresholds=thresholds)
+    x = np.random.default_rng(0).standard_normal((3, 40, D)).astype(F32)
     cache.append(x, x)
     return cache
 
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"x is float32 \(8, 4\) with strides \(4, 32\); expected the last axis contiguous",
     ),
-    "misaligned": (lambda: ac.hadamard(misaligned), ValueError, "no multiple of its itemsize 4"),
+    "misaligned": (lambda: ac.hadamard(misaligned), ValueError, "not a multiple of its itemsize 4"),
     # quantize
     "quantize float16": (
         lambda: ac.quantize(ones(8, F16), ac.PAPER),
@@ -106,15 +106,48 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "bits=5 at head_dim 2048 gives distances up to 92160",
     ),
-    "prefilter below 0": (
-        lambda: ac.select_topk(query(), codes(), 5, prefilter=-1),
+    # Selection
+    "refine below 0": (
+        lambda: ac.Selection(refine=-2),
         ValueError,
-        "select_topk: prefilter=-1; expected at least 0",
+        "Selection: refine=-2; expected at least 0",
     ),
-    "cache with refine below 0": (
-        lambda: ac.KVCache(refine=-2),
+    "recent below 0": (lambda: ac.Selection(recent=-1), ValueError, "recent=-1; expected at least"),
+    "sinks float": (lambda: ac.Selection(sinks=1.0), TypeError, "sinks=1.0; expected an integer"),
+    "selection query bits": (
+        lambda: ac.Selection(query_bits=9),
         ValueError,
-        "KVCache: refine=-2; expected at least 0",
+        "Selection: query_bits=9; expected 2 to 8",
+    ),
+    "unknown option": (
+        lambda: ac.select_topk(query(), codes(), 5, prefilter=8),
+        TypeError,
+        "unexpected keyword argument 'prefilter'",
+    ),
+    "no selection": (
+        lambda: ac.select_topk(query(), codes(), 5, "manhattan"),  # type: ignore[arg-type]
+        TypeError,
+        "select_topk: selection is a str; expected a Selection",
+    ),
+    "cache without a selection": (
+        lambda: ac.KVCache(1, 4),  # type: ignore[arg-type]
+        TypeError,
+        "KVCache: selection is a int; expected a Selection",
+    ),
+    "topk without a selection": (
+        lambda: ac.topk(distances, 8, 5),  # type: ignore[arg-type]
+        TypeError,
+        "topk: selection is a int; expected a Selection",
+    ),
+    "query bits too many for the codes": (
+        lambda: ac.select_topk(query(2, 6, 1, 1024), codes(D=1024), 5, query_bits=6),
+        ValueError,
+        "select_topk: query_bits=6 at head_dim 1024 gives distances up to 95232",
+    ),
+    "query bits too many for the cache": (
+        lambda: ac.decode_attention(query(3, 1, 1024), filled(1024, query_bits=6), 8),
+        ValueError,
+        "decode_attention: query_bits=6 at head_dim 1024 gives distances up to 95232",
     ),
     # score
     "score query dtype": (
@@ -178,12 +211,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "budget=True; expected an integer",
     ),
     "forced above budget": (
-        lambda: ac.topk(distances, 8, 5, 4),
+        lambda: ac.topk(distances, 8, ac.Selection(sinks=5, recent=4)),
         ValueError,
         "are 9 tokens; expected at",
     ),
     "sinks negative": (
-        lambda: ac.topk(distances, 8, -1),
+        lambda: ac.topk(distances, 8, ac.Selection(sinks=-1)),
         ValueError,
         "sinks=-1; expected at least 0",
     ),
@@ -251,19 +284,19 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"k is float64 \(2, 3, 100, 64\)",
     ),
     "select group by distances": (
-        lambda: ac.select_topk(query(), codes(), 8, "manhattan", group=True),
+        lambda: ac.select_topk(query(), codes(), 8, metric="manhattan", group=True),
         ValueError,
-        "metric='manhattan' with group=True, which need estimates of q.k; expected metric='weight",
+        "Selection: group=True with metric='manhattan'; expected metric='weighted', because",
     ),
     "select centered by distances": (
-        lambda: ac.select_topk(query(), ac.encode(kv, centered=True), 8, "manhattan"),
+        lambda: ac.select_topk(query(), ac.encode(kv, centered=True), 8, metric="manhattan"),
         ValueError,
-        "metric='manhattan' with centered codes, which need estimates",
+        "select_topk: metric='manhattan' with centered codes; expected metric='weighted'",
     ),
     "select group and refine": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, group=True, k=kv),
         ValueError,
-        "group=True with prefilter=0 and refine=2, which rank tokens for each head; expected both",
+        "Selection: group=True with refine=2; expected refine=0, because refine ranks tokens for each",
     ),
     "select group of three": (
         lambda: ac.select_topk(query(), codes(), 8, group=3),  # type: ignore[arg-type]
@@ -281,19 +314,19 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "KVCache: thresholds=.* with centered=True.*; expected thresholds=None",
     ),
     "centered cache by distances": (
-        lambda: ac.KVCache(metric="manhattan", centered=True),
+        lambda: ac.KVCache(selection=ac.Selection("manhattan"), centered=True),
         ValueError,
         "KVCache: metric='manhattan' with centered codes",
     ),
-    "cache with group and prefilter": (
-        lambda: ac.KVCache(prefilter=8, group=True),
-        ValueError,
-        "KVCache: group=True with prefilter=8 and refine=0",
+    "centered of three": (
+        lambda: ac.encode(kv, centered=3),  # type: ignore[arg-type]
+        TypeError,
+        "encode: centered=3; expected True or False",
     ),
     "centers of another shape": (
         lambda: rebuilt(scales=np.zeros((2, 3, 3, 64), np.uint8)),
         ValueError,
-        r"scales is uint8 \(2, 3, 3, 64\); expected \(2, 3, 2, 64\), as planes have tiles",
+        r"scales is uint8 \(2, 3, 3, 64\); expected \(2, 3, 2, 64\), as the planes have",
     ),
     "centers of another dtype": (
         lambda: rebuilt(means=np.zeros((2, 3, 2, 64), F32)),
@@ -369,7 +402,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "codes words": (
         lambda: ac.KeyCodes(planes, 9, [-1, 0, 1], 128),
         ValueError,
-        "has P=1 words a plane; expected 2 for head_dim=128",
+        "has P=1 words per plane; expected 2 for head_dim=128",
     ),
     "codes truncate": (lambda: codes().truncate(101), ValueError, "tokens=101; expected 0 to 100"),
     # cache
@@ -392,8 +425,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"thresholds is float32 \(4, 3\); expected shape \(3,\) or \(3, 3\)",
     ),
-    "cache metric": (lambda: ac.KVCache(metric="hamming"), ValueError, "metric='hamming'"),
-    "cache sinks": (lambda: ac.KVCache(sinks=-1), ValueError, "sinks=-1"),
+    "metric": (lambda: ac.Selection("hamming"), ValueError, "metric='hamming'"),
     "cache budget 0": (
         lambda: ac.decode_attention(query(6, 1, 64), filled(), 0),
         ValueError,

@@ -1,0 +1,68 @@
+"""Results that several tests compare with, computed another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp, softmax
+
+from adamas_core import KVCache, Selection, reference
+from adamas_core.reference.quantize import unpack_bits
+from adamas_core.reference.score import visible_tokens
+
+
+def exact_attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    indices: NDArray[np.int32] | None,
+    scale: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Attention and lse by scipy's softmax and logsumexp, in float64."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    B, H, L, D = q.shape
+    G, S = H // k.shape[1], k.shape[2]
+    out, lse = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf)
+    for b, h, l in np.ndindex(B, H, L):
+        chosen = np.arange(S - L + l + 1) if indices is None else indices[b, h, l]
+        chosen = chosen[chosen >= 0]
+        if chosen.size:
+            with np.errstate(invalid="ignore"):
+                logits = scale * (k[b, h // G, chosen] @ q[b, h, l])
+                out[b, h, l] = softmax(logits) @ v[b, h // G, chosen]
+                lse[b, h, l] = logsumexp(logits)
+    return out, lse
+
+
+def decode_by_reference(
+    q: NDArray[Any], cache: KVCache, budget: int | None, layer: int = 0
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """decode_attention by the reference's select_topk and attend, over a cache of NumPy arrays."""
+    held = cache[layer]
+    B, H, L, _ = q.shape
+    if budget is None or held.codes is None or budget >= held.tokens:
+        seen = visible_tokens(np.broadcast_to(held.length, (B,)), L)[:, None, :, None]
+        token = np.arange(held.tokens, dtype=np.int32)
+        every = np.where(token < seen, token, np.int32(-1))  # (B, 1, L, S)
+        indices = np.broadcast_to(every, (B, H, L, held.tokens))
+    else:
+        indices = reference.select_topk(q, held.codes.record, budget, cache.selection, held.k)
+    return reference.attend(q, held.k, held.v, indices, None, True)  # type: ignore[return-value]
+
+
+def coordinates(words: NDArray[np.uint64], parts: int) -> NDArray[np.int64]:
+    """Packed rows (..., parts * P) as numbers (..., 64 P), the first part most significant."""
+    bits = np.stack(np.split(unpack_bits(words), parts, axis=-1)).astype(np.int64)
+    weights = 2 ** np.arange(parts)[::-1]
+    return np.tensordot(weights, bits, axes=1)
+
+
+def query_planes(case: Any, selection: Selection) -> NDArray[np.uint64]:
+    """The queries of a case as `score` takes them."""
+    x = reference.hadamard(case.q)
+    if selection.metric == "weighted":
+        return reference.quantize_query(x, selection.query_bits)
+    G = case.q.shape[1] // case.k.shape[1]
+    return reference.quantize(x, np.repeat(case.codes.thresholds, G, axis=0))
