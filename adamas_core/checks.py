@@ -281,6 +281,12 @@ def planes(where: str, x: NDArray) -> None:
     contiguous(where, "planes", x, axes=4)
 
 
+def head_dim(where: str, D: int) -> None:
+    """Reject a head_dim that is not 1 to MAX_HEAD_DIM."""
+    if not 1 <= integer(where, "head_dim", D) <= MAX_HEAD_DIM:
+        raise ValueError(f"{where}: head_dim={D}; expected 1 to {MAX_HEAD_DIM}")
+
+
 def words_per_plane(where: str, planes: NDArray, head_dim: int) -> None:
     """Reject planes of another head_dim."""
     P = planes.shape[5]

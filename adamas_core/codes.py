@@ -160,8 +160,7 @@ class KeyCodes:
         (buffer,) = views(planes=planes)
         checks.planes(where, buffer)
         _, B, H_kv, T, _, _, _ = buffer.shape
-        if not 1 <= checks.integer(where, "head_dim", head_dim) <= checks.MAX_HEAD_DIM:
-            raise ValueError(f"{where}: head_dim={head_dim}; expected 1 to {checks.MAX_HEAD_DIM}")
+        checks.head_dim(where, head_dim)
         checks.words_per_plane(where, buffer, head_dim)
         t = on_host_thresholds(thresholds)
         checks.thresholds(where, t, H_kv)

@@ -15,10 +15,6 @@ from strategies import UNIT, cases, metrics, selections
 from tolerances import assert_same_bits
 
 from adamas_core import Selection, encode, reference, select_topk
-from adamas_core.reference.center import scale_of
-from adamas_core.reference.estimate import estimate
-from adamas_core.reference.layout import INVISIBLE
-from adamas_core.reference.quantize import from_planes, unpack_bits
 
 refines = st.sampled_from([0, 0, 1, 2, 4])
 weighted_bits = st.integers(2, 6)  # more overflow at the longest heads
@@ -88,69 +84,6 @@ def test_many_tokens(kernels: ModuleType, order: str, centered: bool) -> None:
     for K, group in [(5, False), (700, False), (5, True), (700, True)]:
         args = (q, codes, K, Selection(sinks=1, recent=2, group=group))
         assert_same_bits(kernels.select_topk(*args), reference.select_topk(*args))
-
-
-@given(case=st.booleans().flatmap(lambda c: cases(UNIT, centered=c)), bits=weighted_bits)
-def test_estimates_are_products_with_what_is_read_back(case: Any, bits: int) -> None:
-    """In float64, from codes and weights that are unpacked one by one."""
-    codes, S = case.codes, case.tokens
-    x = reference.hadamard(case.q)
-    query = reference.quantize_query(x, bits)
-    d = reference.score(query, codes.planes, S)
-    got = estimate(x, query, d, codes)
-    Dt, P, G = x.shape[-1], codes.planes.shape[5], case.q.shape[1] // case.k.shape[1]
-    high, low = np.split(unpack_bits(from_planes(codes.planes))[:, :, :S], 2, axis=-1)
-    u = (2.0 * high + low - 1.5)[..., :Dt]  # (B, H_kv, S, Dt)
-    if codes.centers is None:
-        t = codes.thresholds.astype(np.float64)
-        y = u * ((t[:, 2] - t[:, 0]) / 2)[:, None, None]
-        q = np.zeros_like(x, np.float64)
-    else:
-        means, scales, _ = codes.centers
-        s = scale_of(scales).reshape(*scales.shape[:2], -1)[:, :, :S, None]
-        y = u * s.astype(np.float64)
-        mean = np.repeat(means.astype(np.float64), 64, axis=2)[:, :, :S]
-        q = np.einsum("bhld,bhsd->bhls", x.astype(np.float64), np.repeat(mean, G, axis=1))
-    planes = unpack_bits(query).reshape(*x.shape[:3], bits, 64 * P)[..., :Dt].astype(np.int64)
-    weight = sum(planes[..., i, :] << (bits - 1 - i) for i in range(1, bits))
-    top = abs(x).max(axis=-1, keepdims=True).astype(np.float64)
-    read = np.where(planes[..., 0, :] == 1, 1, -1) * weight * top / (2 ** (bits - 1) - 1)
-    expected = np.einsum("bhld,bhsd->bhls", read, np.repeat(y, G, axis=1))
-    if codes.centers is not None:
-        expected += q
-    seen = d != INVISIBLE
-    size = abs(read).sum(axis=-1)[..., None] * (abs(y).max(initial=0) + 1e-30) + (
-        abs(x).sum(axis=-1)[..., None] * abs(case.k.astype(np.float64)).max(initial=0) * Dt
-    )
-    assert (abs(got - expected) <= 2e-6 * size + 1e-30)[seen].all()
-
-
-@given(case=cases(UNIT, centered=True), data=st.data())
-def test_a_group_takes_what_its_heads_attend_to(case: Any, data: st.DataObject) -> None:
-    """As the mean of float64 softmaxes would rank tokens, but for the quarters of an octave."""
-    B, H, L, D = case.q.shape
-    H_kv, S = case.k.shape[1], case.tokens
-    G = H // H_kv
-    K = data.draw(st.integers(1, S + 5))
-    chosen = reference.select_topk(case.q, case.codes, K, Selection(group=True))
-    x = reference.hadamard(case.q)
-    query = reference.quantize_query(x)
-    d = reference.score(query, case.codes.planes, case.codes.length)
-    logits = estimate(x, query, d, case.codes).astype(np.float64) * D**-0.5
-    logits[d == INVISIBLE] = -np.inf
-    for b, h, l in np.ndindex(B, H_kv, L):
-        rows = logits[b, h * G : (h + 1) * G, l]
-        visible = np.flatnonzero(rows[0] != -np.inf)
-        indices = chosen[b, h * G, l]
-        assert (chosen[b, h * G : (h + 1) * G, l] == indices).all()
-        taken = indices[indices >= 0]
-        assert len(taken) == min(K, len(visible))
-        if len(taken) == 0:
-            continue
-        p = np.exp(rows[:, visible] - rows[:, visible].max(axis=1, keepdims=True))
-        share = (p / p.sum(axis=1, keepdims=True)).sum(axis=0)
-        best = np.sort(share)[::-1][: len(taken)].sum()
-        assert share[np.isin(visible, taken)].sum() >= best * 2**-0.25 - 2e-4 * G
 
 
 @given(case=cases(UNIT), form=metrics, data=st.data())
