@@ -1,21 +1,33 @@
-"""The version stands in one place, and the changelog agrees with it."""
+"""The version stands in one place, and the changelog agrees with it.
+
+`test_packaging.py` compares it with the version of the installed package.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
-
-from setuptools.config.pyprojecttoml import read_configuration
 
 import adamas_core
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_build_reads_the_version_of_the_package() -> None:
-    project = read_configuration(ROOT / "pyproject.toml")["project"]
-    assert project["version"] == adamas_core.__version__
+def test_a_build_reads_the_version_without_importing_the_package() -> None:
+    """setuptools imports the package unless the assignment is a plain string."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "adamas_core.__version__"
+    }
+    tree = ast.parse((ROOT / "adamas_core" / "__init__.py").read_text(encoding="utf-8"))
+    assigned = [
+        ast.literal_eval(statement.value)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__version__"
+    ]
+    assert assigned == [adamas_core.__version__]
 
 
 def test_no_other_file_states_a_version() -> None:
