@@ -41,7 +41,8 @@ layers = [
 
 
 def norm(x: Array) -> Array:
-    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6)
+    y: Array = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6)
+    return y
 
 
 def rope(x: Array, position: int) -> Array:
