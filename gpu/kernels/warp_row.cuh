@@ -1,20 +1,22 @@
 // A row of head_dim coordinates in the registers of one warp: lane l holds coordinates l, l + 32,
 // l + 64, ... in x[0], x[1], x[2], ... So a warp reads 32 neighbours at a time, a ballot gives 32
-// neighbouring bits of a plane, and butterflies of strides from 32 on stay inside a lane.
+// neighbouring bits of a plane, and butterflies of stride 32 and more stay inside a lane.
 //
-// N = max(Dt / 32, 1) values a lane. Where Dt < 32 the lanes from Dt on hold 0 and count for nothing.
+// Each lane holds N = max(Dt / 32, 1) values. If Dt < 32, the lanes from Dt on hold 0 and do not
+// count.
 #pragma once
 #include "common.cuh"
 
-// Where a row stands in (batch, head, token) of an array whose token axis runs fastest.
+// The position (batch, head, token) of a row, where the token axis runs fastest.
 struct Place {
   unsigned batch, head, token;
 };
 
-// The scale of a centered token is a byte s, for the float32 of bits (s + SCALE_LEAST) << SCALE_SHIFT.
+// A scale byte s means the float32 with the bits (s + SCALE_LEAST) << SCALE_SHIFT.
 constexpr int SCALE_SHIFT = 19, SCALE_LEAST = 119 << 4;
 
-// A launch has fewer than 2^31 rows, so 32-bit divisions do, which cost a quarter of 64-bit ones.
+// 32-bit divisions cost a quarter of 64-bit ones. They are enough: a launch has fewer than 2^31
+// rows.
 __device__ __forceinline__ Place place_of(Int row, Int heads, Int tokens) {
   const unsigned r = static_cast<unsigned>(row), n = static_cast<unsigned>(tokens);
   const unsigned h = static_cast<unsigned>(heads);
@@ -30,10 +32,10 @@ __device__ __forceinline__ void load_row(float (&x)[N], const T* row, Int D) {
   }
 }
 
-// The transform, in the order that its bits depend on: strides 1, 2, 4, ..., then the scale. The
-// partner with the lower index gets a + b, the other a - b.
+// The transform, in the order that its bits depend on: strides 1, 2, 4, ..., then the scale. Of two
+// partners a and b, the one with the lower index gets a + b and the other a - b.
 template <int N>
-__device__ __forceinline__ void transform(float (&x)[N], Int Dt, float scale) {
+__device__ __forceinline__ void transform(float (&x)[N], Int Dt, float hadamard_scale) {
   const int lane = lane_index();
 #pragma unroll
   for (int stride = 1; stride < LANES; stride *= 2) {
@@ -55,11 +57,11 @@ __device__ __forceinline__ void transform(float (&x)[N], Int Dt, float scale) {
     }
   }
 #pragma unroll
-  for (int j = 0; j < N; ++j) x[j] = __fmul_rn(x[j], scale);
+  for (int j = 0; j < N; ++j) x[j] = __fmul_rn(x[j], hadamard_scale);
 }
 
-// Lane p gets word p of the bit plane in which coordinate lane + 32 j is bit(j). P = N / 2 rounded
-// up is at most 32, so every word has a lane; the lanes from P on get 0. Bits from Dt on are 0.
+// Lane p gets word p of a bit plane, in which coordinate lane + 32 j is bit(j). P = N / 2, rounded
+// up, is at most 32, so every word has a lane. The lanes from P on get 0. Bits from Dt on are 0.
 template <int N, typename Bit>
 __device__ __forceinline__ Word pack(Int Dt, Bit bit) {
   const int lane = lane_index();
@@ -73,16 +75,17 @@ __device__ __forceinline__ Word pack(Int Dt, Bit bit) {
   return mine;
 }
 
-// P, words a bit plane.
+// P: words per bit plane.
 template <int N>
 __device__ __forceinline__ constexpr int words() {
   return (N + 1) / 2;
 }
 
-// The sum of term(j) over the coordinates lane + 32 j, in the order that its bits depend on: of
-// sixteen partial sums each takes every sixteenth coordinate in turn, and then the upper half is
-// added to the lower one, until one is left. Lanes l and l + 16 hold the same partial sum, and every
-// lane gets the total. A lane from Dt on brings 0, which changes no sum: none is -0.
+// The sum of term(j) over the coordinates lane + 32 j, in the order that its bits depend on. There
+// are sixteen partial sums, and each takes every sixteenth coordinate, in ascending order. Then the
+// upper half of the sums is added to the lower half, until one is left. Lanes l and l + 16 hold the
+// same partial sum, and every lane gets the total. The lanes from Dt on add 0, which changes no
+// sum, because no sum is -0.
 template <int N, typename Term>
 __device__ __forceinline__ float lane_sums(Term term) {
   const bool upper = lane_index() >= LANES / 2;
@@ -100,7 +103,7 @@ __device__ __forceinline__ float lane_sums(Term term) {
   return sum;
 }
 
-// The largest |x| of a row, NaN left out as fmaxf does; 0 if there is no number.
+// The largest |x| of a row, without NaN; 0 if all are NaN.
 template <int N>
 __device__ __forceinline__ float largest_of(const float (&x)[N]) {
   float largest = 0.0f;
@@ -113,12 +116,12 @@ __device__ __forceinline__ float largest_of(const float (&x)[N]) {
   return largest;
 }
 
-// The number of thresholds below x, which for NaN is 0.
+// The number of thresholds that are < x; 0 for NaN.
 __device__ __forceinline__ int code_of(float x, const float* thresholds) {
   return (thresholds[0] < x) + (thresholds[1] < x) + (thresholds[2] < x);
 }
 
-// Both planes of a row's codes: lane p writes word p to high[p * step] and low[p * step].
+// Writes both planes of a row's codes: lane p writes word p to high[p * step] and low[p * step].
 template <int N>
 __device__ __forceinline__ void write_codes(
     const float (&x)[N], Int Dt, const float* thresholds, Word* high, Word* low, int step) {
@@ -133,8 +136,8 @@ __device__ __forceinline__ void write_codes(
   }
 }
 
-// The weighted metric's planes of a query, `bits` times P words: the signs, then the weights
-// rint(|x| / m * wmax) from their most significant bit, m being the largest |x|.
+// Writes the planes of a query for the weighted metric, `bits` times P words: the signs, then the
+// weights rint(|x| / m * wmax), most significant bit first, where m is the largest |x|.
 template <int N>
 __device__ __forceinline__ void write_query(const float (&x)[N], Int Dt, int bits, Word* planes) {
   const float largest = largest_of(x);
