@@ -79,6 +79,22 @@ def every(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("gpu") if request.param == "gpu" else load(request.param)
 
 
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Tokenizers of a small byte-level BPE, by the name of their patterns."""
+    from tiny_tokenizer import load_byte_level
+
+    return load_byte_level(tmp_path_factory.mktemp("byte_level"))
+
+
+@pytest.fixture(scope="session")
+def score_bpe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer of a small SentencePiece BPE."""
+    from tiny_tokenizer import load_score_bpe
+
+    return load_score_bpe(tmp_path_factory.mktemp("score_bpe"))
+
+
 class OnDevice:
     """The GPU backend for NumPy arrays: put on the device, and copied back where written."""
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import CONFIG, out_of
 from test_cli import model as model  # a fixture
-from test_llama import DenseAttention, tiny
+from test_cli import out_of
+from tiny_model import LETTERS_CONFIG, DenseAttention, tiny
 
 from adamas_core import cli
 from adamas_core.cli import compare, results
@@ -337,7 +337,10 @@ def test_ablations_on_the_command_line(
     ("options", "message"),
     [
         (["--selectors", "nearest"], "no selector is called 'nearest'; there are full, exact"),
-        (["--context=512"], f"512 is more than the model's {CONFIG['max_position_embeddings']}"),
+        (
+            ["--context=512"],
+            f"512 is more than the model's {LETTERS_CONFIG['max_position_embeddings']}",
+        ),
         (["--positions=128"], "a window of 128 tokens has no prefix before 128 positions"),
         (["--positions=8"], "8 positions; the interval of a mean takes at least 16"),
         (["--text=/nowhere/text.txt"], "No such file"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_cli import model as model  # a fixture
 from test_cli import out_of
-from test_llama import DenseAttention, tiny
+from tiny_model import DenseAttention, tiny
 
 from adamas_core.cli import judge, tasks
 from adamas_core.cli.prefix import Prefix
 from adamas_core.cli.tasks import Prompt
-from adamas_core.reference.llama import generate
+from adamas_core.llama import generate
 from adamas_core.reference.selectors import SELECTORS
 
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from ..llama import fetch
 from ..reference.selectors import SELECTORS, Selector
-from . import fetch, results
+from . import results
 from .ablations import Variant, ablations, variants
 from .evaluate import Reading
 from .progress import bar
@@ -28,7 +29,7 @@ from .record import Record
 from .texts import BUILT_IN, Text, digest, named
 
 if TYPE_CHECKING:
-    from ..reference.llama import Config
+    from ..llama import Config
 
 # What is compared where nothing is said, and under --quick.
 DEFAULTS: dict[str, Any] = {
@@ -116,10 +117,10 @@ def compare(
     record: Record,
 ) -> None:
     """Measure what the record lacks of a plan of (context, budget, variant), on each text."""
-    from ..reference import llama, tokenizers
+    from .. import llama
 
     with bar("Loading the model"):
-        model, tokenizer = llama.load(path), tokenizers.load(tokenizer_path)
+        model, tokenizer = llama.load(path), llama.load_tokenizer(tokenizer_path)
     contexts = list(dict.fromkeys(context for context, _, _ in plan))
     if max(contexts) > model.config.context:
         raise ValueError(

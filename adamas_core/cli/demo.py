@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..cache import KVCache
-from ..reference.llama import Llama, generate, load
-from . import fetch
+from ..llama import Llama, fetch, generate, load, load_tokenizer
 from .meter import Meter, amount
 from .progress import bar
 
 if TYPE_CHECKING:
-    from ..reference.tokenizers import Tokenizer
+    from ..llama import Tokenizer
 
 BUDGET = 128
 ANSWER = 48  # tokens at most
@@ -38,12 +37,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..reference import tokenizers
-
     with bar("Loading the model"):
         path = fetch.smollm2()
         model = load(path)
-        tokenizer = tokenizers.load(path)
+        tokenizer = load_tokenizer(path)
     prompt = with_documentation(tokenizer, args.question, model.config.context - ANSWER)
     cache = KVCache(model.config.layers, capacity=model.config.context)
     begin = time.perf_counter()

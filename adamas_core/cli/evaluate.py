@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..llama import Attention, Llama
 from ..ops import attend
-from ..reference.llama import Attention, Llama
 from ..reference.selectors import Exact, Selector
 from .prefix import Prefix
 

@@ -42,11 +42,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..reference import llama, tokenizers
+    from .. import llama
 
     prompt = args.prompt_file.read_text(encoding="utf-8") if args.prompt_file else args.prompt
     model = llama.load(args.model)
-    tokenizer = tokenizers.load(args.tokenizer or args.model)
+    tokenizer = llama.load_tokenizer(args.tokenizer or args.model)
     if args.chat:
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
     else:
@@ -72,9 +72,7 @@ def run(args: argparse.Namespace) -> int:
             tokens,
             meter,
             max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
+            sampling=llama.Sampling(args.temperature, args.top_p, args.seed),
             on_prefill=move,
             stop=tokenizer.stop,
         )

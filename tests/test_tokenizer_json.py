@@ -1,0 +1,105 @@
+"""tokenizer.json: the ids of the GGUF tables and of transformers, and damaged files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from tiny_model import peer
+from tiny_tokenizer import CHATML, CONVERSATION, plain, text, write_folder
+
+from adamas_core.llama import CheckpointError, load_tokenizer
+
+pytest.importorskip("gguf", reason='needs the extra "llama"')
+library = pytest.importorskip("tokenizers", reason='needs the extra "llama"')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path)
+
+
+@given(text)
+@plain
+def test_a_folder_gives_the_ids_of_the_gguf(byte_level, folder, text):
+    ours = load_tokenizer(folder)
+    expected = byte_level["smollm"]
+    assert ours.encode(text) == expected.encode(text)
+    assert ours.encode(text, special=False) == expected.encode(text, special=False)
+    assert ours.decode(ours.encode(text)) == expected.decode(expected.encode(text))
+
+
+def test_a_folder_knows_its_names_and_its_template(byte_level, folder):
+    tokenizer = load_tokenizer(folder)
+    expected = byte_level["smollm"]
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.stop) == (1, 2, {0, 2})
+    assert not tokenizer.adds_bos
+    assert tokenizer.chat(CONVERSATION) == expected.chat(CONVERSATION)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": None}))
+    (folder / "chat_template.jinja").write_text(CHATML)
+    assert load_tokenizer(folder).chat(CONVERSATION) == expected.chat(CONVERSATION)
+
+
+@pytest.mark.peers
+@given(text=text)
+@plain
+def test_a_folder_gives_the_ids_of_transformers(folder, text):
+    theirs = peer("transformers").PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json")
+    )
+    ours = load_tokenizer(folder)
+    ids = theirs.encode(text)
+    assert ours.encode(text) == ids
+    assert ours.decode(ids, special=True) == theirs.decode(ids)
+
+
+def test_a_tokenizer_json_of_sentencepiece_kind(tmp_path):
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    vocab |= {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    vocab |= {piece: 259 + i for i, piece in enumerate(["▁", "a", "b", "▁a", "▁ab"])}
+    tokenizer = library.Tokenizer(
+        library.models.BPE(
+            vocab, [("▁", "a"), ("▁a", "b")], byte_fallback=True, fuse_unk=True, unk_token="<unk>"
+        )
+    )
+    normalizers, decoders = library.normalizers, library.decoders
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = library.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(tmp_path / "tokenizer.json")
+    ids = ours.encode("ab a 🙂")
+    assert ids == tokenizer.encode("ab a 🙂").ids
+    assert ids[:3] == [1, 263, 262]
+    assert ours.decode(ids) == tokenizer.decode(ids) == "ab a 🙂"
+    assert ours.stop == {2}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": {"type": "BPE"}}'])
+def test_a_damaged_tokenizer_json_is_a_clear_error(content, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        load_tokenizer(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: missing"):
+        load_tokenizer(tmp_path)
