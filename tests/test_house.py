@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from adamas_core import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +24,7 @@ FLOORS = {
     "lab": {"reference", "core", "llama", "lab"},
     "cli": {"reference", "cpu", "gpu", "core", "llama", "lab", "cli"},
 }
-OPTIONS = {"metric", "query_bits", "sinks", "recent", "refine", "group"}
+OPTIONS = {field.name for field in fields(Selection)}
 MOST_PARAMETERS = 10
 MOST_LINES = 60
 # Numba kernels: one function is one parallel region or one loop that is compiled as a whole.
