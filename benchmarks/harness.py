@@ -1,8 +1,8 @@
-"""What the CPU benchmarks share: taking turns cold and hot, the floor, and the report.
+"""Shared by the CPU benchmarks: timing in turns, cold and hot; the floor; the report.
 
-Cold: before every call as much other memory is read as empties the caches, as the other layers of
-a model do. Hot: the same call was just made twice. All forms take turns in one run, so that they
-see the same machine.
+Cold: before every call, enough other memory is read to empty the caches, as the other layers of a
+model do. Hot: the same call was made twice just before. All forms take turns in one run, so they
+see the same state of the machine.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ import peers
 
 RESULTS = Path(__file__).parent / "results"
 EVICT_BYTES = 192 << 20  # several times the last-level cache
-FEWEST = 3  # repeats of a form, however slow
-SLOW_MS = 1500.0  # a form that has taken so long in all is not repeated beyond the fewest
-# A form whose first call took so many times the best of its peer, and so long, is dropped.
+FEWEST = 3  # every form is repeated at least this often
+SLOW_MS = 1500.0  # a form that took longer than this in all is not repeated any more
+# A form is dropped if its first call takes more than HOPELESS times the best time of its peer, and
+# more than HOPELESS_MS.
 HOPELESS, HOPELESS_MS = 4, 100.0
-REST_SECONDS = 0.01  # for which the threads of the form before may still spin
+REST_SECONDS = 0.01  # pause after a form, because its threads may still spin
 
 _evict = np.ones(EVICT_BYTES // 8, np.int64)
 
 
 @dataclass
 class Form:
-    """A call to time, and what its row says beside times.
+    """A call to time. `facts` are the columns of its row beside the times.
 
-    `before` and `after_emptying` are called untimed before each: before the caches are emptied, and
-    between that and the call.
+    Two functions are called before each call and not timed: `before`, before the caches are
+    emptied, and `after_emptying`, after that.
     """
 
     call: Callable[[], Any]
     before: Callable[[], Any] = lambda: None
     facts: dict[str, Any] = field(default_factory=dict)
     after_emptying: Callable[[], Any] = lambda: None
-    rest: float = REST_SECONDS  # before the next form's turn
+    rest: float = REST_SECONDS  # pause before the turn of the next form
 
 
 def measure(forms: dict[str, Form], state: str, repeats: int) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of every form, taking turns."""
+    """Milliseconds of every form. The forms take turns."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
         form.before()
@@ -93,8 +94,10 @@ def _read(words: NDArray[np.int64]) -> int:
 
 
 class Floor:
-    """Reading so many bytes plainly, in order and on all threads: no step that needs them from
-    memory can be faster."""
+    """A plain read of some number of bytes, in order and on all threads.
+
+    A step that needs these bytes from memory cannot be faster.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self._words = np.ones(most_bytes // 8 + 1, np.int64)
@@ -110,11 +113,11 @@ def fastest_forms(
     expected: NDArray[Any],
     hopeless: set[tuple[str, str]],
 ) -> dict[str, Form]:
-    """The fastest form of each peer in a few cold calls, once each was seen to agree.
+    """The fastest form of each peer in a few cold calls; AssertionError if a result is wrong.
 
-    Its facts hold the least time of every form tried. Forms in `hopeless` are left out, and those
-    that prove far slower than others of their peer are added to it. The tolerance of 16-bit results
-    is wide: llama.cpp sums float16 values in float16.
+    Its facts hold the least time of every form that was tried. Forms in `hopeless` are left out.
+    Forms that are far slower than another form of their peer are added to `hopeless`. The tolerance
+    for 16-bit results is wide, because llama.cpp sums float16 values in float16.
     """
     largest = float(np.abs(expected).max())
     tolerance = 1e-4 if expected.dtype == np.float32 else 0.1
@@ -129,7 +132,10 @@ def fastest_forms(
         first = 1e3 * (time.perf_counter() - start)
         error = float(np.abs(peers.float32(out).reshape(-1) - reference).max()) / largest
         if not error <= tolerance:
-            raise AssertionError(f"{peer}, {name}: differs by {error:.1e} of the largest output")
+            raise AssertionError(
+                f"{peer}, {name}: differs by {error:.1e} of the largest output; expected at most "
+                f"{tolerance:.0e}"
+            )
         if peer in best and first > max(HOPELESS * best[peer][0], HOPELESS_MS):
             hopeless.add((peer, name))
             continue
@@ -145,7 +151,7 @@ def fastest_forms(
 
 
 class Report:
-    """Rows that are printed as they come, and written as JSON and as a markdown table."""
+    """Rows, printed at once, and written as JSON and as a Markdown table at the end."""
 
     def __init__(self, name: str, columns: Iterable[str], arguments: argparse.Namespace) -> None:
         self.name = name
@@ -176,7 +182,7 @@ class Report:
         print(self._line(shown(row.get(column)) for column in self._columns), flush=True)
 
     def not_run(self, what: str, reason: str) -> None:
-        """Each reason once."""
+        """Print and keep the reason why something was not run, once."""
         entry = {"what": what, "reason": reason}
         if entry not in self._not_run:
             self._not_run.append(entry)
@@ -217,7 +223,7 @@ def processor() -> str:
 
 
 def memory_available() -> int:
-    """Bytes that the system could still give."""
+    """Bytes of memory that the system still has available."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) << 10

@@ -1,4 +1,4 @@
-"""Keys, values and queries to decode with, in a `KVCache` that takes no second copy of them."""
+"""Queries, and a `KVCache` of keys and values that is built without a second copy of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from adamas_core import KVCache
 from harness import memory_available
 
 CHUNK = 1 << 16  # tokens made at a time
-TOPIC = 256  # tokens in a row about the same, where keys are structured
-LEAVE_BYTES = 2 << 30  # of memory to the rest of the machine
+TOPIC = 256  # consecutive tokens with the same topic, in structured keys
+LEAVE_BYTES = 2 << 30  # of memory, for the rest of the machine
 
 
 class TooLarge(Exception):
-    """There is no room for a setting, and how much it takes."""
+    """A setting needs more memory than there is. The text says how much."""
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -32,19 +32,19 @@ def make(
 ) -> tuple[NDArray[Any], KVCache]:
     """Queries (B, H, 1, D) and a cache of S tokens.
 
-    "random": all normal, so that the heads of a group choose different tokens. "structured": keys
-    in runs of related tokens with four strong channels, and queries near keys of the cache that the
-    heads of a group share.
+    "random": everything is normal, so the heads of a group choose different tokens. "structured":
+    keys come in runs of related tokens and have four strong channels. The heads of a group have
+    queries near the same key of the cache.
     """
     size = dtype_of(dtype)
     nbytes = B * H_kv * S * (2 * D * size.itemsize + D // 4)
     room = min(most_bytes, memory_available() - LEAVE_BYTES)
     if nbytes > room:
-        raise TooLarge(f"{nbytes / 1e9:.1f} GB of cache, {room / 1e9:.1f} GB to be had")
+        raise TooLarge(f"the cache needs {nbytes / 1e9:.1f} GB; available: {room / 1e9:.1f} GB")
     rng = np.random.default_rng(0)
     cache = KVCache(capacity=S)
     shape = (B, H_kv, min(S, CHUNK), D)
-    # Values say nothing about speed: one chunk of them serves all.
+    # The numbers in the values do not change the speed, so all chunks have the same.
     v = rng.standard_normal(shape, dtype=np.float32).astype(size)
     for start in range(0, S, CHUNK):
         n = min(CHUNK, S - start)

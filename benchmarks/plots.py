@@ -1,9 +1,9 @@
-"""Figures from the results' JSON.
+"""Draw the figures of results from their JSON.
 
-    python benchmarks/plots.py              # of all results
+    python benchmarks/plots.py              # all results
     python benchmarks/plots.py FILE.json
 
-The benchmarks draw their own figure when they end.
+Each benchmark also draws its own figure at its end.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, Any]]
 
-# One colour a peer, in every figure.
-COLOURS = {
+# A peer has the same color in every figure.
+COLORS = {
     "manhattan": "#0b6e4f",
     "weighted 4": "#c1121f",
     "weighted 3": "#f08a24",
@@ -58,7 +58,7 @@ plt.rcParams |= {
 
 
 def draw(path: Path) -> None:
-    """The figure of one result, beside it; of tables there is none."""
+    """Draw the figure of one result, into its folder. A table has no figure."""
     result = json.loads(path.read_text())
     kind = result["figure"].split("-")[1] if "figure" in result else ""
     if kind not in FIGURES or not result["rows"]:
@@ -80,31 +80,29 @@ def subtitle(result: dict[str, Any]) -> str:
 
 
 def lines(axes: Axes, rows: Rows, x: str, label: str) -> None:
-    """Time against x, log-log: our forms and the floors thick, peers thin, p10 to p90 shaded."""
+    """Plot time against x, log-log. Our forms and floors are thick, peers thin, p10-p90 shaded."""
     series: dict[str, Rows] = defaultdict(list)
     for row in rows:
         series["floor" if row["name"].startswith("read ") else row["name"]].append(row)
     for name, points in series.items():
-        # Forms that touch other bytes have floors of their own; that of the fewest is drawn.
+        # Forms that touch different numbers of bytes have different floors. Draw the lowest.
         lowest = {}
         for point in sorted(points, key=lambda p: -p.get("MB", 0)):
             lowest[point[x]] = point
         at = sorted(lowest)
-        style = {"color": colour(name), "marker": "o", "markersize": 3.5}
+        style = {"color": color(name), "marker": "o", "markersize": 3.5}
         peer = lowest[at[0]].get("peer")
         style["linewidth"] = 1.2 if peer not in (None, "adamas-core") else 2
         shown = {"floor": "floor: read the same bytes"}.get(name, name)
-        if "prefilter" in name:
-            style["linestyle"] = (0, (4, 2))
         if name == "floor":
             style |= {"linestyle": ":", "marker": ""}
         axes.plot(at, [lowest[i]["ms"] for i in at], label=shown, **style)
         low, high = ([lowest[i][key] for i in at] for key in ("p10", "p90"))
-        axes.fill_between(at, low, high, color=colour(name), alpha=0.12, linewidth=0)
+        axes.fill_between(at, low, high, color=color(name), alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel(label)
-    axes.set_ylabel("ms a step")
+    axes.set_ylabel("ms per step")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: count(n)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -112,40 +110,40 @@ def lines(axes: Axes, rows: Rows, x: str, label: str) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """Below the axes, where it hides no line."""
+    """Put the legend below the axes, where it hides no line."""
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
-def colour(name: str) -> str:
-    return COLOURS[name.split(",")[0]]
+def color(name: str) -> str:
+    return COLORS[name.split(",")[0]]
 
 
 def count(n: float) -> str:
-    """1024 as 1K."""
+    """Format 1024 as 1K."""
     for size, letter in ((1 << 20, "M"), (1 << 10, "K")):
         if n >= size:
             return f"{n / size:g}{letter}"
     return f"{n:g}"
 
 
-def of_length(axes: Axes, rows: Rows) -> None:
+def plot_length(axes: Axes, rows: Rows) -> None:
     lines(axes, rows, "tokens", "tokens in the cache")
     axes.set_title(f"One decode step, {rows[0]['heads']} heads")
 
 
-def of_budget(axes: Axes, rows: Rows) -> None:
-    """Peers, which do not depend on it, are levels."""
+def plot_budget(axes: Axes, rows: Rows) -> None:
+    """Plot time against the budget. Peers do not depend on it and are horizontal lines."""
     budgets = sorted({row["budget"] for row in rows})
-    lines(axes, [r for r in rows if not is_dense(r)], "budget", "budget, tokens a query head")
+    lines(axes, [r for r in rows if not is_dense(r)], "budget", "budget, tokens per query head")
     for row in rows:
         if is_dense(row) and row["budget"] == budgets[0]:
-            axes.axhline(row["ms"], color=colour(row["name"]), linewidth=1.2, label=row["name"])
+            axes.axhline(row["ms"], color=color(row["name"]), linewidth=1.2, label=row["name"])
     legend(axes)
     axes.set_title(f"One decode step, {rows[0]['heads']} heads, {count(rows[0]['tokens'])} tokens")
 
 
-def of_stages(axes: Axes, rows: Rows) -> None:
-    """A bar a case and metric, of the step's parts; a mark at the floor."""
+def plot_stages(axes: Axes, rows: Rows) -> None:
+    """Plot one bar per case and metric, made of the parts of a step, with a mark at the floor."""
     labels = []
     keys = list(dict.fromkeys((r["heads"], r["tokens"], r["name"]) for r in rows))
     for y, key in enumerate(keys):
@@ -168,8 +166,8 @@ def of_stages(axes: Axes, rows: Rows) -> None:
     legend(axes)
 
 
-def of_threads(axes: Axes, rows: Rows) -> None:
-    """Speed on n threads in units of one thread's."""
+def plot_threads(axes: Axes, rows: Rows) -> None:
+    """Plot times by thread count, labelled with the gain over one thread."""
     counts = sorted({row["threads"] for row in rows})
     series: dict[str, dict[int, Rows]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -181,7 +179,7 @@ def of_threads(axes: Axes, rows: Rows) -> None:
         ms = [min(r["ms"] for r in series[name][n]) for name in names]
         one = [min(r["ms"] for r in series[name][counts[0]]) for name in names]
         at = [x + (i - (len(counts) - 1) / 2) * width for x in range(len(names))]
-        tint = [colour(name) for name in names]
+        tint = [color(name) for name in names]
         bars = axes.bar(at, ms, width * 0.92, color=tint, alpha=0.45 + 0.55 * (i > 0))
         texts = [
             f"{t:.3g}" if i == 0 else f"{t:.3g}\n{a / t:.1f}x" for t, a in zip(ms, one, strict=True)
@@ -192,7 +190,7 @@ def of_threads(axes: Axes, rows: Rows) -> None:
     axes.margins(y=0.15)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel("ms a step")
+    axes.set_ylabel("ms per step")
     many = " and ".join(map(str, counts))
     axes.set_title(
         f"On {many} threads, {rows[0]['heads']} heads, {count(rows[0]['tokens'])} tokens"
@@ -203,7 +201,12 @@ def is_dense(row: dict[str, Any]) -> bool:
     return row.get("peer") not in (None, "adamas-core")
 
 
-FIGURES = {"length": of_length, "budget": of_budget, "stages": of_stages, "threads": of_threads}
+FIGURES = {
+    "length": plot_length,
+    "budget": plot_budget,
+    "stages": plot_stages,
+    "threads": plot_threads,
+}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What users run today, each in a file of its own.
+"""Libraries that users run today. Each has a file of its own.
 
-A dense peer offers ``forms(q, k, v, threads)``: a dict from a form's name to a callable without
-arguments that computes decode attention of q (B, H, 1, D) over k, v (B, H_kv, S, D) and returns
-(B, H, 1, D) in any shape. The arrays are NumPy's and a form reads them where they lie, unless its
-name says otherwise; what a form converts beforehand is not timed. `Unavailable` gives the reason
-where a peer cannot take these arrays.
+A dense peer has a function ``forms(q, k, v, threads)``. It returns a dict from the names of forms
+to callables without arguments. A callable computes decode attention of q (B, H, 1, D) over k and v
+(B, H_kv, S, D). Its result has the elements of (B, H, 1, D), in any shape. The arrays are NumPy's.
+A form reads them in place, unless its name says otherwise. Conversions before the call are not
+timed. If a peer cannot take these arrays, it raises `Unavailable` with the reason.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The peer's name, its file here, its distribution.
+# Name of the peer, its file in this folder, its distribution on PyPI.
 DENSE = (
     ("PyTorch", "torch_cpu", "torch"),
     ("ONNX Runtime", "onnx_runtime", "onnxruntime"),
     ("llama.cpp", "llama_cpp", "llama-cpp-python"),
     ("NumPy", "numpy_dense", "numpy"),
 )
-# How long a peer's threads spin behind a call, where that is long: those of OpenBLAS.
+# Pause after a peer whose threads spin for long after a call. NumPy has the threads of OpenBLAS.
 REST_SECONDS = {"NumPy": 0.25}
-COPY_BYTES = 3 << 30  # a form that needs rearranged copies of K or V larger than this is left out
+COPY_BYTES = 3 << 30  # a form that needs larger rearranged copies of K or V is left out
 
 
 class Unavailable(Exception):
-    """A peer or a form cannot be had, and why."""
+    """A peer or a form cannot run. The text is the reason."""
 
 
 def dense_forms(
     q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], threads: int, names: list[str]
 ) -> tuple[dict[tuple[str, str], Callable[[], Any]], dict[str, str]]:
-    """Every form of the named peers by (peer, form), and the reasons of those not to be had."""
+    """Every form of the named peers by (peer, form), and the reasons of the missing peers."""
     forms: dict[tuple[str, str], Callable[[], Any]] = {}
     missing = {}
     for peer, module, _ in DENSE:
@@ -53,7 +53,7 @@ def dense_forms(
 
 
 def float32(out: Any) -> NDArray[np.float32]:
-    """A form's result as NumPy's float32."""
+    """The result of a form as a NumPy array of float32."""
     return out.float().numpy() if hasattr(out, "float") else np.asarray(out).astype(np.float32)
 
 

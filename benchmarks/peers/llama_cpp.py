@@ -1,9 +1,9 @@
 """llama.cpp's attention alone: ggml's operators on the CPU, from llama-cpp-python's libraries.
 
-"flash attention" is ggml_flash_attn_ext, what a decode runs with ``flash_attn=True``, over keys and
-values where they lie. "matmuls" is what it runs otherwise; there llama.cpp stores the values
-transposed, and so does this form. Queries are float32, as llama.cpp's always are. Both are given
-the new token in the cache and no mask.
+"flash attention" is ggml_flash_attn_ext, which a decode runs with ``flash_attn=True``. It reads
+keys and values in place. Without that option a decode runs "matmuls". For these llama.cpp stores
+the values transposed, and so does this form. Queries are float32, as always in llama.cpp. Both
+forms have the new token in the cache, and no mask.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _int64 = ctypes.c_int64
 
 
 class _Tensor(ctypes.Structure):
-    """struct ggml_tensor of ggml.h up to its data."""
+    """struct ggml_tensor of ggml.h, up to its data."""
 
     _fields_ = [
         ("type", ctypes.c_int),
@@ -82,7 +82,7 @@ _SIGNATURES = {
 
 
 def _library() -> dict[str, Any]:
-    """ggml's functions by name."""
+    """The functions of ggml by name."""
     package = find_spec("llama_cpp")
     if package is None or package.origin is None:
         raise ImportError("no module named 'llama_cpp'")
@@ -103,7 +103,7 @@ def forms(
     q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], threads: int
 ) -> dict[str, Callable[[], NDArray[Any]]]:
     if k.dtype.name not in _TYPES:
-        raise Unavailable(f"has no {k.dtype.name}")
+        raise Unavailable(f"does not support {k.dtype.name}")
     found = {"flash attention": _Graph(_flash, q, k, v, threads)}
     if v.nbytes <= COPY_BYTES:
         transposed = np.ascontiguousarray(v.swapaxes(-1, -2))
@@ -112,7 +112,7 @@ def forms(
 
 
 class _Graph:
-    """A graph built once and computed at every call."""
+    """A graph that is built once and computed at every call."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Graph:
         ggml = _library()
         ggml["ggml_cpu_init"]()
         context = ggml["ggml_init"](_InitParams(1 << 20, None, True))
-        self._arrays = [q.astype(np.float32), k, v]  # kept alive
+        self._arrays = [q.astype(np.float32), k, v]  # a reference, so that the memory stays
         nodes = build(ggml, context, *self._arrays, scale=k.shape[-1] ** -0.5)
         for node in nodes:
             shape = tuple(node.contents.ne)[::-1]
@@ -166,7 +166,7 @@ def _matmuls(
     v: NDArray[Any],
     scale: float,
 ) -> list[Any]:
-    """A group of query heads is G queries of one KV head; v is (B, H_kv, D, S)."""
+    """A group of query heads becomes G queries of one KV head. v is (B, H_kv, D, S)."""
     B, H, _, D = q.shape
     grouped = q.reshape(B, k.shape[1], H // k.shape[1], D)
     q, k, v = (_view(ggml, context, x) for x in (grouped, k, v))

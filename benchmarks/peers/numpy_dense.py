@@ -1,4 +1,4 @@
-"""NumPy: matmul-softmax-matmul through its BLAS, which multiplies float32 and float64 alone."""
+"""NumPy: matmul-softmax-matmul through its BLAS, which supports only float32 and float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def forms(
     q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], threads: int
 ) -> dict[str, Callable[[], NDArray[Any]]]:
     if k.dtype != np.float32:
-        raise Unavailable(f"NumPy's BLAS multiplies no {k.dtype.name}")
+        raise Unavailable(f"NumPy's BLAS does not support {k.dtype.name}")
     threadpool_limits(threads, user_api="blas")
     B, H, _, D = q.shape
     H_kv = k.shape[1]

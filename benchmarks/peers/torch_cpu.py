@@ -14,7 +14,7 @@ from . import COPY_BYTES
 
 
 def tensor(x: NDArray[Any]) -> torch.Tensor:
-    """The same memory as a tensor; NumPy's bfloat16 comes from ml_dtypes, which torch ignores."""
+    """The same memory as a tensor. bfloat16 goes through int16, because torch does not know it."""
     if x.dtype.name == "bfloat16":
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
@@ -37,7 +37,7 @@ def forms(
         "sdpa, enable_gqa": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }
     if H_kv < H:
-        # A group of query heads is G queries of one KV head: without a mask this is the same.
+        # Without a mask, the G query heads of a KV head may be G queries of one head.
         found["sdpa, group as queries"] = lambda: F.scaled_dot_product_attention(grouped, k, v)
         if 2 * k.nbytes * H // H_kv <= COPY_BYTES:
             many = [x.repeat_interleave(H // H_kv, dim=1) for x in (k, v)]
