@@ -24,6 +24,7 @@ from ._simd import (
     larger_number,
     load_float32,
     load_scalar_float32,
+    load_uint32,
     multiply_add,
     store_float32,
     store_scalar_float32,
@@ -125,7 +126,7 @@ def _attend_block(at, item, blocks, floats, visible):
     keys = record.k + b * record.k_b + h * record.k_h
     values = record.v + b * record.v_b + h * record.v_h
     line, logits, sums = columns.line, columns.logits, columns.sums
-    end = _load_queries(record, b, h, columns, visible)
+    seen_by_all, end = _load_queries(record, b, h, columns, visible)
     key_blocks = (end + BLOCK_KEYS - 1) // BLOCK_KEYS
     for i in range(key_blocks * split // splits, key_blocks * (split + 1) // splits):
         start = i * BLOCK_KEYS
@@ -152,7 +153,9 @@ def _attend_block(at, item, blocks, floats, visible):
         source, stride = _as_float32(
             values + start * record.v_s, record.v_s, dtype, count, D, columns.wide
         )
-        if vectors == 4:
+        if not _all_finite(source, stride, max(seen_by_all - start, 0), count, D):
+            _add_seen_values(columns, visible, start, source, stride, count, D)
+        elif vectors == 4:
             add_matmul(sums, source, 4, stride, D, logits, count, 4)
         else:
             add_matmul(sums, source, 4, stride, D, logits, count, 1)
@@ -161,20 +164,20 @@ def _attend_block(at, item, blocks, floats, visible):
 
 @inlined
 def _load_queries(record, b, h, columns, visible):
-    """Load the scaled queries and their visible tokens. Returns the largest number of these.
+    """Load the scaled queries and their numbers of visible tokens; returns the least and largest.
 
     A column without a query holds zeros and sees all tokens, which changes no result.
     """
     L, D, line = record.L, record.D, columns.line
     scale = np.float32(record.scale)
     source = record.q + b * record.q_b + h * (record.H // record.H_kv) * record.q_h
-    end = 0
+    least, largest = record.S, 0
     for c in range(LANES * record.vectors):
         visible[c] = record.S
         if c < columns.rows:
             g, l = divmod(columns.first + c, L)
             visible[c] = visible_tokens(record.S, L, l)
-            end = max(end, visible[c])
+            least, largest = min(least, visible[c]), max(largest, visible[c])
             widen_row(source + g * record.q_h + l * record.q_l, record.q_dtype, D, columns.row)
         for d in range(D):
             x = np.float32(0)
@@ -184,7 +187,7 @@ def _load_queries(record, b, h, columns, visible):
             store_scalar_float32(columns.sums + line * d + 4 * c, np.float32(0))
         store_scalar_float32(columns.largest + 4 * c, np.float32(-np.inf))
         store_scalar_float32(columns.mass + 4 * c, np.float32(0))
-    return end
+    return least, largest
 
 
 @inlined
@@ -224,6 +227,34 @@ def _update_softmax(columns, keys):
         store_float32(columns.mass + c, multiply_add(load_float32(columns.mass + c), factor, sum_))
         store_float32(columns.largest + c, new)
         store_float32(columns.correction + c, factor)
+
+
+@outlined
+def _all_finite(rows, stride, first, end, D):
+    """Whether the rows first .. end hold finite float32 alone."""
+    found = False
+    for s in range(first, end):
+        for d in range(D):
+            bits = load_uint32(rows + stride * s + 4 * d)
+            found |= bits & np.uint32(0x7F800000) == np.uint32(0x7F800000)
+    return not found
+
+
+@outlined
+def _add_seen_values(columns, visible, start, values, stride, keys, D):
+    """Add the weighted values of a block to the sums, for each query those that it sees alone.
+
+    The matrix product gives other values the weight 0, and 0 times infinity or NaN is NaN.
+    """
+    line = columns.line
+    for c in range(columns.rows):
+        for d in range(D):
+            at = columns.sums + line * d + 4 * c
+            total = load_scalar_float32(at)
+            for s in range(min(visible[c] - start, keys)):
+                share = load_scalar_float32(columns.logits + line * s + 4 * c)
+                total += share * load_scalar_float32(values + stride * s + 4 * d)
+            store_scalar_float32(at, total)
 
 
 @inlined

@@ -1,0 +1,35 @@
+"""Dense attention on the CPU: values that are not finite reach only the queries that see them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from adamas_core import cpu, reference
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("S, L, G", [(2, 2, 1), (5, 5, 4), (300, 20, 2), (140, 140, 1)])
+def test_a_token_does_not_change_the_queries_before_it(dtype, bad, S, L, G):
+    rng = np.random.default_rng(S)
+    q = rng.standard_normal((1, G, L, 24)).astype(dtype)
+    k, v = (rng.standard_normal((1, 1, S, 24)).astype(dtype) for _ in range(2))
+    first = S - L // 2  # the first half of the queries does not see it
+    v[:, :, first, 3:7] = bad
+    out, lse = cpu.attend(q, k, v, None, None, True)
+    expected, expected_lse = reference.attend(q, k, v, None, None, True)
+    assert_array_equal(np.isfinite(out), np.isfinite(expected))
+    assert np.isfinite(out[:, :, : L - L // 2]).all()
+    assert not np.isfinite(out[:, :, L - L // 2 :, 3:7]).any()
+    tolerance = {np.float32: 1e-5, np.float16: 2e-3}.get(dtype, 2e-2)
+    finite = np.isfinite(expected)
+    assert_allclose(
+        out[finite].astype(np.float32),
+        expected[finite].astype(np.float32),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    assert_allclose(lse, expected_lse, rtol=1e-5, atol=1e-5)
