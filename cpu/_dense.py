@@ -22,12 +22,13 @@ from ._matmul import VECTOR_BYTES, add_matmul
 from ._record import Record
 from ._simd import (
     larger_number,
+    load_first_float32,
     load_float32,
     load_scalar_float32,
-    load_uint32,
     multiply_add,
     store_float32,
     store_scalar_float32,
+    sum_of,
     to_all,
 )
 from ._visible import visible_tokens
@@ -232,12 +233,13 @@ def _update_softmax(columns, keys):
 @outlined
 def _all_finite(rows, stride, first, end, D):
     """Whether the rows first .. end hold finite float32 alone."""
-    found = False
+    zero = to_all(np.float32(0))
+    total = zero
     for s in range(first, end):
-        for d in range(D):
-            bits = load_uint32(rows + stride * s + 4 * d)
-            found |= bits & np.uint32(0x7F800000) == np.uint32(0x7F800000)
-    return not found
+        row = rows + stride * s
+        for d in range(0, D, LANES):
+            total += zero * load_first_float32(row + 4 * d, D - d)
+    return sum_of(total) == 0  # infinity and NaN times 0 are NaN
 
 
 @outlined
