@@ -8,7 +8,7 @@
 `stages`   where the step's time goes
 `threads`  time on one thread and on all
 `shapes`   time against heads and batch
-`options`  what prefilter, refine, group and centered codes cost a step, and appending a token
+`options`  the cost of refine, group and centered codes for a step, and for appending a token
 
 A step is the public ``decode_attention(q, cache, budget)``. Each peer is given the same arrays,
 was seen to agree with the library's dense attention, and is quoted in the fastest of its forms,
@@ -34,31 +34,16 @@ from numpy.typing import NDArray
 import inputs
 import peers
 import plots
-from adamas_core import KVCache, attend, decode_attention, select_topk
+from adamas_core import KVCache, Selection, attend, decode_attention, select_topk
 from harness import RESULTS, Floor, Form, Report, fastest_forms, measure, statistics
 
 COLUMNS = ["heads", "tokens", "state", "name", "form", "ms", "p10", "p90", "times", "MB", "floors"]
 PEER_LIMIT_MS = 1000.0  # a peer that takes longer is left out at greater lengths
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way of ours to select."""
-
-    metric: str
-    query_bits: int
-    prefilter: int = 0
-
-    @property
-    def name(self) -> str:
-        bits = f" {self.query_bits}" if self.metric == "weighted" else ""
-        return f"{self.metric}{bits}" + (f", prefilter {self.prefilter}" if self.prefilter else "")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Of select_topk, and attributes of a cache."""
-        found = {"metric": self.metric, "query_bits": self.query_bits}
-        return found | ({"prefilter": self.prefilter} if self.prefilter else {})
+def name_of(selection: Selection) -> str:
+    bits = f" {selection.query_bits}" if selection.metric == "weighted" else ""
+    return f"{selection.metric}{bits}"
 
 
 @dataclass
@@ -67,33 +52,24 @@ class Setting:
 
     q: NDArray[Any]
     cache: KVCache
-    variant: Variant
+    selection: Selection
     budget: int
 
     def use(self) -> None:
-        """Let the cache, whose codes serve every metric, select as the variant says."""
-        for name, value in ({"prefilter": 0} | self.variant.arguments).items():
-            if hasattr(self.cache, name):
-                setattr(self.cache, name, value)
+        """Let the cache, whose codes serve every metric, select by this setting."""
+        self.cache.selection = self.selection
 
     def select(self, budget: int) -> NDArray[np.int32]:
-        return select_topk(self.q, self.cache[0].codes, budget, **self.variant.arguments)
+        held = self.cache[0]
+        return select_topk(self.q, held.codes, budget, self.selection, held.k)
 
     def bytes_that_must_move(self) -> int:
-        """Counted from the actual selection.
-
-        With a prefilter: the high plane, and the low plane's words of the tokens that it keeps,
-        taken to be different ones.
-        """
-        B, H_kv, S, D = self.cache[0].shape
+        """Counted from the actual selection."""
+        B, H_kv, _, D = self.cache[0].shape
         chosen = self.select(self.budget)
         lists = chosen.reshape(B * H_kv, -1)  # the heads of a group one after another
         rows = sum(np.unique(x).size for x in lists)
-        codes = self.cache[0].codes.nbytes
-        if self.variant.prefilter:
-            kept = min(self.variant.prefilter * lists.size, B * H_kv * S)
-            codes = codes // 2 + min(kept * D // 8, codes // 2)
-        return codes + 2 * rows * D * self.cache[0].k.itemsize
+        return self.cache[0].codes.nbytes + 2 * rows * D * self.cache[0].k.itemsize
 
     def step(self) -> Form:
         return Form(
@@ -119,14 +95,10 @@ class Setting:
         return fastest_forms(forms, attend(self.q, k, v, None), hopeless)
 
 
-def variants(args: argparse.Namespace) -> list[Variant]:
-    found = [Variant("manhattan", 4)] if "manhattan" in args.metric else []
+def selections(args: argparse.Namespace) -> list[Selection]:
+    found = [Selection("manhattan")] if "manhattan" in args.metric else []
     if "weighted" in args.metric:
-        found += [Variant("weighted", bits) for bits in args.query_bits]
-    if args.prefilter:
-        if not hasattr(KVCache(), "prefilter"):
-            raise SystemExit("this version of adamas-core has no prefilter")
-        found += [replace(variant, prefilter=args.prefilter) for variant in found]
+        found += [Selection(query_bits=bits) for bits in args.query_bits]
     return found
 
 
@@ -144,7 +116,7 @@ def settings(args: argparse.Namespace, report: Report) -> Iterator[tuple[dict[st
             report.not_run(case, str(error))
             continue
         facts = {"heads": f"{H}/{H_kv}" if B == 1 else f"{B} x {H}/{H_kv}", "tokens": S}
-        yield facts, Setting(q, cache, Variant("manhattan", 4), min(args.budget, S))
+        yield facts, Setting(q, cache, Selection(), min(args.budget, S))
 
 
 def compare(
@@ -179,7 +151,7 @@ def compare(
 
 
 def steps(setting: Setting, args: argparse.Namespace) -> dict[str, Form]:
-    return {x.name: replace(setting, variant=x).step() for x in variants(args)}
+    return {name_of(x): replace(setting, selection=x).step() for x in selections(args)}
 
 
 def table(args: argparse.Namespace, report: Report) -> None:
@@ -231,8 +203,8 @@ def stages(args: argparse.Namespace, report: Report) -> None:
         tile = KVCache(capacity=64)
         tile.append(k[:, :, :64], v[:, :, :64])
         tile_k, tile_v = tile[0].k, tile[0].v
-        for variant in variants(args):
-            whole = replace(setting, variant=variant)
+        for selection in selections(args):
+            whole = replace(setting, selection=selection)
             start = replace(whole, cache=tile, budget=1)
             start.use()
             chosen, first = whole.select(whole.budget), start.select(1)
@@ -260,7 +232,7 @@ def stages(args: argparse.Namespace, report: Report) -> None:
                 "rest": ms["together"] - ms["select"] - ms["attend"],
                 "program": ms["step"] - ms["together"],
             }
-            row = facts | {"state": "cold", "name": variant.name}
+            row = facts | {"state": "cold", "name": name_of(selection)}
             for name, part in parts.items():
                 report.add(**row, form=name, ms=round(part, 4), share=round(part / ms["step"], 3))
             row["MB"] = round(nbytes / 1e6, 2)
@@ -280,31 +252,30 @@ def threads(args: argparse.Namespace, report: Report) -> None:
         numba.set_num_threads(most)
 
 
-# Attributes of a cache; `centered` is another cache of the same keys and values.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "no option": {},
-    "prefilter 8": {"prefilter": 8},
-    "refine 2": {"refine": 2},
-    "refine 4": {"refine": 4},
-    "group": {"group": True},
-    "centered": {"centered": True},
-    "centered, refine 2": {"centered": True, "refine": 2},
-    "centered, group": {"centered": True, "group": True},
+OPTIONS = {
+    "no option": Selection(),
+    "refine 2": Selection(refine=2),
+    "refine 4": Selection(refine=4),
+    "group": Selection(group=True),
+}
+OF_CENTERED = {
+    "centered": Selection(),
+    "centered, refine 2": Selection(refine=2),
+    "centered, group": Selection(group=True),
 }
 
 
 def options(args: argparse.Namespace, report: Report) -> None:
     """Times in units ("/ none") of the step without an option, or of appending to plain codes."""
     for facts, setting in settings(args, report):
-        centered = KVCache(centered=True)
-        centered.append(setting.cache[0].k, setting.cache[0].v)
-        forms = {
-            name: with_options(setting, centered if "centered" in given else setting.cache, given)
-            for name, given in OPTIONS.items()
-        }
+        cache = KVCache(centered=True)
+        cache.append(setting.cache[0].k, setting.cache[0].v)
+        centered = replace(setting, cache=cache)
+        forms = {name: replace(setting, selection=x).step() for name, x in OPTIONS.items()}
+        forms |= {name: replace(centered, selection=x).step() for name, x in OF_CENTERED.items()}
         appends = {
             "append a token": setting.append(),
-            "append a token, centered": replace(setting, cache=centered).append(),
+            "append a token, centered": centered.append(),
         }
         for state in args.state:
             for group in (forms, appends):
@@ -316,22 +287,12 @@ def options(args: argparse.Namespace, report: Report) -> None:
                     report.add(**row, **statistics(times[name]))
 
 
-def with_options(setting: Setting, cache: KVCache, given: dict[str, Any]) -> Form:
-    def use() -> None:
-        cache.prefilter, cache.refine = given.get("prefilter", 0), given.get("refine", 0)
-        cache.group = given.get("group", False)
-        cache.metric = "weighted"
-
-    return Form(lambda: decode_attention(setting.q, cache, setting.budget), use)
-
-
 DEFAULTS = {
     "cases": ["32/8/32768", "32/8/131072", "32/32/32768"],
     "dtype": "float32",
     "state": ["cold", "hot"],
     "metric": ["manhattan", "weighted"],
     "query_bits": [4],
-    "prefilter": 0,
     "peers": [name for name, _, _ in peers.DENSE],
     "data": "random",
     "head_dim": 128,
@@ -385,7 +346,6 @@ def main() -> None:
     parser.add_argument("--state", nargs="+", choices=["cold", "hot"])
     parser.add_argument("--metric", nargs="+", choices=DEFAULTS["metric"])
     parser.add_argument("--query-bits", nargs="+", type=int)
-    parser.add_argument("--prefilter", type=int, help="each metric also with this prefilter")
     parser.add_argument("--peers", nargs="*", choices=DEFAULTS["peers"])
     parser.add_argument("--data", choices=["random", "structured"])
     parser.add_argument("--head-dim", type=int)

@@ -4,7 +4,7 @@
 
 16.8 MB of codes of one KV head, 64K tokens at head_dim 128, for 1, 4 and 8 query heads: streamed
 from memory, and one tile again and again from the first cache; beside a plain read of the bytes.
-"ns a group" is the time for a query head and 8 tokens, "cycles" what that is at --ghz.
+"ns per group" is the time for a query head and 8 tokens, and "cycles" is that time at --ghz.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 import numba
 import numpy as np
 
-from adamas_core.cpu._array import address
+from adamas_core.cpu._array import address_of
 from adamas_core.cpu._jit import invoke
 from adamas_core.cpu.score import query_bytes, score_tile
 from harness import RESULTS, Form, Report, measure, statistics
 
 P, TILES, RING = 2, 1 << 13, 512  # words, tiles of 64 tokens, tiles of distances that are kept
 GAP = 2 * 64 * RING
-COLUMNS = ["metric", "planes", "rows", "name", "ms", "p10", "p90", "ns a group", "cycles"]
+COLUMNS = ["metric", "rows", "name", "ms", "p10", "p90", "ns per group", "cycles"]
 
 
 @numba.njit(nogil=True)
-def _score(function, high, low, step, queries, rows, weights, planes, distances):  # type: ignore[no-untyped-def]
-    """A tile every `step` bytes: 0 scores the same one again."""
+def _score(function, high, low, tile_bytes, queries, rows, weights, distances):  # type: ignore[no-untyped-def]
+    """A tile every `tile_bytes`: 0 scores the same one again."""
     for tile in range(TILES):
-        at = step * tile
+        at = tile_bytes * tile
         target = distances + 128 * (tile % RING)
-        given = (high + at, low + at, queries, rows, P, weights, planes, target, GAP)
+        given = (high + at, low + at, queries, rows, P, weights, target, GAP)
         invoke(function, given)
 
 
@@ -57,24 +57,23 @@ def main() -> None:
     distances = np.zeros(8 * GAP, np.uint8)
     for metric, weights in (("manhattan", 0), ("weighted", 3)):
         room = np.zeros(8 * query_bytes.py_func(P, weights) + 64, np.uint8)
-        queries = (address(room) + 63) // 64 * 64
-        for planes in (2, 1):
-            for rows in (1, 4, 8):
-                at = score_tile.address, address(keys[0]), address(keys[1])
-                rest = queries, rows, weights, planes, address(distances)
-                words = keys[:planes, :TILES].reshape(-1)
-                forms = {
-                    "from memory": Form(partial(_score, *at, 512 * P, *rest)),
-                    "from cache": Form(partial(_score, *at, 0, *rest)),
-                    "plain read": Form(partial(_read, words)),
-                }
-                for name, taken in measure(forms, "cold", args.repeats).items():
-                    row: dict[str, Any] = statistics(taken)
-                    if name != "plain read":
-                        group = 1e6 * row["ms"] / (8 * TILES * rows)
-                        row["ns a group"] = round(group, 2)
-                        row["cycles"] = round(group * args.ghz, 1)
-                    report.add(metric=metric, planes=planes, rows=rows, name=name, **row)
+        queries = (address_of(room) + 63) // 64 * 64
+        for rows in (1, 4, 8):
+            at = score_tile.address, address_of(keys[0]), address_of(keys[1])
+            rest = queries, rows, weights, address_of(distances)
+            words = keys[:, :TILES].reshape(-1)
+            forms = {
+                "from memory": Form(partial(_score, *at, 512 * P, *rest)),
+                "from cache": Form(partial(_score, *at, 0, *rest)),
+                "plain read": Form(partial(_read, words)),
+            }
+            for name, taken in measure(forms, "cold", args.repeats).items():
+                row: dict[str, Any] = statistics(taken)
+                if name != "plain read":
+                    group = 1e6 * row["ms"] / (8 * TILES * rows)
+                    row["ns per group"] = round(group, 2)
+                    row["cycles"] = round(group * args.ghz, 1)
+                report.add(metric=metric, rows=rows, name=name, **row)
     report.write()
 
 

@@ -29,28 +29,24 @@ import torch
 from numpy.typing import NDArray
 
 import inputs
-from adamas_core import encode, hadamard, quantize, score, select_topk
+from adamas_core import Selection, encode, hadamard, quantize, score, select_topk
 from harness import RESULTS, Form, Report, measure, statistics
 from peers import faiss_binary
 from peers.torch_cpu import tensor
 
 OURS = {
-    "weighted 4": {"metric": "weighted", "query_bits": 4},
-    "weighted 3": {"metric": "weighted", "query_bits": 3},
-    "manhattan": {"metric": "manhattan"},
+    "weighted 4": Selection(),
+    "weighted 3": Selection(query_bits=3),
+    "manhattan": Selection("manhattan"),
 }
 TRIAL = 4  # calls of a form to find a peer's fastest
 
 
 def ours(q: NDArray[Any], codes: Any, args: argparse.Namespace) -> dict[str, Form]:
-    found = {}
-    for name, arguments in OURS.items():
-        found[name] = Form(partial(select_topk, q, codes, args.budget, **arguments))
-        if args.prefilter:
-            more = arguments | {"prefilter": args.prefilter}
-            name = f"{name}, prefilter {args.prefilter}"
-            found[name] = Form(partial(select_topk, q, codes, args.budget, **more))
-    return found
+    return {
+        name: Form(partial(select_topk, q, codes, args.budget, selection))
+        for name, selection in OURS.items()
+    }
 
 
 def compare_peers(args: argparse.Namespace, report: Report) -> None:
@@ -131,7 +127,7 @@ def faiss_forms(
         [faiss_binary.thermometer(hadamard(k[:, h])[:], thresholds[h : h + 1]) for h in range(H_kv)]
     )
     forms = faiss_binary.forms(bits, keys, budget, threads)
-    chosen = select_topk(q, codes, budget, "manhattan")[0, :, 0]  # (H, budget)
+    chosen = select_topk(q, codes, budget, OURS["manhattan"])[0, :, 0]  # (H, budget)
     query = quantize(transformed, groups)
     distances = score(query, codes.planes, codes.length, "manhattan")[0, :, 0]  # (H, S)
     expected = np.sort(np.take_along_axis(distances, chosen, axis=-1).astype(np.int32))
@@ -180,7 +176,7 @@ def compare_orders(args: argparse.Namespace, report: Report) -> None:
             for name, form in ours(q, codes, args).items():
                 forms[order, name], expected[order, name] = form, np.sort(nearest)
         for key, form in forms.items():
-            if "prefilter" not in key[1] and not (form.call() == expected[key]).all():
+            if not (form.call() == expected[key]).all():
                 raise AssertionError(f"{key} is not exact")
         times = measure(forms, "cold", args.repeats)
         for (order, name), t in times.items():
@@ -214,7 +210,6 @@ def main() -> None:
     cases = ["32/8/32768", "32/8/131072"]
     parser.add_argument("--cases", nargs="+", default=cases, help="query heads/KV heads/tokens")
     parser.add_argument("--state", nargs="+", default=["cold", "hot"], choices=["cold", "hot"])
-    parser.add_argument("--prefilter", type=int, default=0, help="each metric also with this")
     parser.add_argument("--data", default="random", choices=["random", "structured"])
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--budget", type=int, default=128)

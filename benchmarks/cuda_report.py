@@ -1,9 +1,9 @@
-"""Registers and spills of every CUDA kernel, by compiling it with NVRTC; no GPU is needed.
+"""Registers and spills of every CUDA kernel, compiled with NVRTC. This needs no GPU.
 
     python benchmarks/cuda_report.py
 
-writes benchmarks/results/cuda_report.md and ends with 1 where a variant spills. Needs the extra
-cuda-check.
+It writes benchmarks/results/cuda_report.md. The exit status is 1 if a variant spills. It needs the
+extra cuda-check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESULT = Path(__file__).parent / "results" / "cuda_report.md"
 
 
 def cell(used: Resources) -> str:
-    """Registers, and whatever should be 0 where it is not."""
+    """Registers, and the other numbers that are not 0."""
     more = [f"{n} {name}" for name, n in used._asdict().items() if name != "registers" and n]
     return ", ".join([str(used.registers), *more])
 
@@ -28,8 +28,8 @@ def main() -> int:
     from cupy.cuda import nvrtc
 
     lines = [
-        f"Registers a thread, NVRTC {'.'.join(map(str, nvrtc.getVersion()))}. A cell says more "
-        "only where a variant has a stack, spills or static shared memory, in bytes.",
+        f"Registers per thread, NVRTC {'.'.join(map(str, nvrtc.getVersion()))}. Stack, spills and "
+        "static shared memory are in bytes, and shown where they are not 0.",
         "",
         f"| kernel | {' | '.join(ARCHITECTURES)} |",
         f"| --- |{' ---: |' * len(ARCHITECTURES)}",

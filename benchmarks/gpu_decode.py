@@ -1,17 +1,17 @@
-"""A decode step on a GPU against dense attention, and its parts against what bounds them.
+"""A decode step on a GPU, next to dense attention, and its parts, next to their bounds.
 
     python benchmarks/gpu_decode.py --tokens 32768 --batch 1 16
     python benchmarks/gpu_decode.py --report benchmarks/results/gpu_decode_2027-01-01.json
     python benchmarks/gpu_decode.py --dry
 
-The first writes JSON into benchmarks/results, with a table and a plot of time against the tokens
-beside it; the second writes both again from the JSON.
+The first command writes JSON into benchmarks/results, and next to it a table and a plot of the time
+over the tokens. The second writes the table and the plot again, from the JSON.
 
-Every figure is the median over replays of one CUDA graph, between CUDA events. The inputs rotate
-through several caches whose bytes exceed the L2 cache, as the layers of a model do. Peers that are
-not installed, or refuse a form, are left out and named in the result. `--dry` runs the same path
-through the tests' shim on a CPU, on tiny sizes, and writes into a temporary folder: it shows that
-the script works, and reports no time.
+Every time is the median over replays of one CUDA graph, between CUDA events. The inputs rotate
+through several caches that together exceed the L2 cache, as the layers of a model do. A peer that
+is not installed is left out. A form that a peer refuses has no time in the result. `--dry` runs the
+same path on a CPU, through the shim of the tests, with tiny sizes and a temporary folder. It shows
+that the script works, and measures no time.
 """
 
 from __future__ import annotations
@@ -33,22 +33,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamas_core import gpu
+from adamas_core import Selection, gpu
 from adamas_core.gpu import _launch
-from adamas_core.gpu.decode import DecodeStep, DeviceCache, device_cache
+from adamas_core.gpu._arrays import sequence_lengths
+from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
 from adamas_core.gpu.quantize import encode_query
-from adamas_core.gpu.select import plan, select_coded
+from adamas_core.gpu.select import make_plan, select_coded
 
 RESULTS = Path(__file__).parent / "results"
 HEAD_DIM = 128
 THRESHOLDS = np.array([-1, 0, 1], np.float32)  # about 0.996 rms of the normal keys below
-ROTATED = 256 << 20  # bytes to touch before an input comes again; an H200's L2 holds 50 MB
+ROTATED = 256 << 20  # bytes to touch before an input is used again; the L2 of an H200 has 50 MB
 ROOM = 60 << 30  # bytes of keys and values that a shape may take
 PACKAGES = ("adamas-core", "cupy-cuda12x", "cupy-cuda13x", "torch", "flashinfer-python")
 
 
 class Shape(NamedTuple):
-    """One line of the result."""
+    """The sizes and the metric of one line of the result."""
 
     batch: int
     heads: int
@@ -59,24 +60,24 @@ class Shape(NamedTuple):
 
     @property
     def code_bytes(self) -> int:
-        """What a selection has to read: 2 bits a coordinate of every key."""
+        """Bytes that a selection must read: 2 bits per coordinate of every key."""
         return self.batch * self.kv_heads * self.tokens * HEAD_DIM // 4
 
     @property
     def step_bytes(self) -> int:
-        """What a step has to read: the codes, and the chosen rows of k and v, float16.
+        """Bytes that a step must read: the codes, and the chosen rows of k and v, float16.
 
-        At most, since the query heads of a group may choose the same rows.
+        This is an upper bound, because the query heads of a group may choose the same rows.
         """
         return self.code_bytes + 4 * self.batch * self.heads * self.budget * HEAD_DIM
 
     @property
     def dense_bytes(self) -> int:
-        """What dense attention has to read: all of k and v, float16."""
+        """Bytes that dense attention must read: all of k and v, float16."""
         return 4 * self.batch * self.kv_heads * self.tokens * HEAD_DIM
 
 
-# Milliseconds a call of several calls, each on an input of its own; None where none was taken.
+# Milliseconds per call of several calls, each on its own input; None if no time was measured.
 Timer = Callable[[list[Callable[[], Any]]], float | None]
 
 
@@ -87,7 +88,7 @@ def untimed(calls: list[Callable[[], Any]]) -> None:
 
 
 class Clock:
-    """Times calls, each on an input of its own, as one captured graph; milliseconds a call."""
+    """Milliseconds per call of calls that are captured as one graph, each on its own input."""
 
     def __init__(self, xp: Any, replays: int) -> None:
         self._xp, self._replays = xp, replays
@@ -96,7 +97,7 @@ class Clock:
         cuda = self._xp.cuda
         stream = cuda.Stream(non_blocking=True)
         with stream:
-            for call in calls:  # compiles, and settles every workspace
+            for call in calls:  # compiles the kernels and allocates all workspaces
                 call()
             stream.synchronize()
             stream.begin_capture()
@@ -115,7 +116,7 @@ class Clock:
 
 
 def torch_clock(torch: Any, replays: int) -> Timer:
-    """The same for torch's calls; None where a call cannot be captured or is refused."""
+    """A timer like `Clock` for calls of torch; None if a call is refused or cannot be captured."""
 
     def time(calls: list[Callable[[], Any]]) -> float | None:
         try:
@@ -149,40 +150,43 @@ def normal(xp: Any, size: tuple[int, ...]) -> Any:
 
 
 def filled(xp: Any, shape: Shape, capacity: int) -> DeviceCache:
-    """A cache of normal keys and values whose last token is still to come."""
+    """A cache of normal keys and values. Its last token is appended by the step."""
     cache = device_cache(
         shape.batch, shape.kv_heads, HEAD_DIM, np.dtype(np.float16), capacity, THRESHOLDS
     )
     for x in (cache.k, cache.v):
-        for b in range(shape.batch):  # a sequence at a time: the numbers are float32 first
+        for b in range(
+            shape.batch
+        ):  # one at a time, because the numbers are float32 first
             x[b] = normal(xp, x.shape[1:])
     gpu.encode(cache.k, cache.thresholds, cache.planes, 0)
     return cache
 
 
 def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> dict[str, Any]:
-    """Every time of one shape, in milliseconds, on inputs of at least `rotated` bytes."""
+    """All times of one shape, in milliseconds, on inputs of at least `rotated` bytes."""
     B, H, H_kv, S, K, metric = shape
     layers = max(2, min(-(-rotated // shape.dense_bytes), 64))
     caches = [filled(xp, shape, S) for _ in range(layers)]
     q = normal(xp, (B, H, 1, HEAD_DIM))
     k = normal(xp, (B, H_kv, 1, HEAD_DIM))
-    step = DecodeStep(H, 1, caches[0], K, metric)
+    selection = Selection(metric=metric)
+    step = DecodeStep(H, 1, caches[0], K, selection)
 
-    # A replay must not outgrow the cache: the appended token overwrites the last one each time.
+    # The appended token overwrites the last one each time, so that replays fit into the cache.
     lengths = xp.full((B,), S - 1, np.int32)
 
     def whole(cache: DeviceCache) -> None:
         cache.lengths[...] = lengths
         step(q, k, k, cache)
 
-    query = encode_query(q, caches[0].thresholds, H_kv, metric)
-    P = caches[0].planes.shape[5]
-    cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv, S, K)
+    query = encode_query(q, caches[0].thresholds, H_kv, selection)
+    plan = make_plan(selection, caches[0].planes.shape[5], B, H_kv, H // H_kv, S, K)
     indices = xp.empty((B, H, 1, K), np.int32)
+    counts = sequence_lengths(S)
 
-    def selection(cache: DeviceCache) -> None:
-        select_coded(query, cache.planes, None, S, cut, indices, 0, 0)
+    def select(cache: DeviceCache) -> None:
+        select_coded(query, cache.planes, counts, plan, indices, selection)
 
     copies = [xp.empty_like(cache.planes) for cache in caches]
 
@@ -191,7 +195,7 @@ def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> di
 
     ours = {
         "step": [lambda c=c: whole(c) for c in caches],
-        "selection": [lambda c=c: selection(c) for c in caches],
+        "selection": [lambda c=c: select(c) for c in caches],
         "copy_of_codes": [lambda i=i: copy(i) for i in range(layers)],
     }
     times = {name: clock(calls) for name, calls in ours.items()}
@@ -208,7 +212,7 @@ def peers(
     times: dict[str, float | None],
     time: Timer,
 ) -> None:
-    """Dense attention in every form that is installed, and torch.topk on exact scores."""
+    """Add the times of dense attention in all installed forms, and of an exact torch.topk."""
     attention = torch.nn.attention
     tq = torch.from_dlpack(q)
     pairs = [(torch.from_dlpack(c.k), torch.from_dlpack(c.v)) for c in caches]
@@ -216,7 +220,7 @@ def peers(
     sdpa = torch.nn.functional.scaled_dot_product_attention
 
     def grouped(k: Any, v: Any) -> Any:
-        """The G heads of a group as so many queries of one head, which have no mask at L = 1."""
+        """The G heads of a group as G queries of one head, which need no mask at L = 1."""
         return sdpa(tq.reshape(shape.batch, shape.kv_heads, G, HEAD_DIM), k, v)
 
     forms = {
@@ -253,7 +257,7 @@ def peers(
 
 @contextmanager
 def device(dry: bool) -> Iterator[Any]:
-    """The array module to run on: CuPy, or its stand-in."""
+    """The array module: CuPy, or its stand-in in a dry run."""
     if not dry:
         yield _launch.device().xp
         return
@@ -265,7 +269,7 @@ def device(dry: bool) -> Iterator[Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are there."""
+    """Versions of the installed packages."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -276,14 +280,14 @@ def versions() -> dict[str, str]:
 
 
 class Line(NamedTuple):
-    """What a line of the table says of a shape; None where no time was taken."""
+    """One line of the table. A time is None if it was not measured."""
 
     shape: Shape
     step: float | None
-    dense: float | None  # the fastest of the dense peers
+    dense: float | None  # of the fastest dense peer
     dense_name: str
     selection: float | None
-    copy: float | None  # of the codes, read and written
+    copy: float | None  # of the codes: read and write
 
     @property
     def speedup(self) -> float | None:
@@ -291,12 +295,12 @@ class Line(NamedTuple):
 
     @property
     def selection_of_copy(self) -> float | None:
-        """Bandwidth of the selection, which reads the codes, over that of the copy."""
+        """The bandwidth of the selection, which reads the codes, divided by that of the copy."""
         return self.copy / 2 / self.selection if self.copy and self.selection else None
 
 
 def line(result: dict[str, Any]) -> Line:
-    """Of one shape in the JSON."""
+    """The line of one shape in the JSON."""
     ms = result["ms"]
     dense = [(t, name) for name, t in ms.items() if name.startswith("dense_") and t is not None]
     fastest, name = min(dense, default=(None, ""))
@@ -309,9 +313,9 @@ def shown(x: float | None, form: str) -> str:
 
 
 def table(about: dict[str, Any], lines: list[Line]) -> str:
-    """All shapes in Markdown."""
+    """All lines in Markdown."""
     rows = [
-        f"{about['device']}, {about['date']}; median ms of one layer's step.",
+        f"{about['device']}, {about['date']}; median ms of the step of one layer.",
         "",
         "| heads | batch | tokens | budget | metric | step | fastest dense | times as fast "
         "| selection | of copy bandwidth | MB of a step | MB dense |",
@@ -330,7 +334,7 @@ def table(about: dict[str, Any], lines: list[Line]) -> str:
 
 
 def plot(lines: list[Line], path: Path) -> None:
-    """Time against the tokens, a panel a grouping of heads: the step, and the fastest dense."""
+    """Time over tokens, of the step and of the fastest dense peer; one panel per pair of heads."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -361,7 +365,7 @@ def plot(lines: list[Line], path: Path) -> None:
 
 
 def report(path: Path) -> None:
-    """The table and the plot of a JSON file, beside it."""
+    """Write the table and the plot of a JSON file, next to it."""
     about = json.loads(path.read_text())
     lines = [line(result) for result in about["results"]]
     path.with_suffix(".md").write_text(table(about, lines))
@@ -372,7 +376,7 @@ def report(path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the shapes that the arguments ask for and that fit, and write the result."""
+    """Measure the shapes of the arguments that fit into memory, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--tokens", type=int, nargs="+", default=[2**n for n in range(12, 21, 2)] + [2**15, 2**17]
@@ -395,7 +399,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.out = Path(folder)
             path = run(options, xp, untimed, 0, None, {"device": "the tests' shim"})
             print(path.with_suffix(".md").read_text())
-        print("dry: every shape ran through the shim; no time was taken")
+        print("dry: every shape ran through the shim; no time was measured")
     else:
         with device(dry=False) as xp:
             torch = None
@@ -419,7 +423,7 @@ def run(
     torch: Any,
     about: dict[str, Any],
 ) -> Path:
-    """Measure, and write the JSON, the table and the plot; the JSON's path."""
+    """Measure, and write the JSON, the table and the plot. Returns the path of the JSON."""
     results = []
     for heads, batch, tokens, budget, metric in product(
         options.heads, options.batch, options.tokens, options.budget, options.metric

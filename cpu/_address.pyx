@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""Where a NumPy array's memory lies, in a fifteenth of the time of __array_interface__."""
+"""The address of a NumPy array, in a fifteenth of the time that __array_interface__ takes."""
 
 import numpy as np
 
@@ -16,8 +16,8 @@ cdef extern from *:
         char *data
 
 
-def address(array):
-    """Of the first element; the caller keeps the array alive."""
+def address_of(array):
+    """Address of the first element. The caller keeps the array alive."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"address of a {type(array).__qualname__}; expected a NumPy array")
+        raise TypeError(f"address_of: array is a {type(array).__qualname__}; expected a NumPy array")
     return <size_t>(<AdamasArray *><void *>array).data

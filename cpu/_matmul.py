@@ -1,4 +1,4 @@
-"""Products of small float32 matrices held in registers: the inner loops of dense attention."""
+"""Products of small float32 matrices in registers: the inner loops of dense attention."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ._simd import F32, I64, F32x16, call, load, operation, splat, store
 VECTOR_BYTES = 64
 
 
-def _tile(rows: int, vectors: int) -> Any:
+def _block(rows: int, vectors: int) -> Any:
     """c[r, :] += sum over i < depth of a[r, i] b[i, :], for `rows` rows of 16 * vectors columns.
 
-    Element a[r, i] lies at a + r * a_row + i * a_step; rows of b and c have no gaps. All of c stays
-    in registers: rows * vectors of them, and `vectors` for b.
+    Element a[r, i] lies at a + r * a_row + i * a_column. Rows of b and c have no gaps. All of c
+    stays in rows * vectors registers, and a row of b in `vectors` more.
     """
 
     @operation(types.void, *[types.int64] * 6)
-    def tile(builder: Any, c: Any, a: Any, a_row: Any, a_step: Any, b: Any, depth: Any) -> None:
+    def block(builder: Any, c: Any, a: Any, a_row: Any, a_column: Any, b: Any, depth: Any) -> None:
         vector = F32x16.ir
 
-        def plus(base: Any, index: Any, step: Any) -> Any:
-            return builder.add(base, builder.mul(index, step))
+        def plus(base: Any, index: Any, stride: Any) -> Any:
+            return builder.add(base, builder.mul(index, stride))
 
         width = I64(VECTOR_BYTES * vectors)
         sums = [[cgutils.alloca_once(builder, vector) for _ in range(vectors)] for _ in range(rows)]
@@ -39,7 +39,7 @@ def _tile(rows: int, vectors: int) -> Any:
                 for j in range(vectors)
             ]
             for r, row in enumerate(sums):
-                at = plus(plus(a, I64(r), a_row), loop.index, a_step)
+                at = plus(plus(a, I64(r), a_row), loop.index, a_column)
                 scalar = builder.load(builder.inttoptr(at, F32.as_pointer()), align=4)
                 factor = splat(builder, vector, scalar)
                 for column, sum_ in zip(columns, row, strict=True):
@@ -51,29 +51,30 @@ def _tile(rows: int, vectors: int) -> Any:
                 at = builder.add(plus(c, I64(r), width), I64(VECTOR_BYTES * j))
                 store(builder, at, builder.fadd(load(builder, at, vector), builder.load(sum_)))
 
-    return tile
+    return block
 
 
-# Wide tiles for many queries; narrow ones where a vector of columns holds all of them.
-_tile_4x4, _tile_1x4 = _tile(4, 4), _tile(1, 4)
-_tile_8x1, _tile_1x1 = _tile(8, 1), _tile(1, 1)
+# Wide blocks are for many queries. Narrow ones are for queries that fit into one vector of columns.
+_block_4x4, _block_1x4 = _block(4, 4), _block(1, 4)
+_block_8x1, _block_1x1 = _block(8, 1), _block(1, 1)
 
 
 @inlined
-def add_matmul(c, a, a_row, a_step, rows, b, depth, vectors):
+def add_matmul(c, a, a_row, a_column, rows, b, depth, vectors):
     """c (rows, 16 * vectors) += a (rows, depth) b (depth, 16 * vectors); vectors is 1 or 4.
 
-    Each call adds a sum of its own to c: sums over few terms, added up, round off less than one.
+    Each call adds up its terms before it adds the sum to c. So rounding errors stay smaller than
+    those of one long sum.
     """
-    step = 4 if vectors == 4 else 8
-    whole = rows - rows % step
-    for r in range(0, whole, step):
+    at_once = 4 if vectors == 4 else 8
+    whole = rows - rows % at_once
+    for r in range(0, whole, at_once):
         if vectors == 4:
-            _tile_4x4(c + 256 * r, a + a_row * r, a_row, a_step, b, depth)
+            _block_4x4(c + 256 * r, a + a_row * r, a_row, a_column, b, depth)
         else:
-            _tile_8x1(c + 64 * r, a + a_row * r, a_row, a_step, b, depth)
+            _block_8x1(c + 64 * r, a + a_row * r, a_row, a_column, b, depth)
     for r in range(whole, rows):
         if vectors == 4:
-            _tile_1x4(c + 256 * r, a + a_row * r, a_row, a_step, b, depth)
+            _block_1x4(c + 256 * r, a + a_row * r, a_row, a_column, b, depth)
         else:
-            _tile_1x1(c + 64 * r, a + a_row * r, a_row, a_step, b, depth)
+            _block_1x1(c + 64 * r, a + a_row * r, a_row, a_column, b, depth)

@@ -1,53 +1,31 @@
-"""What a call asks for, as one record that every kernel and every part of one reads."""
+"""The record of a decode step, which the kernels of selection and sparse attention read."""
 
 from __future__ import annotations
 
-from struct import Struct
-from typing import Any
-
-import numpy as np
-from numba.np.numpy_support import carray
-from numpy.typing import NDArray
-
-from ._jit import inlined
-from ._simd import pointer
+from ._array import K_FIELDS, Q_FIELDS, V_FIELDS
+from ._record import Record
 
 # Addresses and strides are in bytes.
-_GIVEN = (
-    # compiled parts, by their addresses
+Step = Record(
+    # Addresses of opaque functions.
     *("score_tile", "collect", "choose", "rank_by_products", "attend_rows"),
-    # queries (B, H, L, D)
-    *("q", "q_dtype", "q_b", "q_h", "q_l", "B", "H", "L", "D", "Dt"),
-    # codes: the planes of H_kv heads, with room for S tokens; the low plane is `plane` behind the
-    # high one; lengths is 0 where all sequences have `length` tokens
-    *("planes", "plane", "planes_b", "planes_h", "H_kv", "S", "P", "length", "lengths"),
+    # Queries. Dt is their head_dim, padded.
+    *(*Q_FIELDS, "Dt"),
+    # Planes of H_kv heads, with room for `slots` tokens of P words. The low plane lies to_low bytes
+    # after the high one. If lengths is 0, all sequences have `length` tokens.
+    *("planes", "to_low", "planes_b", "planes_h", "H_kv", "slots", "P", "length", "lengths"),
     "thresholds",
-    # of centered codes; scales is 0 where they are not
+    # Arrays of centered codes. If scales is 0, codes are not centered.
     *("means", "means_b", "means_h", "scales", "scales_b", "scales_h"),
-    # the selection: planes of weights, 0 under the Manhattan metric; if not 0, `taken` tokens are
-    # taken by their signs and then ranked again, and `kept` by their codes and then by products;
-    # group is 1 where the query heads of a KV head choose together
-    *("weights", "budget", "taken", "kept", "sinks", "recent", "group", "indices"),
-    # keys and values; out is 0 where there is nothing to attend to
-    *("k", "k_b", "k_h", "k_s", "v", "v_b", "v_h", "v_s", "kv_dtype", "out", "lse", "scale"),
+    # The selection. weights is the number of weight planes, 0 for the Manhattan metric. If refined
+    # is not 0, that many tokens are taken by their codes and ranked again by their products. group
+    # is 1 if the query heads of a KV head choose together.
+    *("weights", "budget", "refined", "sinks", "recent", "group", "indices"),
+    # Keys and values. If out is 0, there is no attention.
+    *(*K_FIELDS, *V_FIELDS, "out", "lse", "scale"),
+    # Filled by the kernel: parts per sequence; candidates that a row has room for in one part, and
+    # in all parts together; addresses of the candidates, of their ranks and of their numbers.
+    *("splits", "part_room", "row_room", "candidates", "ranks", "counts"),
+    floats=("scale",),
 )
-# What kernels fill in: parts of the sequence; candidates a row in the search of one part, and of
-# all; where these are.
-_OWN = ("splits", "room", "held", "candidates", "ranks", "counts")
-
-STEP = np.dtype([(n, np.float64 if n == "scale" else np.int64) for n in (*_GIVEN, *_OWN)])
-
-_given = Struct("=" + "".join("d" if name == "scale" else "q" for name in _GIVEN))
-_own = bytes(8 * len(_OWN))
-
-
-def step_record(given: tuple[float, ...]) -> NDArray[Any]:
-    """An array of one record, of what the caller gives."""
-    # Packing takes a third of the time that NumPy takes to convert a tuple.
-    return np.frombuffer(bytearray(_given.pack(*given) + _own), STEP)
-
-
-@inlined
-def step_at(address):
-    """The record at an address."""
-    return carray(pointer(address), 1, STEP)[0]
+step_at = Step.reader()

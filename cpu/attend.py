@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
@@ -12,20 +13,25 @@ from ._array import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
-    LANES,
     LINE,
-    address,
-    dtype_code,
+    address_of,
+    k_fields,
+    q_fields,
+    v_fields,
+)
+from ._dense import attend_dense
+from ._exp import exp
+from ._float_rows import (
+    LANES,
     item_bytes,
     load_first_lanes,
     load_lanes,
     narrow_row,
+    whole_lanes,
     widen_row,
 )
 from ._jit import inlined, invoke, kernel, opaque
 from ._simd import (
-    allow_threads,
-    exp,
     larger_number,
     largest_of,
     load_float32,
@@ -38,17 +44,16 @@ from ._simd import (
     store_int64,
     store_scalar_float32,
     sum_of,
-    threads_allowed,
     to_all,
 )
-from ._step import step_at, step_record
-from .dense import attend_dense
+from ._step import Step, step_at
+from ._threads import allow_threads, threads_allowed
 
 BATCH = 4  # rows read together
-MANY = 384  # rows that fit the caches until they are used; of more, only the next are asked for
-AHEAD = 8  # so many rows before they are used
-PARTIAL = 128  # rows summed before their sum joins the total: float32 sums stay short
-PRODUCTS_A_THREAD = 250_000  # of query and key, 0.1 ms: what waking another thread costs
+MANY = 384  # rows that stay in the caches until they are used; of more, only the next are asked for
+AHEAD = 8  # how many rows before their use they are asked for
+PARTIAL = 128  # rows summed before their sum is added to the total: float32 sums stay short
+PRODUCTS_PER_THREAD = 250_000  # of query and key: 0.1 ms, the time that waking another thread takes
 
 
 def attend(
@@ -60,34 +65,38 @@ def attend(
     return_lse: bool = False,
 ) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
     """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D)."""
-    B, H, L, D = q.shape
     out = np.empty(q.shape, q.dtype)
-    lse = np.empty((B, H, L), np.float32)
-    if indices is None:
-        attend_dense(q, k, v, D**-0.5 if scale is None else float(scale), out, lse)
-    elif out.size:
-        indices = np.ascontiguousarray(indices, np.int32)
-        no_codes = (0, 0, 0, 0, *k.shape[1:3], *(0,) * 10)
-        no_selection = (0, indices.shape[-1], 0, 0, 0, 0, 0, address(indices))
-        fields = (
-            *(0, 0, 0, 0, attend_rows.address),
-            *(address(q), dtype_code(q), *q.strides[:3], B, H, L, D, 0),
-            *(*no_codes, *no_selection, *attention(k, v, scale, out, lse)),
-        )
-        bad = _attend(step_record(fields))
-        if bad >= 0:
-            raise IndexError(f"index {bad} is out of range: k and v hold {k.shape[2]} tokens")
+    lse = np.empty(q.shape[:3], np.float32)
+    if out.size:
+        attention = attention_fields(k, v, scale, out, lse)
+        if indices is None:
+            attend_dense(q_fields(q), k.shape[1], attention)
+        else:
+            indices = np.ascontiguousarray(indices, np.int32)
+            record = Step(
+                q_fields(q), attention, attend_rows=attend_rows.address,
+                H_kv=k.shape[1], indices=address_of(indices), budget=indices.shape[3],
+            )  # fmt: skip
+            bad = _attend(record)
+            if bad >= 0:
+                raise IndexError(
+                    f"attend: indices hold {bad}; expected < {k.shape[2]}, the tokens of k and v"
+                )
     return (out, lse) if return_lse else out
 
 
-def attention(
-    k: NDArray, v: NDArray, scale: float | None, out: NDArray, lse: NDArray
-) -> tuple[float, ...]:
-    """The last fields of a step's record: what to attend to, and where to."""
-    return (
-        *(address(k), *k.strides[:3], address(v), *v.strides[:3], dtype_code(k)),
-        *(address(out), address(lse), k.shape[3] ** -0.5 if scale is None else float(scale)),
-    )
+def attention_fields(
+    k: NDArray, v: NDArray, scale: float | None, out: NDArray, lse: NDArray[np.float32]
+) -> dict[str, float]:
+    """Fields of a record: keys, values and the places of the results."""
+    fields: dict[str, float] = {
+        "out": address_of(out),
+        "lse": address_of(lse),
+        "scale": k.shape[3] ** -0.5 if scale is None else float(scale),
+    }
+    fields.update(k_fields(k))
+    fields.update(v_fields(v))
+    return fields
 
 
 @kernel
@@ -97,7 +106,7 @@ def _attend(steps):
     rows = step.B * step.H * step.L
     allowed = threads_allowed()
     work = rows * step.D * step.budget
-    threads = allowed if work >= 2 * PRODUCTS_A_THREAD else 1
+    threads = allowed if work >= 2 * PRODUCTS_PER_THREAD else 1
     bad = np.empty(threads, np.int64)
     at, function = steps.ctypes.data, step.attend_rows
     scratch_bytes = attend_scratch(step.D, step.budget)
@@ -119,68 +128,72 @@ def attend_scratch(D, K):
 
 
 @opaque
-def attend_rows(step, start, end, scratch):
-    """Attend for rows start .. end of (B, H, L); an index that is out of range, or -1.
+def attend_rows(at, start, end, scratch):
+    """Attend for rows start .. end of (B, H, L). Returns an index that is out of range, or -1.
 
     A constant dtype makes each of these calls a function of its own.
     """
-    given = step_at(step)
-    if given.kv_dtype == FLOAT32:
-        return _attend_rows(given, FLOAT32, start, end, scratch)
-    if given.kv_dtype == FLOAT16:
-        return _attend_rows(given, FLOAT16, start, end, scratch)
-    return _attend_rows(given, BFLOAT16, start, end, scratch)
+    step = step_at(at)
+    if step.kv_dtype == FLOAT32:
+        return _attend_rows(step, FLOAT32, start, end, scratch)
+    if step.kv_dtype == FLOAT16:
+        return _attend_rows(step, FLOAT16, start, end, scratch)
+    return _attend_rows(step, BFLOAT16, start, end, scratch)
+
+
+class Chosen(NamedTuple):
+    """The chosen rows of the keys or values of one KV head."""
+
+    base: int  # address of the head's first row
+    stride: int
+    tokens: int  # address of the tokens, int64
+    n: int
 
 
 @inlined
 def _attend_rows(step, dtype, start, end, scratch):
-    """The same for one dtype of keys and values.
+    """attend_rows for one dtype of keys and values.
 
     Memory is kept busy: the values of a row are asked for while its logits are summed, and the
-    keys of the next row while its values are. Where these are too many for the caches, both are
-    asked for shortly before they are used.
+    keys of the next row while its values are. If these are too many for the caches, both are asked
+    for shortly before they are used.
     """
-    q, H, L, D = step.q, step.H, step.L, step.D
-    k, k_b, k_h, k_s = step.k, step.k_b, step.k_h, step.k_s
-    v_s, S, indices, K = step.v_s, step.S, step.indices, step.budget
+    H, L, D, K = step.H, step.L, step.D, step.budget
     G = H // step.H_kv
-    padded = (D + LANES - 1) // LANES * LANES
     tokens = (scratch + 7) // 8 * 8  # of two rows, in turn
     query = tokens + 16 * K
-    sums = query + 4 * padded
-    p = sums + 8 * padded
-    n, bad = _choose(indices + 4 * K * start, K, S, tokens + 8 * K * (start % 2))
+    sums = query + 4 * whole_lanes(D)
+    p = sums + 8 * whole_lanes(D)
+    n, bad = _valid_indices(step, start, tokens + 8 * K * (start % 2))
     b, h, l = _split(start, H, L)
-    keys = k + b * k_b + h // G * k_h
+    keys = Chosen(
+        step.k + b * step.k_b + h // G * step.k_h, step.k_s, tokens + 8 * K * (start % 2), n
+    )
     for i in range(0, min(n, MANY), BATCH):
-        _ask_for(keys, k_s, item_bytes(dtype) * D, tokens + 8 * K * (start % 2), i, n)
+        _ask_for(keys, item_bytes(dtype) * D, i)
     for row in range(start, end):
         if bad >= 0:
             return bad
-        source = q + b * step.q_b + h * step.q_h + l * step.q_l
-        values = step.v + b * step.v_b + h // G * step.v_h
-        chosen = tokens + 8 * K * (row % 2)
+        source = step.q + b * step.q_b + h * step.q_h + l * step.q_l
+        values = Chosen(step.v + b * step.v_b + h // G * step.v_h, step.v_s, keys.tokens, keys.n)
         _scaled_query(source, step.q_dtype, D, np.float32(step.scale), query)
-        _logits(query, D, keys, k_s, values, v_s, dtype, chosen, n, p)
-        largest, mass = _softmax(p, n)
+        _logits(query, D, dtype, keys, values, p)
+        largest, mass = _softmax(p, keys.n)
 
-        following = tokens + 8 * K * ((row + 1) % 2)
-        following_n = 0
+        following, following_n, base = tokens + 8 * K * ((row + 1) % 2), 0, keys.base
         if row + 1 < end:
-            following_n, bad = _choose(indices + 4 * K * (row + 1), K, S, following)
+            following_n, bad = _valid_indices(step, row + 1, following)
             b, h, l = _split(row + 1, H, L)
-            keys = k + b * k_b + h // G * k_h
-        _sum_values(
-            D, padded, values, v_s, dtype, chosen, n, p, sums, keys, k_s, following, following_n
-        )
-        if n > 0:
+            base = step.k + b * step.k_b + h // G * step.k_h
+        keys = Chosen(base, step.k_s, following, following_n)
+        _sum_values(D, dtype, values, p, sums, keys)
+        if values.n > 0:
             for d in range(0, D, LANES):
                 store_float32(sums + 4 * d, load_float32(sums + 4 * d) / to_all(mass))
             store_scalar_float32(step.lse + 4 * row, largest + np.float32(math.log(mass)))
         else:
             store_scalar_float32(step.lse + 4 * row, np.float32(-np.inf))
         narrow_row(sums, D, step.out + item_bytes(step.q_dtype) * D * row, step.q_dtype)
-        n = following_n
     return bad
 
 
@@ -193,8 +206,13 @@ def _split(row, H, L):
 
 
 @inlined
-def _choose(indices, K, S, tokens):
-    """Write the indices that are not negative; how many they are, and one that is >= S or -1."""
+def _valid_indices(step, row, tokens):
+    """Store the indices of a row that are not negative. Returns their number, and a bad one or -1.
+
+    An index >= S is bad.
+    """
+    K, S = step.budget, step.S
+    indices = step.indices + 4 * K * row
     n = 0
     for i in range(K):
         token = load_int32(indices + 4 * i)
@@ -207,8 +225,9 @@ def _choose(indices, K, S, tokens):
 
 
 @inlined
-def _token(tokens, i):
-    return load_int64(tokens + 8 * i)
+def _row(rows, i):
+    """Address of the i-th chosen row."""
+    return rows.base + rows.stride * load_int64(rows.tokens + 8 * i)
 
 
 @inlined
@@ -219,29 +238,26 @@ def _scaled_query(q, dtype, D, scale, query):
 
 
 @inlined
-def _ask_for(base, stride, octets, tokens, first, n):
+def _ask_for(rows, octets, first):
     """Ask for a batch of rows."""
-    for i in range(first, min(first + BATCH, n)):
-        row = base + stride * _token(tokens, i)
+    for i in range(first, min(first + BATCH, rows.n)):
+        row = _row(rows, i)
         for offset in range(0, octets, LINE):
             prefetch(row + offset)
 
 
 @inlined
-def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
-    """q.k of the chosen rows, q being scaled. Rows are asked for meanwhile."""
-    size = item_bytes(dtype)
+def _logits(query, D, dtype, keys, values, logits):
+    """q.k of the chosen rows, for a scaled q. Rows are asked for meanwhile."""
+    size, n = item_bytes(dtype), keys.n
     whole = D - D % LANES
     batches = n - n % BATCH
     for i in range(0, batches, BATCH):
         if n <= MANY:
-            _ask_for(v, v_s, size * D, tokens, i, n)
+            _ask_for(values, size * D, i)
         else:
-            _ask_for(k, k_s, size * D, tokens, i + AHEAD, n)
-        a = k + k_s * _token(tokens, i)
-        b = k + k_s * _token(tokens, i + 1)
-        c = k + k_s * _token(tokens, i + 2)
-        d = k + k_s * _token(tokens, i + 3)
+            _ask_for(keys, size * D, i + AHEAD)
+        a, b, c, d = _row(keys, i), _row(keys, i + 1), _row(keys, i + 2), _row(keys, i + 3)
         sum_a = sum_b = sum_c = sum_d = to_all(np.float32(0))
         for j in range(0, whole, LANES):
             x = load_float32(query + 4 * j)
@@ -262,7 +278,7 @@ def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
         store_scalar_float32(logits + 4 * i + 8, sum_of(sum_c))
         store_scalar_float32(logits + 4 * i + 12, sum_of(sum_d))
     for i in range(batches, n):
-        a = k + k_s * _token(tokens, i)
+        a = _row(keys, i)
         sum_a = to_all(np.float32(0))
         for j in range(0, D, LANES):
             x = load_float32(query + 4 * j)
@@ -272,8 +288,8 @@ def _logits(query, D, k, k_s, v, v_s, dtype, tokens, n, logits):
 
 @inlined
 def _softmax(p, n):
-    """exp(logit - largest) in place of n logits; the largest, and the sum."""
-    for i in range(n, (n + LANES - 1) // LANES * LANES):
+    """Replace n logits by exp(logit - largest). Returns the largest logit, and the sum."""
+    for i in range(n, whole_lanes(n)):
         store_scalar_float32(p + 4 * i, np.float32(-np.inf))
     maximum = to_all(np.float32(-np.inf))
     for i in range(0, n, LANES):
@@ -288,42 +304,40 @@ def _softmax(p, n):
 
 
 @inlined
-def _sum_values(D, padded, v, v_s, dtype, tokens, n, p, sums, keys, k_s, following, following_n):
-    """sums (D,) = the sum of p_i v_i over the chosen rows; asks for the next rows of memory.
+def _sum_values(D, dtype, values, p, sums, next_keys):
+    """sums (D,) = the sum of p_i v_i over the chosen rows. The next row's keys are asked for.
 
-    Behind sums lies room for a partial sum of as many floats.
+    After sums there is room for a partial sum of as many floats.
     """
     zero = to_all(np.float32(0))
-    partial = sums + 4 * padded
+    partial = sums + 4 * whole_lanes(D)
+    octets, n = item_bytes(dtype) * D, values.n
     for d in range(0, D, LANES):
         store_float32(sums + 4 * d, zero)
-    for start in range(0, max(n, following_n), PARTIAL):
+    for start in range(0, max(n, next_keys.n), PARTIAL):
         for d in range(0, D, LANES):
             store_float32(partial + 4 * d, zero)
-        for i in range(start, min(start + PARTIAL, max(n, following_n)), BATCH):
+        for i in range(start, min(start + PARTIAL, max(n, next_keys.n)), BATCH):
             if i < MANY:
-                _ask_for(keys, k_s, item_bytes(dtype) * D, following, i, following_n)
+                _ask_for(next_keys, octets, i)
             if n > MANY:
-                _ask_for(v, v_s, item_bytes(dtype) * D, tokens, i + AHEAD, n)
+                _ask_for(values, octets, i + AHEAD)
             if i + BATCH <= n:
-                _add_values(D, v, v_s, dtype, tokens, i, p, partial)
+                _add_values(D, dtype, values, i, p, partial)
             else:
                 for j in range(i, n):
-                    _add_value(D, v + v_s * _token(tokens, j), dtype, p + 4 * j, partial)
+                    _add_value(D, dtype, _row(values, j), p + 4 * j, partial)
         for d in range(0, D, LANES):
             sum_ = load_float32(sums + 4 * d) + load_float32(partial + 4 * d)
             store_float32(sums + 4 * d, sum_)
 
 
 @inlined
-def _add_values(D, v, v_s, dtype, tokens, i, p, partial):
-    """partial (D,) += p_j v_j of a batch of rows, the first of which is the i-th chosen."""
+def _add_values(D, dtype, values, i, p, partial):
+    """partial (D,) += p_j v_j of a batch of rows, the first of which is the i-th chosen one."""
     size = item_bytes(dtype)
     whole = D - D % LANES
-    a = v + v_s * _token(tokens, i)
-    b = v + v_s * _token(tokens, i + 1)
-    c = v + v_s * _token(tokens, i + 2)
-    d = v + v_s * _token(tokens, i + 3)
+    a, b, c, d = _row(values, i), _row(values, i + 1), _row(values, i + 2), _row(values, i + 3)
     p_a = to_all(load_scalar_float32(p + 4 * i))
     p_b = to_all(load_scalar_float32(p + 4 * i + 4))
     p_c = to_all(load_scalar_float32(p + 4 * i + 8))
@@ -347,8 +361,8 @@ def _add_values(D, v, v_s, dtype, tokens, i, p, partial):
 
 
 @inlined
-def _add_value(D, v, dtype, p, partial):
-    """The same for one row."""
+def _add_value(D, dtype, v, p, partial):
+    """partial (D,) += p v of one row."""
     size = item_bytes(dtype)
     share = to_all(load_scalar_float32(p))
     for d in range(0, D, LANES):

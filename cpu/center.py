@@ -1,37 +1,57 @@
-"""Codes of keys relative to the mean of their tile, with a scale a token."""
+"""Codes of keys relative to the mean of their tile, with a scale per token."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from llvmlite import ir
 from numba import prange
+from numba.core import types
 from numpy.typing import NDArray
 
-from adamas_core.reference.center import SCALE_LEAST, SCALE_SHIFT, Centers
-from adamas_core.reference.quantize import TILE
+from adamas_core.reference.center import SCALE_LEAST, SCALE_SHIFT
+from adamas_core.reference.layout import TILE, Centers, padded, words
 
-from ._array import FLOAT16, LANES, LINE, address, aligned, dtype_code, load_first_lanes, load_lanes
-from ._jit import inlined, kernel, part
+from ._array import FLOAT16, LINE, address_of, aligned, dtype_code
+from ._float_rows import LANES, load_first_lanes, load_lanes, store_first_float16
+from ._jit import inlined, kernel, outlined
+from ._record import Record
 from ._simd import (
-    bits_of,
+    F32,
+    I8,
+    I32,
+    I64,
+    F32x16,
+    I32x16,
+    call,
+    constant,
+    load,
     load_first_float32,
     load_float32,
     load_int64,
     load_scalar_float32,
-    number_below,
-    square_root,
-    store_first_float16,
+    operation,
     store_first_float32,
     store_float32,
     store_scalar_float32,
     store_uint8,
     sum_of,
     to_all,
-    zero_unless_below,
 )
-from .hadamard import scratch_floats, transform, transformed_size
-from .quantize import bucketize, words
+from .hadamard import scratch_floats, transform
+from .quantize import bucketize
 
-LIMIT = 65520.0  # what rounds to infinity in float16
+LIMIT = 65520.0  # the least number that float16 rounds to infinity
+
+# k is (B, H_kv, S, D). `span` is an address: for each sequence its first new token, and the one
+# after its last. The low plane lies to_low bytes after the high one.
+EncodeCentered = Record(
+    *("k", "dtype", "k_b", "k_h", "k_s", "B", "H_kv", "S", "D", "Dt", "P", "thresholds", "span"),
+    *("planes", "to_low", "planes_b", "planes_h", "means", "means_b", "means_h"),
+    *("scales", "scales_b", "scales_h", "open_tile", "open_tile_b", "open_tile_h"),
+)
+encode_centered_at = EncodeCentered.reader()
 
 
 def encode_centered(
@@ -45,126 +65,195 @@ def encode_centered(
     """Make keys k (B, H_kv, S, D) the tokens start, start + 1, ... of planes and centers."""
     B, H_kv, S, D = k.shape
     if k.size:
-        Dt = transformed_size(D)
         limits = np.ascontiguousarray(np.broadcast_to(thresholds, (H_kv, 3)), np.float32)
         span = np.empty((B, 2), np.int64)
         span[:, 0] = start
         span[:, 1] = span[:, 0] + (S if count is None else count)
-        means, scales, tail = centers
-        _encode_centered(
-            *(address(k), dtype_code(k), *k.strides[:3], B, H_kv, S, D, Dt, words(Dt)),
-            *(address(limits), address(span), address(planes), *planes.strides[:3]),
-            *(address(means), *means.strides[:2], address(scales), *scales.strides[:2]),
-            *(address(tail), *tail.strides[:2]),
-        )
+        means, scales, open_tile = centers
+        k_b, k_h, k_s, _ = k.strides
+        to_low, planes_b, planes_h = planes.strides[:3]
+        record = EncodeCentered(
+            k=address_of(k), dtype=dtype_code(k), k_b=k_b, k_h=k_h, k_s=k_s,
+            B=B, H_kv=H_kv, S=S, D=D, Dt=padded(D), P=words(D),
+            thresholds=address_of(limits), span=address_of(span),
+            planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
+            means=address_of(means), means_b=means.strides[0], means_h=means.strides[1],
+            scales=address_of(scales), scales_b=scales.strides[0], scales_h=scales.strides[1],
+            open_tile=address_of(open_tile),
+            open_tile_b=open_tile.strides[0], open_tile_h=open_tile.strides[1],
+        )  # fmt: skip
+        _encode_centered(record)
     return planes
 
 
-@kernel
-def _encode_centered(
-    k, dtype, k_b, k_h, k_s, B, H, S, D, Dt, P, thresholds, span,
-    planes, plane, planes_b, planes_h, means, means_b, means_h, scales, scales_b, scales_h,
-    tail, tail_b, tail_h,
-):  # fmt: skip
-    """First the tiles that become full, which need no other tile; then what is left of each head.
-
-    The tail is read by the first and written by the second.
-    """
-    most = S // TILE + 1  # tiles of a head that S tokens can fill
-    for i in prange(B * H * most):
-        head, j = divmod(np.int64(i), most)
-        b, h = divmod(head, H)
-        start, end = load_int64(span + 16 * b), load_int64(span + 16 * b + 8)
-        tile = start // TILE + j
-        if tile * TILE + TILE <= end:
-            rows = np.empty(4 * (TILE + 1) * scratch_floats(Dt) + LINE, np.uint8)
-            high = planes + b * planes_b + h * planes_h
-            mean = means + b * means_b + h * means_h + 2 * Dt * tile
-            _full_tile(
-                k + b * k_b + h * k_h, dtype, k_s, D, Dt, P, start, tile,
-                thresholds + 12 * h, high, high + plane, mean,
-                scales + b * scales_b + h * scales_h, tail + b * tail_b + h * tail_h, rows,
-            )  # fmt: skip
-    for i in prange(B * H):
-        b, h = divmod(np.int64(i), H)
-        row = np.empty(4 * 2 * scratch_floats(Dt) + LINE, np.uint8)
-        high = planes + b * planes_b + h * planes_h
-        _last_tokens(
-            k + b * k_b + h * k_h, dtype, k_s, D, Dt, P,
-            load_int64(span + 16 * b), load_int64(span + 16 * b + 8),
-            thresholds + 12 * h, high, high + plane, means + b * means_b + h * means_h,
-            scales + b * scales_b + h * scales_h, tail + b * tail_b + h * tail_h, row,
-        )  # fmt: skip
+# ---- operations --------------------------------------------------------------------------------
 
 
-@part
-def _full_tile(
-    k, dtype, k_s, D, Dt, P, start, tile, thresholds, high, low, mean, scales, tail, scratch
-):
-    """All tokens of a tile, those before `start` from the tail; its mean, then its codes."""
-    step = 4 * scratch_floats(Dt)
-    rows = aligned(scratch)
-    rest = rows + step * TILE
-    for i in range(TILE):
-        token = TILE * tile + i
-        if token < start:
-            load_row(tail + 4 * Dt * i, Dt, rows + step * i)
-        else:
-            transform(k + k_s * (token - start), dtype, D, Dt, rows + step * i)
-    for d in range(0, Dt, LANES):
-        total = to_all(np.float32(0))
-        for i in range(TILE):
-            total += load_float32(rows + step * i + 4 * d)
-        total = zero_unless_below(total * to_all(np.float32(1 / TILE)), to_all(np.float32(LIMIT)))
-        store_first_float16(mean + 2 * d, total, Dt - d)
-    for i in range(TILE):
-        token = TILE * tile + i
-        _code(rows + step * i, mean, Dt, P, thresholds, high, low, scales, token, rest)
+@operation(F32x16, F32x16, F32x16)
+def zero_unless_below(builder: Any, x: Any, limit: Any) -> Any:
+    """x where |x| < limit, else 0. NaN is not below."""
+    size = call(builder, "llvm.fabs.v16f32", x.type, x)
+    return builder.select(builder.fcmp_ordered("<", size, limit), x, ir.Constant(x.type, None))
 
 
-@part
-def _last_tokens(
-    k, dtype, k_s, D, Dt, P, start, end, thresholds, high, low, means, scales, tail, scratch
-):
-    """Tokens of the tile that is not full, against the mean before it; and the newest as tail."""
-    row = aligned(scratch)
-    rest = row + 4 * scratch_floats(Dt)
-    first = TILE * (end // TILE)
-    mean = means + 2 * Dt * (first // TILE)
-    if start <= first < end:  # its first token is among them
-        for d in range(0, Dt, LANES):
-            before = to_all(np.float32(0))
-            if first > 0:
-                before = load_mean(mean - 2 * Dt + 2 * d, Dt - d)
-            store_first_float16(mean + 2 * d, before, Dt - d)
-    for token in range(max(start, end - TILE), end):
-        transform(k + k_s * (token - start), dtype, D, Dt, row)
-        for d in range(0, Dt, LANES):
-            at = tail + 4 * (Dt * (token % TILE) + d)
-            store_first_float32(at, load_float32(row + 4 * d), Dt - d)
-        if token >= first:
-            _code(row, mean, Dt, P, thresholds, high, low, scales, token, rest)
+@operation(F32x16, F32x16, F32x16, F32x16, F32x16)
+def number_below(builder: Any, a: Any, b: Any, c: Any, x: Any) -> Any:
+    """How many of a, b and c are below x, in each lane. None is below NaN."""
+    below = (builder.zext(builder.fcmp_ordered("<", t, x), I32x16) for t in (a, b, c))
+    total = constant(I32x16, 0)
+    for one in below:
+        total = builder.add(total, one)
+    return builder.uitofp(total, x.type)
+
+
+@operation(types.float32, types.float32)
+def square_root(builder: Any, x: Any) -> Any:
+    return call(builder, "llvm.sqrt.f32", F32, x)
+
+
+@operation(types.int64, types.float32)
+def bits_of(builder: Any, x: Any) -> Any:
+    return builder.zext(builder.bitcast(x, I32), I64)
+
+
+@operation(F32x16, types.int64)
+def load_scales(builder: Any, address: Any) -> Any:
+    """The scales of sixteen bytes, as scale_of of the reference."""
+    byte = builder.zext(load(builder, address, ir.VectorType(I8, 16)), I32x16)
+    shifted = builder.add(byte, constant(I32x16, SCALE_LEAST))
+    return builder.bitcast(builder.shl(shifted, constant(I32x16, SCALE_SHIFT)), F32x16.ir)
 
 
 @inlined
 def load_row(source, Dt, target):
-    """Dt float32 into whole vectors, zeros behind."""
+    """Copy Dt float32 into whole vectors, and fill the last one with zeros."""
     for d in range(0, Dt, LANES):
         store_float32(target + 4 * d, load_first_float32(source + 4 * d, Dt - d))
 
 
 @inlined
 def load_mean(at, count):
-    """Sixteen float16, or the first `count` with zeros behind."""
+    """Sixteen float16, or the first `count` of them and zeros."""
     return load_lanes(at, FLOAT16) if count >= LANES else load_first_lanes(at, FLOAT16, count)
 
 
-@part
-def _code(row, mean, Dt, P, thresholds, high, low, scales, token, rest):
-    """Code a transformed key, in whole vectors with zeros behind; `rest` is room for another.
+# ---- the kernel --------------------------------------------------------------------------------
 
-    Sums are those of the reference's lane_sums; lanes behind Dt add zeros, which change none.
+
+class Head(NamedTuple):
+    """Addresses of one KV head's arrays, and its new tokens start .. end."""
+
+    k: int
+    thresholds: int
+    high: int
+    low: int
+    means: int
+    scales: int
+    open_tile: int
+    start: int
+    end: int
+
+
+@inlined
+def _head(record, b, h):
+    high = record.planes + b * record.planes_b + h * record.planes_h
+    return Head(
+        record.k + b * record.k_b + h * record.k_h,
+        record.thresholds + 12 * h,
+        high,
+        high + record.to_low,
+        record.means + b * record.means_b + h * record.means_h,
+        record.scales + b * record.scales_b + h * record.scales_h,
+        record.open_tile + b * record.open_tile_b + h * record.open_tile_h,
+        load_int64(record.span + 16 * b),
+        load_int64(record.span + 16 * b + 8),
+    )
+
+
+@kernel
+def _encode_centered(records):
+    """First the tiles that become full, which need no other tile; then the other new tokens.
+
+    The first loop reads the open tiles, and the second one writes them.
     """
+    record = records[0]
+    at = records.ctypes.data
+    heads = record.B * record.H_kv
+    most = record.S // TILE + 1  # tiles of a head that S tokens can fill
+    row_bytes = 4 * scratch_floats(record.Dt)
+    for i in prange(heads * most):
+        rows = np.empty((TILE + 1) * row_bytes + LINE, np.uint8)
+        _full_tile(at, np.int64(i), most, rows)
+    for i in prange(heads):
+        row = np.empty(2 * row_bytes + LINE, np.uint8)
+        _last_tokens(at, np.int64(i), row)
+
+
+@outlined
+def _full_tile(at, item, most, scratch):
+    """Code all tokens of a tile that becomes full; those before `start` are in the open tile."""
+    record = encode_centered_at(at)
+    index, j = divmod(item, most)
+    b, h = divmod(index, record.H_kv)
+    head = _head(record, b, h)
+    tile = head.start // TILE + j
+    if (tile + 1) * TILE > head.end:
+        return
+    Dt = record.Dt
+    row_bytes = 4 * scratch_floats(Dt)
+    rows = aligned(scratch)
+    rest = rows + row_bytes * TILE
+    for i in range(TILE):
+        token = TILE * tile + i
+        if token < head.start:
+            load_row(head.open_tile + 4 * Dt * i, Dt, rows + row_bytes * i)
+        else:
+            source = head.k + record.k_s * (token - head.start)
+            transform(source, record.dtype, record.D, Dt, rows + row_bytes * i)
+    mean = head.means + 2 * Dt * tile
+    for d in range(0, Dt, LANES):
+        total = to_all(np.float32(0))
+        for i in range(TILE):
+            total += load_float32(rows + row_bytes * i + 4 * d)
+        total = zero_unless_below(total * to_all(np.float32(1 / TILE)), to_all(np.float32(LIMIT)))
+        store_first_float16(mean + 2 * d, total, Dt - d)
+    for i in range(TILE):
+        _code(record, head, TILE * tile + i, rows + row_bytes * i, mean, rest)
+
+
+@outlined
+def _last_tokens(at, item, scratch):
+    """Code the tokens of the open tile against the mean before it, and store the newest keys."""
+    record = encode_centered_at(at)
+    b, h = divmod(item, record.H_kv)
+    head = _head(record, b, h)
+    start, end, Dt = head.start, head.end, record.Dt
+    row = aligned(scratch)
+    rest = row + 4 * scratch_floats(Dt)
+    first = TILE * (end // TILE)
+    mean = head.means + 2 * Dt * (first // TILE)
+    if start <= first < end:  # the tile's first token is new
+        for d in range(0, Dt, LANES):
+            before = to_all(np.float32(0))
+            if first > 0:
+                before = load_mean(mean - 2 * Dt + 2 * d, Dt - d)
+            store_first_float16(mean + 2 * d, before, Dt - d)
+    for token in range(max(start, end - TILE), end):
+        transform(head.k + record.k_s * (token - start), record.dtype, record.D, Dt, row)
+        for d in range(0, Dt, LANES):
+            target = head.open_tile + 4 * (Dt * (token % TILE) + d)
+            store_first_float32(target, load_float32(row + 4 * d), Dt - d)
+        if token >= first:
+            _code(record, head, token, row, mean, rest)
+
+
+@outlined
+def _code(record, head, token, row, mean, rest):
+    """Code a transformed key, in whole vectors with zeros. `rest` has room for another row.
+
+    Sums are those of the reference's lane_sums. Lanes after Dt add zeros, which change no sum.
+    """
+    Dt, P = record.Dt, record.P
     squares = to_all(np.float32(0))
     for d in range(0, Dt, LANES):
         x = load_float32(row + 4 * d) - load_mean(mean + 2 * d, Dt - d)
@@ -172,12 +261,12 @@ def _code(row, mean, Dt, P, thresholds, high, low, scales, token, rest):
         squares += x * x
     square = sum_of(squares)
     rms = square_root(square / np.float32(Dt))
-    # The row is of no use any more, and its first three numbers become the token's thresholds.
+    # The row is not needed any more. Its first three numbers become the token's thresholds.
     for i in range(3):
-        store_scalar_float32(row + 4 * i, load_scalar_float32(thresholds + 4 * i) * rms)
+        store_scalar_float32(row + 4 * i, load_scalar_float32(head.thresholds + 4 * i) * rms)
     group, lane = divmod(token, 8)
     at = 64 * P * group + 8 * lane
-    bucketize(rest, Dt, row, high + at, low + at, 64)
+    bucketize(rest, Dt, row, head.high + at, head.low + at, 64)
     t0 = to_all(load_scalar_float32(row))
     t1 = to_all(load_scalar_float32(row + 4))
     t2 = to_all(load_scalar_float32(row + 8))
@@ -188,7 +277,7 @@ def _code(row, mean, Dt, P, thresholds, high, low, scales, token, rest):
         along += x * (number_below(t0, t1, t2, x) - half)
     scale = square / sum_of(along)
     byte = 0
-    if scale > 0:  # which NaN is not
+    if scale > 0:  # false for NaN
         rounded = (bits_of(scale) + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT
         byte = min(max(rounded - SCALE_LEAST, 0), 255)
-    store_uint8(scales + token, np.uint8(byte))
+    store_uint8(head.scales + token, np.uint8(byte))

@@ -2,54 +2,80 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 from numba import prange
 from numpy.typing import NDArray
 
-from ._array import LANES, address, dtype_code, widen_row, with_four_axes
-from ._jit import inlined, kernel, part
+from adamas_core.reference.layout import padded
+
+from ._array import address_of, dtype_code, with_four_axes
+from ._float_rows import LANES, widen_row
+from ._jit import inlined, kernel, outlined
+from ._record import Record
 from ._simd import (
-    butterfly1,
-    butterfly2,
-    butterfly4,
-    butterfly8,
+    F32x16,
+    I32x16,
     load_float32,
+    operation,
     store_first_float32,
     store_float32,
     to_all,
 )
 
-BLOCK = 64  # rows a thread takes at a time
+BLOCK_ROWS = 64  # rows that a thread takes at a time
+
+Transform = Record("x", "dtype", "x_b", "x_h", "x_l", "B", "H", "L", "D", "Dt", "y")
+transform_at = Transform.reader()
 
 
 def hadamard(x: NDArray) -> NDArray[np.float32]:
     """Transform x (..., D) of any float dtype into float32 (..., Dt)."""
-    D = x.shape[-1]
-    Dt = transformed_size(D)
+    Dt = padded(x.shape[-1])
     y = np.empty((*x.shape[:-1], Dt), np.float32)
     if y.size:
         x = with_four_axes(x)
-        _hadamard(address(x), dtype_code(x), *x.strides[:3], *x.shape, Dt, address(y))
+        x_b, x_h, x_l, _ = x.strides
+        B, H, L, D = x.shape
+        record = Transform(
+            x=address_of(x), dtype=dtype_code(x), x_b=x_b, x_h=x_h, x_l=x_l,
+            B=B, H=H, L=L, D=D, Dt=Dt, y=address_of(y),
+        )  # fmt: skip
+        _hadamard(record)
     return y
 
 
-def transformed_size(D: int) -> int:
-    """Dt: D rounded up to a power of two."""
-    return 1 << (D - 1).bit_length()
+def _butterfly(stride: int) -> Any:
+    @operation(F32x16, F32x16)
+    def butterfly(builder: Any, x: Any) -> Any:
+        """(a, b) -> (a + b, a - b) for lanes `stride` apart; a - b is made as a + (-b)."""
+        index = ir.Constant(I32x16, [i ^ stride for i in range(LANES)])
+        partner = builder.shuffle_vector(x, x, index)
+        signs = ir.Constant(I32x16, [0x80000000 if i & stride else 0 for i in range(LANES)])
+        signed = builder.bitcast(builder.xor(builder.bitcast(x, I32x16), signs), x.type)
+        return builder.fadd(partner, signed)
+
+    return butterfly
+
+
+butterfly1, butterfly2, butterfly4, butterfly8 = map(_butterfly, (1, 2, 4, 8))
 
 
 @inlined
 def scratch_floats(Dt):
-    """How many floats `transform` needs: a multiple of a vector."""
+    """Number of floats that `transform` needs: whole vectors."""
     return max(Dt, LANES)
 
 
 @inlined
 def transform(source, dtype, D, Dt, target):
-    """One row into float32 at target, where scratch_floats(Dt) fit; lanes past Dt become zeros.
+    """Transform one row into float32 at target, which has room for scratch_floats(Dt).
 
-    Butterflies of strides 1 to 8 stay in a register, the others go through memory. Each lane
-    sees the additions of the specification in their order, so the bits are the same.
+    Lanes after Dt become zeros. Butterflies of strides 1 to 8 stay in a register, the others go
+    through memory. Each lane has the additions of the specification in their order, so the bits are
+    equal.
     """
     for d in range(0, scratch_floats(Dt), LANES):
         store_float32(target + 4 * d, to_all(np.float32(0)))
@@ -80,23 +106,29 @@ def transform(source, dtype, D, Dt, target):
 
 
 @kernel
-def _hadamard(x, dtype, stride_b, stride_h, stride_l, B, H, L, D, Dt, y):
-    blocks = (L + BLOCK - 1) // BLOCK
-    for item in prange(B * H * blocks):
-        row = np.empty(scratch_floats(Dt), np.float32)
-        head, block = divmod(item, blocks)
-        b, h = divmod(head, H)
-        l = block * BLOCK
-        source = x + b * stride_b + h * stride_h + l * stride_l
-        target = y + 4 * Dt * (head * L + l)
-        _transform_block(source, dtype, stride_l, min(BLOCK, L - l), D, Dt, target, row)
+def _hadamard(records):
+    record = records[0]
+    at = records.ctypes.data
+    blocks = (record.L + BLOCK_ROWS - 1) // BLOCK_ROWS
+    floats = scratch_floats(record.Dt)
+    for item in prange(record.B * record.H * blocks):
+        row = np.empty(floats, np.float32)
+        _transform_block(at, np.int64(item), row)
 
 
-@part
-def _transform_block(x, dtype, stride_l, count, D, Dt, y, row):
+@outlined
+def _transform_block(at, item, row):
+    record = transform_at(at)
+    L, D, Dt = record.L, record.D, record.Dt
+    dtype, stride = record.dtype, record.x_l
+    head, block = divmod(item, (L + BLOCK_ROWS - 1) // BLOCK_ROWS)
+    b, h = divmod(head, record.H)
+    first = block * BLOCK_ROWS
+    source = record.x + b * record.x_b + h * record.x_h
+    target = record.y + 4 * Dt * head * L
     floats = row.ctypes.data
-    for l in range(count):
-        transform(x + l * stride_l, dtype, D, Dt, floats)
+    for l in range(first, min(first + BLOCK_ROWS, L)):
+        transform(source + l * stride, dtype, D, Dt, floats)
         for d in range(0, Dt, LANES):
             z = load_float32(floats + 4 * d)
-            store_first_float32(y + 4 * (l * Dt + d), z, Dt - d)
+            store_first_float32(target + 4 * (l * Dt + d), z, Dt - d)

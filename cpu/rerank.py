@@ -1,41 +1,60 @@
-"""Ranking selected tokens once more, by the exact inner product."""
+"""Ranking selected tokens again, by their exact inner products."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 from numba import prange
+from numba.core import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
+
+from adamas_core.reference.layout import Selection
 
 from ._array import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
-    LANES,
+    K_FIELDS,
     LINE,
-    address,
-    dtype_code,
-    item_bytes,
-    load_first_lanes,
-    load_lanes,
-    widen_row,
+    Q_FIELDS,
+    address_of,
+    k_fields,
+    q_fields,
 )
-from ._jit import inlined, invoke, kernel, opaque
+from ._float_rows import LANES, item_bytes, load_first_lanes, load_lanes, whole_lanes, widen_row
+from ._jit import inlined, invoke, kernel, opaque, outlined
+from ._record import Record
 from ._simd import (
+    I32,
     count_bits,
+    load,
     load_float32,
     load_int32,
-    mask_ranks_at_most,
+    mask_bits,
+    operation,
     pointer,
     prefetch,
+    splat,
     store_int32,
     store_scalar_float32,
     sum_of,
     to_all,
 )
+from ._visible import forced_tokens
 
-AT_ONCE = 64  # ranks that are compared at once
+MASK_RANKS = 64  # ranks per mask
 AHEAD = 8  # rows of keys asked for before they are multiplied
+LAST_RANK = 0xFFFFFFFF
+
+# indices are (B, H, L, M), chosen are (B, H, L, budget).
+Rerank = Record(
+    *(*Q_FIELDS, *K_FIELDS, "H_kv", "indices", "M", "budget", "sinks", "recent", "chosen"),
+    "rank_by_products",
+)
+rerank_at = Rerank.reader()
 
 
 def rerank(
@@ -43,36 +62,44 @@ def rerank(
     k: NDArray,
     indices: NDArray[np.int32],
     budget: int,
-    sinks: int = 0,
-    recent: int = 0,
+    selection: Selection,
 ) -> NDArray[np.int32]:
-    """Of each query's tokens `indices` (B, H, L, M) the `budget` of the largest q.k, ascending."""
-    B, H, L, D = q.shape
-    chosen = np.empty((B, H, L, budget), np.int32)
+    """Indices (B, H, L, budget) of the tokens with the largest q.k among `indices`, ascending."""
+    chosen = np.empty((*q.shape[:3], budget), np.int32)
     if chosen.size:
         indices = np.ascontiguousarray(indices, np.int32)
         last, S = indices.max(initial=-1), k.shape[2]
         if last >= S:
-            raise IndexError(f"index {last} is out of range: k holds {S} tokens")
-        _rerank(
-            *(address(q), dtype_code(q), *q.strides[:3], address(k), dtype_code(k), *k.strides[:3]),
-            *(B, H, k.shape[1], L, D, address(indices), indices.shape[3], budget, sinks, recent),
-            *(address(chosen), rank_by_products.address),
-        )
+            raise IndexError(f"rerank: indices hold {last}; expected < {S}, the tokens of k")
+        record = Rerank(
+            q_fields(q), k_fields(k), H_kv=k.shape[1],
+            indices=address_of(indices), M=indices.shape[3],
+            budget=budget, sinks=selection.sinks, recent=selection.recent,
+            chosen=address_of(chosen), rank_by_products=rank_by_products.address,
+        )  # fmt: skip
+        _rerank(record)
     return chosen
+
+
+@operation(types.uint64, types.int64, types.int64)
+def mask_ranks_at_most(builder: Any, address: Any, bound: Any) -> Any:
+    """Which of the 64 uint32 at address are <= bound (0 <= bound < 2^32)."""
+    vector = ir.VectorType(I32, MASK_RANKS)
+    bounds = splat(builder, vector, builder.trunc(bound, I32))
+    return mask_bits(builder, builder.icmp_unsigned("<=", load(builder, address, vector), bounds))
 
 
 @inlined
 def rerank_scratch(D, n):
-    """Bytes for n tokens: a query in float32, then a rank a token, and room for `keep_best`."""
-    return 4 * ((D + LANES - 1) // LANES * LANES + n + AT_ONCE) + LINE
+    """Bytes for n tokens: a query in float32, then one rank per token, in whole masks."""
+    return 4 * (whole_lanes(D) + n + MASK_RANKS) + LINE
 
 
 @opaque
 def rank_by_products(q, q_dtype, D, k, k_s, k_dtype, tokens, n, scratch):
-    """How far each of n tokens (int32) is in the order of the largest q.k: uint32, 0 the nearest.
+    """Ranks (uint32) of n tokens (int32) in the order of the largest q.k; 0 is the nearest.
 
-    Where in scratch they stand is what this returns. Constant dtypes make functions of their own.
+    Returns their address in scratch. A constant dtype makes each call a function of its own.
     """
     if k_dtype == FLOAT32:
         return _rank_by_products(q, q_dtype, D, k, k_s, FLOAT32, tokens, n, scratch)
@@ -83,10 +110,10 @@ def rank_by_products(q, q_dtype, D, k, k_s, k_dtype, tokens, n, scratch):
 
 @inlined
 def _rank_by_products(q, q_dtype, D, k, k_s, k_dtype, tokens, n, query):
-    """Products are rounded and added lane by lane, as the reference does: no fused multiply-add."""
+    """Products are rounded and added lane by lane, as in the reference: no fused multiply-add."""
     size = item_bytes(k_dtype)
     whole = D - D % LANES
-    ranks = query + 4 * ((D + LANES - 1) // LANES * LANES)
+    ranks = query + 4 * whole_lanes(D)
     widen_row(q, q_dtype, D, query)
     for i in range(n):
         ahead = k + k_s * load_int32(tokens + 4 * min(i + AHEAD, n - 1))
@@ -104,24 +131,24 @@ def _rank_by_products(q, q_dtype, D, k, k_s, k_dtype, tokens, n, query):
     for i in range(n):
         x = bits[i]
         if x & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
-            x = np.uint32(0xFF800000)  # NaN is minus infinity
+            x = np.uint32(0xFF800000)  # NaN counts as minus infinity
         if x == np.uint32(0x80000000):
-            x = np.uint32(0)  # as -0 is 0
-        # A negative float's bits ascend as it falls, a positive one's as it rises.
+            x = np.uint32(0)  # -0 counts as 0
+        # The bits of a negative float rise as it falls, those of a positive one as it rises.
         bits[i] = x if x >> np.uint32(31) else x ^ np.uint32(0x7FFFFFFF)
     return ranks
 
 
 @inlined
 def keep_best(tokens, ranks, n, places):
-    """Reduce n tokens, the most recent first, and their ranks to the smallest ranks.
+    """Reduce n tokens, the most recent first, to those with the smallest ranks.
 
-    Returns how many are left and the largest of these ranks, or 2^32 - 1 where all are.
+    Returns how many are left and the largest of their ranks, or LAST_RANK if all are left.
     """
     if n <= places:
-        return n, 0xFFFFFFFF
+        return n, LAST_RANK
     own = carray(pointer(ranks), n, np.uint32)
-    low, high = 0, 0xFFFFFFFF
+    low, high = 0, LAST_RANK
     while low < high:
         middle = (low + high) // 2
         if _count_at_most(ranks, n, middle) >= places:
@@ -130,70 +157,75 @@ def keep_best(tokens, ranks, n, places):
             low = middle + 1
     bound = np.uint32(low)
     ties = places - (_count_at_most(ranks, n, low - 1) if low > 0 else 0)
-    kept = 0
+    count = 0
     for i in range(n):
         tie = own[i] == bound and ties > 0
         if own[i] < bound or tie:
-            store_int32(tokens + 4 * kept, load_int32(tokens + 4 * i))
-            own[kept] = own[i]
+            store_int32(tokens + 4 * count, load_int32(tokens + 4 * i))
+            own[count] = own[i]
             ties -= tie
-            kept += 1
-    return kept, low
+            count += 1
+    return count, low
 
 
 @inlined
 def _count_at_most(ranks, n, bound):
-    """Of n ranks, with room for whole vectors of 64 behind them."""
+    """How many of n ranks are <= bound. They stand in memory of whole masks."""
     count = 0
-    for i in range(0, n, AT_ONCE):
+    for i in range(0, n, MASK_RANKS):
         mask = mask_ranks_at_most(ranks + 4 * i, bound)
-        if i + AT_ONCE > n:
+        if i + MASK_RANKS > n:
             mask &= (np.uint64(1) << np.uint64(n - i)) - np.uint64(1)
         count += count_bits(mask)
     return count
 
 
 @kernel
-def _rerank(
-    q, q_dtype, q_b, q_h, q_l, k, k_dtype, k_b, k_h, k_s,
-    B, H, H_kv, L, D, indices, M, budget, sinks, recent, chosen, rank_at,
-):  # fmt: skip
-    for i in prange(B * H * L):
-        row = np.int64(i)  # prange counts in uint64; mixed with int64 that would become float64
-        head, l = divmod(row, L)
-        b, h = divmod(head, H)
-        given = carray(pointer(indices + 4 * M * row), M, np.int32)
-        out = carray(pointer(chosen + 4 * budget * row), budget, np.int32)
-        n = 0
-        while n < M and given[n] >= 0:
-            n += 1
-        first, last = min(sinks, n), min(recent, n - min(sinks, n))
-        middle = n - first - last
-        near = np.empty(max(middle, 1), np.int32)
-        for j in range(middle):
-            near[j] = given[n - last - 1 - j]  # the most recent first
-        scratch = np.empty(rerank_scratch(D, middle), np.uint8)
-        places = max(budget - first - last, 0)
-        ranks = invoke(
-            rank_at,
-            (
-                q + q_b * b + q_h * h + q_l * l, q_dtype, D,
-                k + k_b * b + k_h * (h * H_kv // H), k_s, k_dtype,
-                near.ctypes.data, middle, scratch.ctypes.data,
-            ),
-        )  # fmt: skip
-        kept, _ = keep_best(near.ctypes.data, ranks, middle, places)
-        scratch[0] = 0  # it is freed after its last use by name
-        count = 0
-        for j in range(first):
-            out[count] = given[j]
-            count += 1
-        for j in range(kept):
-            out[count] = near[kept - 1 - j]
-            count += 1
-        for j in range(n - last, n):
-            out[count] = given[j]
-            count += 1
-        while count < budget:
-            out[count] = -1
-            count += 1
+def _rerank(records):
+    record = records[0]
+    at = records.ctypes.data
+    M = record.M
+    scratch_bytes = rerank_scratch(record.D, M)
+    for row in prange(record.B * record.H * record.L):
+        near = np.empty(M, np.int32)
+        scratch = np.empty(scratch_bytes, np.uint8)
+        _rerank_row(at, np.int64(row), near, scratch)
+
+
+@outlined
+def _rerank_row(at, row, near, scratch):
+    record = rerank_at(at)
+    budget, M = record.budget, record.M
+    head, l = divmod(row, record.L)
+    b, h = divmod(head, record.H)
+    given = carray(pointer(record.indices + 4 * M * row), M, np.int32)
+    out = carray(pointer(record.chosen + 4 * budget * row), budget, np.int32)
+    n = 0
+    while n < M and given[n] >= 0:
+        n += 1
+    start, sinks_taken, end, recent_taken = forced_tokens(n, budget, record)
+    middle = end - start
+    for j in range(middle):
+        near[j] = given[end - 1 - j]  # the most recent first
+    ranks = invoke(
+        record.rank_by_products,
+        (
+            record.q + b * record.q_b + h * record.q_h + l * record.q_l, record.q_dtype, record.D,
+            record.k + b * record.k_b + h * record.H_kv // record.H * record.k_h, record.k_s,
+            record.kv_dtype, near.ctypes.data, middle, scratch.ctypes.data,
+        ),
+    )  # fmt: skip
+    best, _ = keep_best(near.ctypes.data, ranks, middle, budget - sinks_taken - recent_taken)
+    count = 0
+    for j in range(start - sinks_taken, start):
+        out[count] = given[j]
+        count += 1
+    for j in range(best):
+        out[count] = near[best - 1 - j]
+        count += 1
+    for j in range(n - recent_taken, n):
+        out[count] = given[j]
+        count += 1
+    while count < budget:
+        out[count] = -1
+        count += 1

@@ -1,53 +1,107 @@
 """Exact selection of the nearest tokens.
 
-Distances are small integers, so the k-th smallest is found by bisection: one step counts the
-distances up to a bound, 64 a mask. What lies below the k-th is taken, and of those equal to it
-the newest. Two selections merge by selecting once more from both, which is exact because distance
-and age order all tokens.
+Distances are small integers, so bisection finds the k-th smallest: one step counts the distances up
+to a bound, 64 per mask. All smaller distances are taken, and of the distances equal to the k-th
+those of the newest tokens. Two selections merge by one more selection from both. That is exact,
+because distance and age order all tokens.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 from numba import prange
+from numba.core import types
 from numpy.typing import NDArray
 
-from adamas_core.reference.score import INVISIBLE
+from adamas_core.reference.layout import INVISIBLE, Selection
 
-from ._array import address, with_four_axes
-from ._jit import inlined, kernel, part
+from ._array import address_of, with_four_axes
+from ._jit import inlined, kernel, outlined
+from ._record import Record
 from ._simd import (
-    COUNTED,
+    I1,
+    I16,
+    I64,
+    call,
+    constant,
     count_bits,
-    count_many,
     highest_bit,
+    load,
     load_int32,
     load_uint16,
-    lowest_bit,
-    mask_at_most,
+    mask_bits,
+    operation,
+    splat,
     store_int32,
     store_uint16,
 )
+from ._visible import forced_tokens
 
-STEP = 64  # distances a mask
+MASK_BITS = 64  # distances per mask
+COUNTED = 1024  # distances that count_many looks at
+
+# distances are uint16 (B, H, L, S).
+TopK = Record(
+    *("distances", "stride_b", "stride_h", "stride_l", "B", "H", "L", "S"),
+    *("budget", "sinks", "recent", "indices"),
+)
+topk_at = TopK.reader()
 
 
-def topk(
-    distances: NDArray[np.uint16], budget: int, sinks: int = 0, recent: int = 0
-) -> NDArray[np.int32]:
+def topk(distances: NDArray[np.uint16], budget: int, selection: Selection) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens with the smallest distances (B, H, L, S)."""
     indices = np.empty((*distances.shape[:-1], budget), np.int32)
     if indices.size:
         rows = with_four_axes(distances)
-        layout = address(rows), *rows.strides[:3], *rows.shape
-        _topk(*layout, budget, sinks, recent, address(indices))
+        stride_b, stride_h, stride_l, _ = rows.strides
+        B, H, L, S = rows.shape
+        record = TopK(
+            distances=address_of(rows), stride_b=stride_b, stride_h=stride_h, stride_l=stride_l,
+            B=B, H=H, L=L, S=S, budget=budget, sinks=selection.sinks, recent=selection.recent,
+            indices=address_of(indices),
+        )  # fmt: skip
+        _topk(record)
     return indices
+
+
+# ---- masks and counts of distances -------------------------------------------------------------
+
+
+@operation(types.uint64, types.int64, types.int64)
+def mask_at_most(builder: Any, address: Any, bound: Any) -> Any:
+    """Which of the 64 uint16 at address are <= bound (0 <= bound <= 65535)."""
+    vector = ir.VectorType(I16, MASK_BITS)
+    bounds = splat(builder, vector, builder.trunc(bound, I16))
+    return mask_bits(builder, builder.icmp_unsigned("<=", load(builder, address, vector), bounds))
+
+
+@operation(types.int64, types.int64, types.int64)
+def count_many(builder: Any, address: Any, bound: Any) -> Any:
+    """How many of COUNTED uint16 at address are <= bound. All masks stay in vector registers."""
+    vector = ir.VectorType(I16, 32)
+    bounds = splat(builder, vector, builder.trunc(bound, I16))
+    counts = constant(vector, 0)
+    for i in range(COUNTED // 32):
+        distances = load(builder, builder.add(address, I64(64 * i)), vector)
+        within = builder.icmp_unsigned("<=", distances, bounds)
+        counts = builder.sub(counts, builder.sext(within, vector))
+    total = call(builder, "llvm.vector.reduce.add.v32i16", I16, counts)
+    return builder.zext(total, I64)
+
+
+@operation(types.int64, types.uint64)
+def lowest_bit(builder: Any, word: Any) -> Any:
+    """The position of the lowest bit that is set, or 64 if there is none."""
+    return call(builder, "llvm.cttz.i64", I64, word, I1(0))
 
 
 @inlined
 def mask_within(at, n, bound):
-    """mask_at_most of the first n of up to 64 distances; nothing behind them is read."""
-    if n >= STEP:
+    """mask_at_most of the first n of up to 64 distances. Nothing after them is read."""
+    if n >= MASK_BITS:
         return mask_at_most(at, bound)
     mask = np.uint64(0)
     for i in range(n):
@@ -56,36 +110,46 @@ def mask_within(at, n, bound):
     return mask
 
 
-@part
+@inlined
+def those_between(mask, token, start, end):
+    """The bits of tokens start .. end in a mask of 64 tokens, the first of which is `token`."""
+    if token + MASK_BITS > end:
+        mask &= (np.uint64(1) << np.uint64(end - token)) - np.uint64(1)
+    if token < start:
+        mask &= ~((np.uint64(1) << np.uint64(start - token)) - np.uint64(1))
+    return mask
+
+
+@outlined
 def count_at_most(distances, n, bound, enough):
-    """How many of n distances are <= bound; where there are `enough`, counting may stop early."""
+    """How many of n distances are <= bound. Counting may stop at `enough`."""
     count = 0
     whole = n - n % COUNTED
     for s in range(0, whole, COUNTED):
         count += count_many(distances + 2 * s, bound)
         if count >= enough:
             return count
-    for s in range(whole, n, STEP):
+    for s in range(whole, n, MASK_BITS):
         count += count_bits(mask_within(distances + 2 * s, n - s, bound))
     return count
 
 
-@part
+@outlined
 def kth_smallest(distances, n, k, high):
-    """The smallest bound that at least k of n distances keep to, known to be at most `high`.
+    """The smallest bound for which at least k of n distances are <= bound; at most `high`.
 
-    Steps down from `high` double until too few do, then bisection: `high` is often near, and counts
-    far above the result end early.
+    The bound goes down from `high`, each time twice as far, until too few distances are left. Then
+    comes bisection. `high` is often near the result, and counts far above the result end early.
     """
     low = 0
-    step = 1
+    down = 1
     while high > 0:
-        low = max(high - step, 0)
+        low = max(high - down, 0)
         if count_at_most(distances, n, low, k) < k:
             low += 1
             break
         high = low
-        step *= 2
+        down *= 2
     while low < high:
         middle = (low + high) // 2
         if count_at_most(distances, n, middle, k) >= k:
@@ -95,146 +159,29 @@ def kth_smallest(distances, n, k, high):
     return low
 
 
-@part
-def _append_nearest(distances, n, bound, skip, first, indices):
-    """Append tokens `first + i` whose distance is <= bound, but not the `skip` oldest equal to it.
-
-    In ascending order; returns how many.
-    """
-    count = 0
-    for s in range(0, n, STEP):
-        mask = mask_within(distances + 2 * s, n - s, bound)
-        while mask:
-            i = s + lowest_bit(mask)
-            mask &= mask - np.uint64(1)
-            if skip > 0 and load_uint16(distances + 2 * i) == bound:
-                skip -= 1
-                continue
-            store_int32(indices + 4 * count, np.int32(first + i))
-            count += 1
-    return count
+# ---- selection from distances that are all there -----------------------------------------------
 
 
-@part
-def _append_topk_between(distances, start, end, k, indices):
-    """Append the k nearest of the tokens start .. end; all visible ones if they are fewer."""
-    at, n, largest = distances + 2 * start, end - start, INVISIBLE - 1
-    if k <= 0:
-        return 0
-    if count_at_most(at, n, largest, k + 1) <= k:
-        return _append_nearest(at, n, largest, 0, start, indices)
-    bound = kth_smallest(at, n, k, largest)
-    skip = count_at_most(at, n, bound, n + 1) - k
-    return _append_nearest(at, n, bound, skip, start, indices)
+@kernel
+def _topk(records):
+    record = records[0]
+    at = records.ctypes.data
+    for row in prange(record.B * record.H * record.L):
+        _topk_row(at, np.int64(row))
 
 
-@inlined
-def move_candidate(indices, ranks, source, target):
-    store_int32(indices + 4 * target, load_int32(indices + 4 * source))
-    store_uint16(ranks + 2 * target, load_uint16(ranks + 2 * source))
-
-
-@part
-def keep_nearest(indices, ranks, n, k, high):
-    """Reduce n >= k candidates, newest first, to the k nearest; the k-th distance.
-
-    `high` < 65535 is known to be no less than it. Up to the next multiple of 64 the places behind
-    the last rank are filled, so that they can be counted 64 at a time.
-    """
-    padded = (n + STEP - 1) // STEP * STEP
-    for i in range(n, padded):
-        store_uint16(ranks + 2 * i, np.uint16(INVISIBLE))
-    bound = kth_smallest(ranks, padded, k, high)
-    ties = k - (count_at_most(ranks, padded, bound - 1, n + 1) if bound > 0 else 0)
-    kept = 0
-    for i in range(n):
-        rank = load_uint16(ranks + 2 * i)
-        move_candidate(indices, ranks, i, kept)  # whether it stays is decided without a branch
-        tie = (rank == bound) & (ties > 0)
-        ties -= tie
-        kept += (rank < bound) | tie
-    return bound
-
-
-@inlined
-def those_between(mask, token, start, end):
-    """Of a mask of 64 tokens, the first of them `token`, the tokens start .. end."""
-    if token + STEP > end:
-        mask &= (np.uint64(1) << np.uint64(end - token)) - np.uint64(1)
-    if token < start:
-        mask &= ~((np.uint64(1) << np.uint64(start - token)) - np.uint64(1))
-    return mask
-
-
-@part
-def append_newest(distances, start, end, bound, first, indices, ranks, count, room, k):
-    """Append the tokens start .. end whose distance is <= bound, newest first, as candidates.
-
-    `distances` are those of a whole number of tiles, the first of them of token `first`. When less
-    than a tile's room is left the candidates are reduced to the k nearest, and from then on only a
-    smaller distance can enter, because the others are newer: `bound` is then one below the k-th,
-    which stays the k-th until k smaller ones are there. Returns their number and the bound.
-    """
-    for tile in range((end - 1 - first) // STEP, (start - first) // STEP - 1, -1):
-        if bound < 0:
-            break
-        token = first + STEP * tile
-        mask = those_between(mask_at_most(distances + 2 * STEP * tile, bound), token, start, end)
-        while mask:
-            bit = highest_bit(mask)
-            mask ^= np.uint64(1) << np.uint64(bit)
-            store_int32(indices + 4 * count, np.int32(token + bit))
-            store_uint16(ranks + 2 * count, load_uint16(distances + 2 * (STEP * tile + bit)))
-            count += 1
-        if count > room - STEP:
-            high = min(bound + 1, INVISIBLE - 1)
-            bound = keep_nearest(indices, ranks, count, k, high) - 1
-            count = k
-    return count, bound
-
-
-@part
-def append_run(first, count, indices):
-    """Append `count` tokens in a row, the first of them `first`."""
-    for i in range(count):
-        store_int32(indices + 4 * i, np.int32(first + i))
-    return count
-
-
-@part
-def forced_tokens(visible, budget, sinks, recent):
-    """Which visible tokens are taken whatever their distance.
-
-    Of `visible` tokens the first `sinks` and the last `recent` all rank alike, so where they exceed
-    the budget the newest are taken. Returns (sinks, how many of their newest are taken, start of
-    the recent ones, how many of their newest are taken); what lies between competes for the rest.
-    """
-    recent = min(recent, visible)
-    sinks = min(sinks, visible - recent)
-    recent_taken = min(recent, budget)
-    sinks_taken = min(sinks, budget - recent_taken)
-    return sinks, sinks_taken, visible - recent, recent_taken
-
-
-@part
-def _position(distances, S, ordinal):
-    """Where the visible token with `ordinal` visible ones before it stands; S if there is none."""
-    for s in range(0, S, STEP):
-        mask = mask_within(distances + 2 * s, S - s, INVISIBLE - 1)
-        count = count_bits(mask)
-        if count > ordinal:
-            for _ in range(ordinal):
-                mask &= mask - np.uint64(1)
-            return s + lowest_bit(mask)
-        ordinal -= count
-    return S
-
-
-@part
-def _topk_row(distances, S, budget, sinks, recent, indices):
+@outlined
+def _topk_row(at, row):
+    record = topk_at(at)
+    S, budget = record.S, record.budget
+    head, l = divmod(row, record.L)
+    b, h = divmod(head, record.H)
+    distances = record.distances
+    distances += b * record.stride_b + h * record.stride_h + l * record.stride_l
+    indices = record.indices + 4 * budget * row
     visible = count_at_most(distances, S, INVISIBLE - 1, S + 1)
-    sinks, sinks_taken, middle_end, recent_taken = forced_tokens(visible, budget, sinks, recent)
-    # From the first token to each of these is a number of visible ones; where do they stand?
+    sinks, sinks_taken, middle_end, recent_taken = forced_tokens(visible, budget, record)
+    # These count visible tokens. Find their positions among all tokens.
     first_sink = _position(distances, S, sinks - sinks_taken)
     start = _position(distances, S, sinks)
     end = _position(distances, S, middle_end)
@@ -248,10 +195,107 @@ def _topk_row(distances, S, budget, sinks, recent, indices):
         n += 1
 
 
-@kernel
-def _topk(distances, stride_b, stride_h, stride_l, B, H, L, S, budget, sinks, recent, indices):
-    for row in prange(B * H * L):
-        head, l = divmod(row, L)
-        b, h = divmod(head, H)
-        at = distances + b * stride_b + h * stride_h + l * stride_l
-        _topk_row(at, S, budget, sinks, recent, indices + 4 * budget * row)
+@outlined
+def _position(distances, S, ordinal):
+    """Position of the visible token that has `ordinal` visible ones before it; S if none has."""
+    for s in range(0, S, MASK_BITS):
+        mask = mask_within(distances + 2 * s, S - s, INVISIBLE - 1)
+        count = count_bits(mask)
+        if count > ordinal:
+            for _ in range(ordinal):
+                mask &= mask - np.uint64(1)
+            return s + lowest_bit(mask)
+        ordinal -= count
+    return S
+
+
+@outlined
+def _append_topk_between(distances, start, end, k, indices):
+    """Append the k nearest of the tokens start .. end, or all visible ones if they are fewer."""
+    at, n, largest = distances + 2 * start, end - start, INVISIBLE - 1
+    if k <= 0:
+        return 0
+    if count_at_most(at, n, largest, k + 1) <= k:
+        return _append_nearest(at, n, largest, 0, start, indices)
+    bound = kth_smallest(at, n, k, largest)
+    skip = count_at_most(at, n, bound, n + 1) - k
+    return _append_nearest(at, n, bound, skip, start, indices)
+
+
+@outlined
+def _append_nearest(distances, n, bound, skip, first, indices):
+    """Append the tokens `first + i` whose distance is <= bound, in ascending order.
+
+    The `skip` oldest of those equal to the bound are left out. Returns how many are appended.
+    """
+    count = 0
+    for s in range(0, n, MASK_BITS):
+        mask = mask_within(distances + 2 * s, n - s, bound)
+        while mask:
+            i = s + lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            if skip > 0 and load_uint16(distances + 2 * i) == bound:
+                skip -= 1
+                continue
+            store_int32(indices + 4 * count, np.int32(first + i))
+            count += 1
+    return count
+
+
+# ---- candidates: tokens and their distances, newest first, collected while scores are made -----
+
+
+@inlined
+def move_candidate(indices, ranks, source, target):
+    store_int32(indices + 4 * target, load_int32(indices + 4 * source))
+    store_uint16(ranks + 2 * target, load_uint16(ranks + 2 * source))
+
+
+@outlined
+def keep_nearest(indices, ranks, n, k, high):
+    """Reduce n >= k candidates, newest first, to the k nearest; returns the k-th distance.
+
+    `high` < 65535 is known to be no less than it. The places after the last rank are filled up to
+    the next multiple of 64, so that ranks can be counted 64 at a time.
+    """
+    filled = (n + MASK_BITS - 1) // MASK_BITS * MASK_BITS
+    for i in range(n, filled):
+        store_uint16(ranks + 2 * i, np.uint16(INVISIBLE))
+    bound = kth_smallest(ranks, filled, k, high)
+    ties = k - (count_at_most(ranks, filled, bound - 1, n + 1) if bound > 0 else 0)
+    count = 0
+    for i in range(n):
+        rank = load_uint16(ranks + 2 * i)
+        move_candidate(indices, ranks, i, count)  # no branch decides whether it stays
+        tie = (rank == bound) & (ties > 0)
+        ties -= tie
+        count += (rank < bound) | tie
+    return bound
+
+
+@outlined
+def append_newest(distances, start, end, bound, first, indices, ranks, count, room, k):
+    """Append the tokens start .. end whose distance is <= bound as candidates, newest first.
+
+    `distances` are those of whole tiles, from token `first` on. When there is less room than for
+    another tile, the candidates are reduced to the k nearest. From then on only a smaller distance
+    can enter, because the tokens that follow are older. So `bound` becomes one less than the k-th
+    distance, until k smaller ones have been found. Returns the number of candidates and the bound.
+    """
+    for tile in range((end - 1 - first) // MASK_BITS, (start - first) // MASK_BITS - 1, -1):
+        if bound < 0:
+            break
+        token = first + MASK_BITS * tile
+        at = distances + 2 * MASK_BITS * tile
+        mask = those_between(mask_at_most(at, bound), token, start, end)
+        while mask:
+            bit = highest_bit(mask)
+            mask ^= np.uint64(1) << np.uint64(bit)
+            store_int32(indices + 4 * count, np.int32(token + bit))
+            store_uint16(ranks + 2 * count, load_uint16(at + 2 * bit))
+            count += 1
+        if count > room - MASK_BITS:
+            high = min(bound + 1, INVISIBLE - 1)
+            bound = keep_nearest(indices, ranks, count, k, high) - 1
+            count = k
+    return count, bound

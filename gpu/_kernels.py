@@ -1,35 +1,58 @@
-"""Every kernel and the template arguments that it is compiled for: the one list of them.
+"""The registry of all kernels: their template arguments and their parameters.
 
-The launchers name their variants by it, benchmarks/cuda_report.py compiles all of it for every
-architecture, and the tests build all of it for the CPU.
+The launchers name kernels, variants and parameters by it, benchmarks/cuda_report.py compiles all
+variants for every architecture, and the tests build all of them for the CPU.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
+from operator import index
 from pathlib import Path
+from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent / "kernels"
 
-# What common.cuh calls the elements of an array, by the name of its dtype.
+# The element types of common.cuh, by the name of the dtype.
 ELEMENTS = {"float16": "Half", "bfloat16": "BFloat16", "float32": "float"}
 
-# What topk.cu calls distances: those of score, and ranks.
+# The types of distances in topk.cu: those of score, and ranks.
 DISTANCES = {"uint16": "unsigned short", "uint32": "unsigned"}
 
-# Coordinates a lane, N of rows.cuh: Dt / 32 for Dt up to 2048, and 1 for all below 32.
+# N of warp_row.cuh, coordinates per lane: Dt / 32 for Dt up to 2048, and 1 for all Dt below 32.
 VALUES = (1, 2, 4, 8, 16, 32, 64)
 
 # Template arguments of one variant, in the order of the template's parameters.
 Variant = tuple[str | int, ...]
 
 
+class Parameter(NamedTuple):
+    """One parameter of a kernel."""
+
+    name: str
+    kind: str  # "pointer", "int" (64 bits) or "float" (32 bits)
+
+
+def _array(x: Any) -> Any:
+    if isinstance(x, (int, float)):
+        raise TypeError(f"{x!r} cannot be interpreted as an array")
+    return x
+
+
+# By kind: the value of an argument that is not given, and the check of one that is given.
+_MISSING: dict[str, Any] = {"pointer": None, "int": 0, "float": 0.0}
+_CHECKED: dict[str, Callable[[Any], Any]] = {"pointer": _array, "int": index, "float": float}
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A __global__ function of one of the .cu files.
 
-    `exact` says that its bits are promised: no multiplication and addition is fused.
+    If `exact`, its bits are specified, so no multiplication and addition may be fused.
     """
 
     file: str
@@ -48,34 +71,69 @@ class Kernel:
         """The text of its file."""
         return (FOLDER / self.file).read_text(encoding="utf-8")
 
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The kernel's parameters in order, read from its signature in the source."""
+        found = re.search(
+            rf"__global__ void (?:__launch_bounds__\([^)]*\) )?{self.name}\(([^)]*)\)", self.source
+        )
+        if found is None:
+            raise ValueError(f"no __global__ void {self.name}(...) in {self.file}")
+        return tuple(_parameter(text) for text in found[1].split(","))
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(p.name for p in self.parameters)
+
+    def ordered(self, arguments: Mapping[str, Any]) -> list[Any]:
+        """Arguments by name, in the order of the parameters.
+
+        A pointer that is not given is None and a number that is not given is 0. Raises TypeError
+        if the kernel has no parameter of a name, or an argument is not of the parameter's kind.
+        """
+        if not arguments.keys() <= self._names:
+            unknown = ", ".join(sorted(arguments.keys() - self._names))
+            raise TypeError(f"kernel {self.name} has no parameter {unknown}")
+        return [
+            _CHECKED[kind](arguments[name]) if name in arguments else _MISSING[kind]
+            for name, kind in self.parameters
+        ]
+
+
+def _parameter(text: str) -> Parameter:
+    """`const float* x` or `Int n`, as in a signature."""
+    kind, name = text.strip().rsplit(maxsplit=1)
+    kinds = {"Int": "int", "float": "float"}
+    return Parameter(name, "pointer" if kind.endswith("*") else kinds[kind])
+
 
 def headers() -> dict[str, str]:
-    """Name and text of what the .cu files include."""
+    """Name and text of each file that the .cu files include."""
     return {file.name: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.cuh"))}
 
 
-_ROWS = tuple(product(ELEMENTS.values(), VALUES))
-_TRANSFORMED = tuple((n,) for n in VALUES)
-_DISTANCES = tuple((name,) for name in DISTANCES.values())
+_ELEMENT_AND_LANE = tuple(product(ELEMENTS.values(), VALUES))
+_LANE = tuple((n,) for n in VALUES)
+_DISTANCE = tuple((name,) for name in DISTANCES.values())
 
-HADAMARD = Kernel("hadamard.cu", "hadamard", _ROWS)
-QUANTIZE = Kernel("quantize.cu", "quantize", _TRANSFORMED)
-QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _TRANSFORMED)
-ENCODE = Kernel("quantize.cu", "encode", _ROWS)
-ENCODE_FULL = Kernel("center.cu", "encode_full", _ROWS)
-ENCODE_LAST = Kernel("center.cu", "encode_last", _ROWS)
+HADAMARD = Kernel("hadamard.cu", "hadamard", _ELEMENT_AND_LANE)
+QUANTIZE = Kernel("quantize.cu", "quantize", _LANE)
+QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _LANE)
+ENCODE = Kernel("quantize.cu", "encode", _ELEMENT_AND_LANE)
+ENCODE_FULL = Kernel("center.cu", "encode_full", _ELEMENT_AND_LANE)
+ENCODE_LAST = Kernel("center.cu", "encode_last", _ELEMENT_AND_LANE)
 
-# PLANES, P, QUERIES of score.cuh: the paper's metric, and the weighted one with 3, 4 and up to 8
-# bits. More than one query at once up to head_dim 256; 8 bits at P = 32 would not fit uint16.
+# PLANES, P, QUERIES of score.cuh: the manhattan metric, and the weighted one with 3, 4 and up to 8
+# bits. Several queries at once up to head_dim 256. 8 bits at P = 32 would not fit uint16.
 PLANES = (2, 3, 4, 8)
-_SCAN = tuple(
+_SCORE = tuple(
     (planes, P, queries)
     for planes, P, queries in product(PLANES, (1, 2, 4, 8, 16, 32), (1, 8))
     if (P <= 4 or queries == 1) and (planes, P) != (8, 32)
 )
 
-# TQ, TK, DT, VEC of attend.cu: vectors of 16 bytes where head_dim is usual and the rows are
-# aligned, single elements elsewhere and where q is float32 and k is not.
+# TQ, TK, DT, VEC of attend.cu: vectors of 16 bytes up to head_dim 256, where the rows are aligned.
+# Single elements elsewhere, and where q is float32 and k is not.
 _ATTEND = tuple(
     (q, k, DT, vector)
     for q, k, DT in product(
@@ -86,7 +144,7 @@ _ATTEND = tuple(
     if DT <= 256 or vector == 1
 )
 
-# TQ, TK, VEC of rerank.cu, as of attend.cu; head_dim needs no variants there.
+# TQ, TK, VEC of rerank.cu, as for attend.cu; any head_dim has the same variant.
 _RERANK = tuple(
     (q, k, vector)
     for q, k in product(ELEMENTS.values(), ELEMENTS.values())
@@ -94,11 +152,11 @@ _RERANK = tuple(
     if q in (k, "float")
 )
 
-SCORE = Kernel("score.cu", "score", _SCAN)
-TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks", _DISTANCES)
-MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates", _DISTANCES)
-SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCAN)
-# N, and what estimates become: ranks, or levels of a group's pool.
+SCORE = Kernel("score.cu", "score", _SCORE)
+TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks", _DISTANCE)
+MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates", _DISTANCE)
+SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCORE)
+# N, and the type of the results: ranks, or the levels of a group.
 ESTIMATE = Kernel("estimate.cu", "estimate", tuple(product(VALUES, ("unsigned", "short"))))
 WEIGH = Kernel("group.cu", "weigh")
 POOL = Kernel("group.cu", "pool")

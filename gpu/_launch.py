@@ -6,26 +6,25 @@ kernels on a CPU, with a stand-in for CuPy as the array module.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ._kernels import Kernel, Variant, headers
-from ._nvrtc import Binary, architecture_for, compile_variant, options
+from ._available import why_not
+from ._compiled import compiled
+from ._kernels import Kernel, Variant
+from ._nvrtc import architecture_for
 
 # An array of the device's array module.
 Array = Any
 
-# A kernel's argument: an array or None become a pointer, an int 64 bits, a float 32 bits.
+# A kernel's argument: an array or None for a pointer, an int, or a float.
 Argument = Any
 
-# Dynamic shared memory that needs no leave, and the most that every GPU from sm_80 on can give.
+# Bytes of dynamic shared memory that a launch may take unasked, and the most that every GPU from
+# sm_80 on can give to a block.
 SHARED_FREE, SHARED_MOST = 48 * 1024, 99 * 1024
 
 
@@ -40,19 +39,22 @@ class Device(Protocol):
         variant: Variant,
         grid: tuple[int, ...],
         threads: int,
-        arguments: Sequence[Argument],
+        arguments: Mapping[str, Argument],
         shared: int = 0,
     ) -> None:
-        """Run `grid` blocks of `threads` threads, each with `shared` bytes of dynamic memory."""
+        """Run a grid of blocks, each with `threads` threads and `shared` bytes of dynamic memory.
+
+        `arguments` are the kernel's, by the names of its parameters, see `Kernel.ordered`.
+        """
 
     def multiprocessors(self) -> int:
-        """How many blocks it takes to fill the device, at one each."""
+        """The number of blocks that fill the device, at one per multiprocessor."""
 
     def capturing(self) -> bool:
         """Whether the current stream is being captured in a CUDA graph."""
 
     def number(self) -> int:
-        """Which of the machine's devices is the current one."""
+        """The number of the current device."""
 
 
 class CupyDevice:
@@ -70,7 +72,7 @@ class CupyDevice:
         variant: Variant,
         grid: tuple[int, ...],
         threads: int,
-        arguments: Sequence[Argument],
+        arguments: Mapping[str, Argument],
         shared: int = 0,
     ) -> None:
         key = (self.xp.cuda.runtime.getDevice(), kernel, variant)
@@ -79,7 +81,8 @@ class CupyDevice:
             function = self._functions[key] = self._load(kernel, variant)
         if shared > SHARED_FREE and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
-        function(grid, (threads,), tuple(map(_converted, arguments)), shared_mem=shared)
+        converted = tuple(map(_converted, kernel.ordered(arguments)))
+        function(grid, (threads,), converted, shared_mem=shared)
 
     def multiprocessors(self) -> int:
         return int(self.xp.cuda.Device().attributes["MultiProcessorCount"])
@@ -92,37 +95,26 @@ class CupyDevice:
 
     def _load(self, kernel: Kernel, variant: Variant) -> Any:
         architecture = architecture_for(self.xp.cuda.Device().compute_capability)
-        path, symbol = _cached(kernel, variant, architecture)
+        path, symbol = compiled(kernel, variant, architecture)
         return self.xp.RawModule(path=str(path)).get_function(symbol)
 
 
 def device() -> Device:
-    """Where the backend runs."""
+    """The device on which the backend runs."""
     return cupy_device()
 
 
 @cache
 def cupy_device() -> CupyDevice:
-    """CuPy's device; RuntimeError with the reason where there is none."""
-    from . import why_not
-
+    """CuPy's device; RuntimeError with the reason if it cannot be used."""
     reason = why_not()
     if reason is not None:
         raise RuntimeError(reason)
     return CupyDevice()
 
 
-def multiprocessors() -> int:
-    """Of the current device; what the tests run on answers for itself."""
-    return device().multiprocessors()
-
-
-def capturing() -> bool:
-    """Whether the current stream is being captured in a CUDA graph."""
-    return device().capturing()
-
-
 def _converted(argument: Argument) -> Any:
+    """As CuPy passes it: null, 64 bits, 32 bits, or the address of an array."""
     if argument is None:
         return np.uint64(0)
     if isinstance(argument, int):
@@ -130,35 +122,3 @@ def _converted(argument: Argument) -> Any:
     if isinstance(argument, float):
         return np.float32(argument)
     return argument
-
-
-def _cached(kernel: Kernel, variant: Variant, architecture: str) -> tuple[Path, str]:
-    """The compiled variant's file and the kernel's name in it, from CuPy's cache folder."""
-    from cupy.cuda import nvrtc
-
-    key = repr(
-        (
-            nvrtc.getVersion(),
-            options(kernel, architecture),
-            kernel.source,
-            kernel.expression(variant),
-            headers(),
-        )
-    )
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    stem = f"adamas-{sha256(key.encode()).hexdigest()}"
-    code = folder / f"{stem}.{'cubin' if architecture.startswith('sm_') else 'ptx'}"
-    name = folder / f"{stem}.name"  # written last: where it is, the code is complete
-    if not name.is_file():
-        binary: Binary = compile_variant(kernel, variant, architecture)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(code, binary.code)
-        _write(name, binary.symbol.encode())
-    return code, name.read_text()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All at once, since other processes read the folder too."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)

@@ -1,7 +1,8 @@
-"""Compiling one variant of a kernel with NVRTC, which needs no GPU.
+"""Compile one variant of a kernel with NVRTC. This needs no GPU.
 
-CuPy's RawModule would compile too, but puts -ftz=true behind the caller's options, which flushes
-subnormal numbers to zero and changes promised bits; so NVRTC is called here, and CuPy only loads.
+CuPy's RawModule could compile too, but it adds -ftz=true after the caller's options. That option
+sets subnormal numbers to zero, which changes specified bits. So this module calls NVRTC, and CuPy
+only loads the result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ OPTIONS = ("-std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 
 
 class Binary(NamedTuple):
-    """A compiled variant: what CuPy loads, the kernel's name in it, and what ptxas said."""
+    """A compiled variant: the code, the name of the kernel in it, and the messages of ptxas."""
 
     code: bytes
     symbol: str
@@ -23,7 +24,7 @@ class Binary(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one thread, and for `shared` one block, of a compiled variant takes."""
+    """Registers and memory of one thread of a compiled variant, and shared memory of one block."""
 
     registers: int
     stack: int  # bytes of local memory, spills included
@@ -32,7 +33,7 @@ class Resources(NamedTuple):
 
 
 def resources(binary: Binary) -> Resources:
-    """Out of the messages of ptxas, which machine code has and PTX has not."""
+    """Read from the messages of ptxas, which exist for machine code but not for PTX."""
     for part in binary.log.split("Compiling entry function")[1:]:
         if f"'{binary.symbol}'" in part.partition("\n")[0]:
             return Resources(
@@ -41,7 +42,7 @@ def resources(binary: Binary) -> Resources:
                 spills=sum(_number(rf"(\d+) bytes spill {what}", part) for what in _SPILLS),
                 shared=_number(r"(\d+) bytes smem", part, otherwise=0),
             )
-    raise ValueError(f"ptxas says nothing of {binary.symbol}:\n{binary.log}")
+    raise ValueError(f"no message of ptxas about {binary.symbol}:\n{binary.log}")
 
 
 _SPILLS = ("stores", "loads")
@@ -52,18 +53,18 @@ def _number(pattern: str, text: str, otherwise: int | None = None) -> int:
     if found:
         return int(found[1])
     if otherwise is None:
-        raise ValueError(f"no {pattern!r} in what ptxas says:\n{text}")
+        raise ValueError(f"no {pattern!r} in the messages of ptxas:\n{text}")
     return otherwise
 
 
 def options(kernel: Kernel, architecture: str) -> tuple[str, ...]:
-    """Of NVRTC, for an architecture such as sm_90 (machine code) or compute_90 (PTX)."""
+    """Options of NVRTC for an architecture such as sm_90 (machine code) or compute_90 (PTX)."""
     fused = "--fmad=false" if kernel.exact else "--fmad=true"
     return (*OPTIONS, fused, f"--gpu-architecture={architecture}", "--ptxas-options=-v")
 
 
 def compile_variant(kernel: Kernel, variant: Variant, architecture: str) -> Binary:
-    """Compile, or raise RuntimeError with the compiler's messages."""
+    """Compile a variant; RuntimeError with the messages of the compiler if that fails."""
     from cupy.cuda import nvrtc
 
     program = nvrtc.createProgram(kernel.source, kernel.file, (), ())
@@ -87,10 +88,10 @@ def compile_variant(kernel: Kernel, variant: Variant, architecture: str) -> Bina
 
 
 def architecture_for(capability: str) -> str:
-    """What to compile for on a device of a compute capability such as "90".
+    """The architecture to compile for, on a device of a compute capability such as "90".
 
-    A device that is newer than NVRTC gets PTX of the newest architecture that NVRTC knows, which
-    the driver translates.
+    A device that is newer than NVRTC gets PTX of the newest architecture that NVRTC knows. The
+    driver translates it.
     """
     from cupy.cuda import nvrtc
 

@@ -1,70 +1,79 @@
-"""Estimated inner products of queries and keys, as numbers to select or to pool by."""
+"""Estimated inner products of queries and keys, as numbers to select by or to pool."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adamas_core.reference.group import STEPS
-from adamas_core.reference.quantize import TILE
+from adamas_core.reference.layout import TILE, Codes, words
 
 from . import _launch
+from ._arrays import head_thresholds, strides
 from ._kernels import ESTIMATE
-from ._launch import Array
-from ._rows import THREADS, leading_strides, limits, per_lane, words
+from ._launch import Argument, Array
+from ._warps import THREADS, per_lane
 
-if TYPE_CHECKING:
-    from adamas_core.codes import KeyCodes
-
-SIZE = 32 * TILE  # tokens a block, eight tiles for each of its warps
+BLOCK_TOKENS = 32 * TILE  # per block, so eight tiles per warp
 
 
-def ranks(x: Array, query: Array, distances: Array, codes: KeyCodes) -> Array:
-    """Numbers (B, H, L, S), uint32, that ascend as the estimates fall; 2^32 - 1 where invisible.
+def ranks(x: Array, query: Array, distances: Array, codes: Codes) -> Array:
+    """Integers (B, H, L, S), uint32, that rise as the estimates fall; 2^32 - 1 where invisible.
 
-    x (B, H, L, Dt) are transformed queries, query what `quantize_query` makes of them, and
-    distances (B, H, L, S) their weighted distances.
+    x (B, H, L, Dt) are transformed queries, query their planes from `quantize_query`, and distances
+    (B, H, L, S) their weighted distances.
     """
-    return _estimate(x, query, distances, codes, "unsigned", np.uint32, 0.0)
+    return _estimate(x, query, distances, codes, np.uint32)
 
 
-def levels(x: Array, query: Array, distances: Array, codes: KeyCodes, D: int) -> Array:
-    """Estimates (B, H, L, S) as int16, in quarters of a halving of attention at head_dim D.
+def levels(x: Array, query: Array, distances: Array, codes: Codes, D: int) -> Array:
+    """Logits (B, H, L, S) at head_dim D, int16, in units of ln 2 / STEPS.
 
-    Arguments as of `ranks`. What stands where a token is invisible means nothing.
+    Arguments as for `ranks`. The level of an invisible token has no meaning.
     """
-    unit = float(STEPS / np.log(2) * D**-0.5)  # rounded to float32 when it is launched
-    return _estimate(x, query, distances, codes, "short", np.int16, unit)
+    levels_per_unit = float(STEPS / np.log(2) * D**-0.5)  # a launch rounds it to float32
+    return _estimate(x, query, distances, codes, np.int16, levels_per_unit)
+
+
+# The types of the results in estimate.cu.
+_RESULTS = {np.uint32: "unsigned", np.int16: "short"}
 
 
 def _estimate(
     x: Array,
     query: Array,
     distances: Array,
-    codes: KeyCodes,
-    result: str,
+    codes: Codes,
     dtype: Any,
-    unit: float,
+    levels_per_unit: float = 0.0,
 ) -> Array:
     device = _launch.device()
     B, H, L, S = distances.shape
     Dt, H_kv = x.shape[-1], codes.planes.shape[2]
     results = device.xp.empty(distances.shape, dtype)
-    if codes.centers is None:
-        centers: tuple[Any, ...] = (None, 0, 0, None, 0, 0)
-    else:
-        means, scales, _ = codes.centers
-        centers = (means, *leading_strides(means)[:2], scales, *leading_strides(scales)[:2])
+    centers: dict[str, Argument] = {}
+    if codes.centers is not None:
+        head = ("batch", "head")
+        centers |= strides("means", codes.centers.means, head)
+        centers |= strides("scales", codes.centers.scales, head)
     if results.size:
+        sizes = {"H": H, "H_kv": H_kv, "L": L, "S": S, "size": BLOCK_TOKENS, "Dt": Dt}
         device.launch(
             ESTIMATE,
-            (per_lane(Dt), result),
-            (B * H * L, -(-S // SIZE)),
+            (per_lane(Dt), _RESULTS[dtype]),
+            (B * H * L, -(-S // BLOCK_TOKENS)),
             THREADS,
-            (
-                *(x, query, query.shape[-1] // words(Dt), distances, H, H_kv, L, S, SIZE, Dt),
-                *(*centers, *limits(codes.thresholds), unit, results),
-            ),
+            {
+                "x": x,
+                "query": query,
+                "bits": query.shape[-1] // words(Dt),
+                "distances": distances,
+                **sizes,
+                **centers,
+                **head_thresholds(codes.thresholds),
+                "levels_per_unit": levels_per_unit,
+                "results": results,
+            },
         )
     return results

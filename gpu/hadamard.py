@@ -6,35 +6,37 @@ import math
 
 import numpy as np
 
+from adamas_core.reference.layout import padded
+
 from . import _launch
+from ._arrays import element, four_axes, strides
 from ._kernels import HADAMARD
 from ._launch import Array
-from ._rows import (
-    THREADS,
-    blocks,
-    element,
-    leading_strides,
-    padded,
-    per_lane,
-    scale,
-    with_four_axes,
-)
+from ._warps import THREADS, blocks, hadamard_scale, per_lane
 
 
 def hadamard(x: Array) -> Array:
     """Transform x (..., D) of any float dtype into float32 (..., Dt)."""
     device = _launch.device()
     D = x.shape[-1]
-    Dt = padded(D)
-    y = device.xp.empty((*x.shape[:-1], Dt), np.float32)
+    y = device.xp.empty((*x.shape[:-1], padded(D)), np.float32)
     rows = math.prod(x.shape[:-1])
     if rows:
-        x = with_four_axes(x)
+        x = four_axes(x)
         device.launch(
             HADAMARD,
             (element(x), per_lane(D)),
             blocks(rows),
             THREADS,
-            (x, *leading_strides(x), *x.shape[1:3], rows, D, Dt, scale(D), y),
+            {
+                **strides("x", x),
+                "heads": x.shape[1],
+                "tokens": x.shape[2],
+                "rows": rows,
+                "D": D,
+                "Dt": padded(D),
+                "hadamard_scale": hadamard_scale(D),
+                "y": y,
+            },
         )
     return y

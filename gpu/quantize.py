@@ -3,88 +3,89 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from adamas_core.reference.quantize import TILE
+from adamas_core.reference.layout import TILE, Selection, padded, tiles, words
 
 from . import _launch
+from ._arrays import element, four_axes, head_thresholds, key_planes, strides
 from ._kernels import ENCODE, QUANTIZE, QUANTIZE_QUERY
 from ._launch import Argument, Array
-from ._rows import (
-    THREADS,
-    blocks,
-    element,
-    leading_strides,
-    limits,
-    padded,
-    per_lane,
-    scale,
-    with_four_axes,
-    words,
-)
+from ._warps import THREADS, blocks, hadamard_scale, per_lane
 
 
 def quantize(x: Array, thresholds: Array) -> Array:
     """Bucketize transformed x (..., Dt) into packed 2-bit codes, rows (..., 2P)."""
     device = _launch.device()
-    Dt = x.shape[-1]
-    codes = device.xp.empty((*x.shape[:-1], 2 * words(Dt)), np.uint64)
-    rows = math.prod(x.shape[:-1])
-    if rows:
-        x = with_four_axes(x)
-        arguments = (x, *leading_strides(x), *x.shape[1:3], rows, Dt, *limits(thresholds), codes)
-        device.launch(QUANTIZE, (per_lane(Dt),), blocks(rows), THREADS, arguments)
+    codes = device.xp.empty((*x.shape[:-1], 2 * words(x.shape[-1])), np.uint64)
+    if codes.size:
+        arguments = {**_transformed(x), **head_thresholds(thresholds), "codes": codes}
+        device.launch(QUANTIZE, (per_lane(x.shape[-1]),), _blocks(x), THREADS, arguments)
     return codes
 
 
 def quantize_query(x: Array, bits: int = 4) -> Array:
     """Split transformed queries x (..., Dt) into packed bit planes (..., bits * P)."""
     device = _launch.device()
-    Dt = x.shape[-1]
-    planes = device.xp.empty((*x.shape[:-1], bits * words(Dt)), np.uint64)
-    rows = math.prod(x.shape[:-1])
-    if rows:
-        x = with_four_axes(x)
-        arguments = (x, *leading_strides(x), *x.shape[1:3], rows, Dt, bits, planes)
-        device.launch(QUANTIZE_QUERY, (per_lane(Dt),), blocks(rows), THREADS, arguments)
-    return planes
+    query = device.xp.empty((*x.shape[:-1], bits * words(x.shape[-1])), np.uint64)
+    if query.size:
+        arguments = {**_transformed(x), "bits": bits, "query": query}
+        device.launch(QUANTIZE_QUERY, (per_lane(x.shape[-1]),), _blocks(x), THREADS, arguments)
+    return query
+
+
+def _transformed(x: Array) -> dict[str, Argument]:
+    """The arguments for transformed rows x (..., Dt)."""
+    rows, Dt = math.prod(x.shape[:-1]), x.shape[-1]
+    x = four_axes(x)
+    sizes = {"heads": x.shape[1], "tokens": x.shape[2], "rows": rows, "Dt": Dt}
+    return {**strides("x", x), **sizes}
+
+
+def _blocks(x: Array) -> tuple[int]:
+    return blocks(math.prod(x.shape[:-1]))
 
 
 def encode(
     k: Array, thresholds: Array, planes: Array | None = None, start: int | Array = 0
 ) -> Array:
-    """Key planes (2, B, H_kv, T, 8, P, 8) of k (B, H_kv, S, D), or k's tokens put into `planes`.
+    """Key planes (2, B, H_kv, T, 8, P, 8) of keys k (B, H_kv, S, D).
 
-    A start of dtype int32 on the device is read there, when the kernel runs; tokens that it puts
-    outside `planes` are not written.
+    If `planes` is given, the keys become its tokens start, start + 1, ..., in place; start is an
+    int or (B,). A start of dtype int32 on the device is read there, when the kernel runs. Tokens
+    that do not fit into `planes` are not written.
     """
     B, H_kv, S, D = k.shape
     if planes is None:
-        shape = (2, B, H_kv, -(-S // TILE), 8, words(D), 8)
+        shape = (2, B, H_kv, tiles(S), 8, words(D), 8)
         planes = _launch.device().xp.zeros(shape, np.uint64)
         start = 0
-    _encode(_no_queries(H_kv), _keys(k, planes, start), thresholds, k)
+    _encode(k, thresholds, _keys(k, planes, start))
     return planes
 
 
-def encode_query(
-    q: Array,
-    thresholds: Array,
-    H_kv: int,
-    metric: str = "weighted",
-    bits: int = 4,
-    out: Array | None = None,
-) -> Array:
-    """What `score` takes, of raw queries q (B, H, L, D): transformed and quantized in one launch.
+def query_parts(selection: Selection) -> int:
+    """Bit planes of a query."""
+    return 2 if selection.metric == "manhattan" else int(selection.query_bits)
 
-    Planes (B, H, L, bits * P), or with metric "manhattan" codes (B, H, L, 2P) by the thresholds
-    (H_kv, 3) or (3,) of the KV heads. They are written to `out` where it is given.
+
+def empty_query(shape: tuple[int, ...], selection: Selection) -> Array:
+    """Room for the bit planes of queries of a shape (B, H, L, D)."""
+    width = query_parts(selection) * words(shape[-1])
+    return _launch.device().xp.empty((*shape[:-1], width), np.uint64)
+
+
+def encode_query(q: Array, thresholds: Array, H_kv: int, selection: Selection) -> Array:
+    """The query for `score` of raw queries q (B, H, L, D): transform and quantize in one launch.
+
+    Planes (B, H, L, bits * P) or, with the metric "manhattan", codes (B, H, L, 2P). Codes are cut
+    at the thresholds (H_kv, 3) or (3,) of the KV heads.
     """
-    out = _query_planes(q, metric, bits) if out is None else out
-    _encode(_queries(q, out, metric, bits), _no_keys(H_kv), thresholds, q)
-    return out
+    query = empty_query(q.shape, selection)
+    _encode(q, thresholds, {**_queries(q, query, selection), "H_kv": H_kv})
+    return query
 
 
 def encode_step(
@@ -93,82 +94,57 @@ def encode_step(
     thresholds: Array,
     planes: Array,
     start: int | Array,
-    metric: str = "weighted",
-    bits: int = 4,
-    out: Array | None = None,
+    selection: Selection,
+    query: Array,
 ) -> Array:
-    """A decode step's `encode_query` of q and in-place `encode` of the new keys k, in one launch.
+    """Do `encode_query` of q into `query`, and `encode` of new keys k into `planes`, in one launch.
 
-    Nothing is allocated where `out` is given and the thresholds and an array `start` lie on the
-    device as float32 and int32. Queries and keys of different dtypes take a launch each.
+    Nothing is allocated if the thresholds are float32 and `start` is int32 on the device. Queries
+    and keys of different dtypes take two launches. Returns query.
     """
-    out = _query_planes(q, metric, bits) if out is None else out
-    queries, keys = _queries(q, out, metric, bits), _keys(k, planes, start)
+    queries, keys = _queries(q, query, selection), _keys(k, planes, start)
     if q.dtype == k.dtype:
-        _encode(queries, keys, thresholds, q)
+        _encode(q, thresholds, {**queries, **keys})
     else:
-        _encode(queries, _no_keys(k.shape[1]), thresholds, q)
-        _encode(_no_queries(k.shape[1]), keys, thresholds, k)
-    return out
+        _encode(q, thresholds, {**queries, "H_kv": k.shape[1]})
+        _encode(k, thresholds, keys)
+    return query
 
 
-class _Part(NamedTuple):
-    """One of the two parts of a launch of the kernel `encode`."""
-
-    rows: int
-    arguments: tuple[Argument, ...]
-
-
-def _query_planes(q: Array, metric: str, bits: int) -> Array:
-    parts = 2 if metric == "manhattan" else bits
-    shape = (*q.shape[:-1], parts * words(q.shape[-1]))
-    return _launch.device().xp.empty(shape, np.uint64)
-
-
-def _queries(q: Array, out: Array, metric: str, bits: int) -> _Part:
+def _queries(q: Array, query: Array, selection: Selection) -> dict[str, Argument]:
+    """The arguments of the kernel `encode` for queries; bits = 0 gives codes."""
     B, H, L, _ = q.shape
-    rows = B * H * L
-    return _Part(
-        rows,
-        (q, *leading_strides(q), H, L, rows, 0 if metric == "manhattan" else bits, out),
-    )
+    bits = 0 if selection.metric == "manhattan" else selection.query_bits
+    sizes = {"H": H, "L": L, "q_rows": B * H * L, "bits": bits}
+    return {**strides("q", q), **sizes, "query": query}
 
 
-def _no_queries(H_kv: int) -> _Part:
-    return _Part(0, (None, 0, 0, 0, H_kv, 1, 0, 0, None))
-
-
-def _keys(k: Array, planes: Array, start: int | Array) -> _Part:
+def _keys(k: Array, planes: Array, start: int | Array) -> dict[str, Argument]:
+    """The arguments of the kernel `encode` for keys."""
     B, H_kv, S, _ = k.shape
-    rows = B * H_kv * S
-    xp = _launch.device().xp
+    sizes = {"H_kv": H_kv, "S": S, "k_rows": B * H_kv * S, "capacity": TILE * planes.shape[3]}
+    first: dict[str, Any]
     if np.ndim(start) == 0:
-        first, starts = int(start), None
+        first = {"first": int(start)}
     else:
-        first, starts = 0, xp.asarray(start, np.int32, order="C")
-    arguments = (k, *leading_strides(k), H_kv, S, rows)
-    room = (planes, *leading_strides(planes)[:3], TILE * planes.shape[3])
-    return _Part(rows, (*arguments, *room, starts, first))
+        first = {"start": _launch.device().xp.asarray(start, np.int32, order="C")}
+    return {**strides("k", k), **key_planes(planes), **sizes, **first}
 
 
-def _no_keys(H_kv: int) -> _Part:
-    return _Part(0, (None, 0, 0, 0, H_kv, 1, 0, None, 0, 0, 0, 0, None, 0))
-
-
-def _encode(queries: _Part, keys: _Part, thresholds: Array, like: Array) -> None:
-    rows, D = queries.rows + keys.rows, like.shape[-1]
+def _encode(x: Array, thresholds: Array, arguments: dict[str, Argument]) -> None:
+    """Launch `encode` for queries and keys of x's dtype and head_dim."""
+    rows, D = arguments.get("q_rows", 0) + arguments.get("k_rows", 0), x.shape[-1]
     if rows:
         _launch.device().launch(
             ENCODE,
-            (element(like), per_lane(D)),
+            (element(x), per_lane(D)),
             blocks(rows),
             THREADS,
-            (
-                *queries.arguments,
-                *keys.arguments,
-                *limits(thresholds),
-                D,
-                padded(D),
-                scale(D),
-            ),
+            {
+                **arguments,
+                **head_thresholds(thresholds),
+                "D": D,
+                "Dt": padded(D),
+                "hadamard_scale": hadamard_scale(D),
+            },
         )

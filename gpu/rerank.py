@@ -1,25 +1,27 @@
-"""Ranking selected tokens once more, by the exact inner product."""
+"""Ranking selected tokens again, by their exact inner products."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from adamas_core.reference.layout import Selection
+
 from . import _launch
+from ._arrays import element, elements_per_load, strides
 from ._kernels import RERANK
 from ._launch import Array
-from ._rows import element, leading_strides, loaded_at_once
+from .topk import taken
 
 THREADS = 512
-HELD = 6144  # products that a block keeps in shared memory: 24 KB, beside up to 8 KB of the query
-STEP = 64  # coordinates that a key is taken in: what the query is padded to
+# The most products that a block keeps in shared memory: 24 KB, beside up to 8 KB of the query.
+SHARED_PRODUCTS = 6144
+QUERY_MULTIPLE = 64  # coordinates that a team of threads loads at once; the query is padded to it
 
 
-def rerank(
-    q: Array, k: Array, indices: Array, budget: int, sinks: int = 0, recent: int = 0
-) -> Array:
-    """Of each query's tokens `indices` (B, H, L, M) the `budget` of the largest q.k, ascending.
+def rerank(q: Array, k: Array, indices: Array, budget: int, selection: Selection) -> Array:
+    """Indices (B, H, L, budget) of the tokens with the largest q.k among `indices`, ascending.
 
-    An index of S or above is left out without a word: the check would wait for the device.
+    An index of S or more is ignored, because a check would wait for the device.
     """
     xp = _launch.device().xp
     B, H, L, D = q.shape
@@ -28,18 +30,24 @@ def rerank(
     best = xp.empty((B, H, L, budget), np.int32)
     if best.size:
         wide = q if q.dtype == k.dtype else xp.asarray(q, np.float32)
-        held = M if M <= HELD else 0
-        width = -(-D // STEP) * STEP
+        in_shared = M if M <= SHARED_PRODUCTS else 0
+        width = -(-D // QUERY_MULTIPLE) * QUERY_MULTIPLE
+        sizes = {"H": H, "H_kv": H_kv, "L": L, "S": S, "M": M, "D": D, "width": width}
         _launch.device().launch(
             RERANK,
-            (element(wide), element(k), loaded_at_once(k)),
+            (element(wide), element(k), elements_per_load(k)),
             (rows,),
             THREADS,
-            (
-                *(wide, *leading_strides(wide), k, *leading_strides(k)),
-                *(xp.ascontiguousarray(indices), H, H_kv, L, S, M, D, width),
-                *(xp.empty((rows, M - held), np.uint32), held, budget, sinks, recent, best),
-            ),
-            shared=4 * (width + held),
+            {
+                **strides("q", wide),
+                **strides("k", k),
+                "candidates": xp.ascontiguousarray(indices),
+                **sizes,
+                "workspace": xp.empty((rows, M - in_shared), np.uint32),
+                "in_shared": in_shared,
+                **taken(budget, selection),
+                "out": best,
+            },
+            shared=4 * (width + in_shared),
         )
     return best

@@ -6,49 +6,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamas_core.reference.quantize import TILE
+from adamas_core.reference.layout import TILE
 
 from . import _launch
+from ._arrays import key_planes, sequence_lengths
 from ._kernels import PLANES, SCORE
-from ._launch import Argument, Array
-from ._rows import leading_strides
+from ._launch import Array
 
 THREADS = 256
-TILES = 32  # a block of `score`, 4 for each of its warps
+BLOCK_TILES = 32  # tiles per block of `score`, four per warp
 
 
-class Scan(NamedTuple):
+class QueryGroups(NamedTuple):
     """How score.cuh takes the queries of a KV head."""
 
     variant: tuple[int, int, int]  # PLANES, P, QUERIES
-    groups: int  # of QUERIES queries
-    parts: int  # planes of a query
+    groups: int  # of QUERIES queries each
+    parts: int  # planes per query
 
 
-def scan(metric: str, width: int, P: int, rows: int) -> Scan:
-    """For `rows` queries a KV head, of `width` words each."""
-    parts = width // P
-    # A weighted query of 2 bits has two planes as well, and takes a third of zeros.
+def query_groups(metric: str, parts: int, P: int, rows: int) -> QueryGroups:
+    """For `rows` queries per KV head, of `parts` planes of P words each."""
+    # A weighted query of 2 bits has two planes too. It gets a third plane, of zeros.
     planes = 2 if metric == "manhattan" else min(n for n in PLANES if n >= max(parts, 3))
     queries = 8 if rows > 1 and P <= 4 else 1
-    return Scan((planes, P, queries), -(-rows // queries), parts)
-
-
-def codes_arguments(planes: Array, lengths: Array | None, length: int) -> tuple[Argument, ...]:
-    """The planes with their strides, and the lengths: an array (B,), or one number."""
-    return (planes, *leading_strides(planes)[:3], lengths, length)
-
-
-def device_lengths(length: int | Array) -> tuple[Array | None, int]:
-    """Lengths (B,) as the kernels read them, None for one number, and the largest."""
-    if isinstance(length, (int, np.integer)):
-        return None, int(length)
-    return _launch.device().xp.asarray(length, np.int32), longest(length)
-
-
-def longest(length: int | Array) -> int:
-    """The largest of lengths (B,), or the one number."""
-    return int(np.max(length, initial=0))
+    return QueryGroups((planes, P, queries), -(-rows // queries), parts)
 
 
 def score(query: Array, planes: Array, length: int | Array, metric: str = "weighted") -> Array:
@@ -56,22 +38,26 @@ def score(query: Array, planes: Array, length: int | Array, metric: str = "weigh
     device = _launch.device()
     B, H, L, width = query.shape
     H_kv, P = planes.shape[2], planes.shape[5]
-    G = H // H_kv
-    lengths, S = device_lengths(length)
+    lengths = sequence_lengths(length)
+    G, S = H // H_kv, lengths["length"]
     distances = device.xp.empty((B, H, L, S), np.uint16)
     if distances.size:
-        form = scan(metric, width, P, G * L)
+        groups = query_groups(metric, width // P, P, G * L)
         device.launch(
             SCORE,
-            form.variant,
-            (-(-S // (TILE * TILES)), form.groups, B * H_kv),
+            groups.variant,
+            (-(-S // (TILE * BLOCK_TILES)), groups.groups, B * H_kv),
             THREADS,
-            (
-                device.xp.ascontiguousarray(query),
-                form.parts,
-                *codes_arguments(planes, lengths, S),
-                *(H_kv, G, L, S),
-                distances,
-            ),
+            {
+                "query": device.xp.ascontiguousarray(query),
+                "parts": groups.parts,
+                **key_planes(planes),
+                **lengths,
+                "H_kv": H_kv,
+                "G": G,
+                "L": L,
+                "S": S,
+                "distances": distances,
+            },
         )
     return distances

@@ -1,213 +1,145 @@
-"""From a raw query to token indices, where only distances decide without any in global memory."""
+"""From raw queries to token indices. Plain codes need no distances in global memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from adamas_core.reference.quantize import TILE
+from adamas_core.reference.layout import TILE, Codes, Selection, tiles
 
 from . import _launch
+from ._arrays import key_planes, longest, sequence_lengths
 from ._kernels import SELECT_CHUNKS
-from ._launch import Array
+from ._launch import Argument, Array
 from .attend import attend
 from .estimate import levels, ranks
 from .group import pool
 from .hadamard import hadamard
-from .quantize import encode_query, quantize_query
+from .quantize import encode_query, quantize_query, query_parts
 from .rerank import rerank
-from .score import THREADS, Scan, codes_arguments, device_lengths, longest, scan, score
-from .topk import Candidates, merge_candidates, no_candidates, topk
+from .score import THREADS, QueryGroups, query_groups, score
+from .topk import Candidates, empty_candidates, merge_candidates, taken, topk
 
-if TYPE_CHECKING:
-    from adamas_core.codes import KeyCodes
-
-HELD = 16384  # distances that a block keeps in shared memory, of all its queries: 32 KB
-PAD = 8  # between two queries' distances, so that a warp's stores for several meet no bank twice
-MOST, LEAST = 8192, 1024  # tokens a chunk; smaller ones do not pay for their selection
-BLOCKS = 4  # a multiprocessor; more chunks than fill them so do not pay
+# Distances that a block keeps in shared memory, for all its queries together: 32 KB.
+SHARED_DISTANCES = 16384
+PAD = 8  # distances between two queries, so that the stores of a warp meet no bank twice
+MAX_CHUNK, MIN_CHUNK = 8192, 1024  # tokens per chunk; smaller chunks are not faster
+BLOCKS = 4  # per multiprocessor; chunks that make more blocks are not faster
 
 
 class Plan(NamedTuple):
-    """How a selection is cut into chunks, and the memory that it needs."""
+    """The chunks of a selection, and the memory that it needs."""
 
-    scan: Scan
+    groups: QueryGroups
     chunks: int
-    stride: int  # of a query's distances in shared memory
-    queries: int  # that stand there
+    stride: int  # from one query to the next, in distances in shared memory
+    queries: int  # per block
     candidates: Candidates
 
 
-def plan(
-    metric: str, width: int, P: int, B: int, H_kv: int, rows: int, capacity: int, K: int
+def make_plan(
+    selection: Selection, P: int, B: int, H_kv: int, rows: int, capacity: int, K: int
 ) -> Plan:
-    """For `rows` queries, of `width` words, of each of B H_kv heads and up to `capacity` tokens."""
-    form = scan(metric, width, P, rows)
-    queries = min(form.variant[2], rows)
-    most = min(HELD // queries, MOST)
-    fill = -(-BLOCKS * _launch.multiprocessors() // (B * H_kv * form.groups))
-    chunks = max(-(-capacity // most), min(fill, capacity // LEAST), 1)
-    tiles = -(-capacity // TILE)
-    size = -(-tiles // chunks) * TILE
-    candidates = no_candidates(B * H_kv * rows, chunks, K, size)
-    return Plan(form, chunks, size + PAD, queries, candidates)
+    """For `rows` queries of each of B H_kv heads, with up to `capacity` tokens of P words."""
+    groups = query_groups(selection.metric, query_parts(selection), P, rows)
+    queries = min(groups.variant[2], rows)
+    most = min(SHARED_DISTANCES // queries, MAX_CHUNK)
+    fill = -(-BLOCKS * _launch.device().multiprocessors() // (B * H_kv * groups.groups))
+    chunks = max(-(-capacity // most), min(fill, capacity // MIN_CHUNK), 1)
+    size = -(-tiles(capacity) // chunks) * TILE
+    candidates = empty_candidates(B * H_kv * rows, chunks, K, size)
+    return Plan(groups, chunks, size + PAD, queries, candidates)
 
 
 def select_coded(
     query: Array,
     planes: Array,
-    lengths: Array | None,
-    length: int,
-    cut: Plan,
+    lengths: dict[str, Argument],
+    plan: Plan,
     indices: Array,
-    sinks: int,
-    recent: int,
+    selection: Selection,
 ) -> None:
-    """Select for coded queries (B, H, L, R) into indices (B, H, L, K); nothing is allocated.
+    """Select for coded queries (B, H, L, R) into indices (B, H, L, K). Nothing is allocated.
 
-    The queries are the last L of lengths (B,) tokens, of which there are at most `length`, or of
-    `length` where lengths is None.
+    The queries are the last L tokens. `lengths` are the kernel's arguments `lengths` and `length`.
     """
     _, H, L, _ = query.shape
     B, H_kv = planes.shape[1:3]
     K = indices.shape[-1]
     _launch.device().launch(
         SELECT_CHUNKS,
-        cut.scan.variant,
-        (cut.chunks, cut.scan.groups, B * H_kv),
+        plan.groups.variant,
+        (plan.chunks, plan.groups.groups, B * H_kv),
         THREADS,
-        (
-            query,
-            cut.scan.parts,
-            *codes_arguments(planes, lengths, length),
-            *(H_kv, H // H_kv, L, cut.stride, K, sinks, recent),
-            *cut.candidates,
-            indices,
-        ),
-        shared=2 * cut.queries * cut.stride,
+        {
+            "query": query,
+            "parts": plan.groups.parts,
+            **key_planes(planes),
+            **lengths,
+            "H_kv": H_kv,
+            "G": H // H_kv,
+            "L": L,
+            "stride": plan.stride,
+            **taken(K, selection),
+            **plan.candidates.arguments(),
+            "indices": indices,
+        },
+        shared=2 * plan.queries * plan.stride,
     )
-    if cut.chunks > 1:
-        merge_candidates(cut.candidates, indices, K, sinks, recent)
+    if plan.chunks > 1:
+        merge_candidates(plan.candidates, indices, K, selection)
 
 
 def select_topk(
-    q: Array,
-    codes: KeyCodes,
-    budget: int,
-    metric: str = "weighted",
-    query_bits: int = 4,
-    sinks: int = 0,
-    recent: int = 0,
-    prefilter: int = 0,
-    refine: int = 0,
-    group: bool = False,
-    k: Array | None = None,
+    q: Array, codes: Codes, budget: int, selection: Selection, k: Array | None = None
 ) -> Array:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
-    if group:
-        return _select_together(q, codes, budget, query_bits, sinks, recent)
-    options = metric, query_bits, sinks, recent
-    if k is not None and refine:
-        K = min(refine * budget, longest(codes.length))
-        near = _select(q, codes, K, prefilter * budget, *options)
-        return rerank(q, k, near, budget, sinks, recent)
-    return _select(q, codes, budget, prefilter * budget, *options)
+    if selection.group:
+        return _select_together(q, codes, budget, selection)
+    if selection.refine and k is not None:
+        nearest = min(selection.refine * budget, longest(codes.length))
+        return rerank(q, k, _select(q, codes, nearest, selection), budget, selection)
+    return _select(q, codes, budget, selection)
 
 
-def _select(
-    q: Array,
-    codes: KeyCodes,
-    K: int,
-    kept: int,
-    metric: str,
-    query_bits: int,
-    sinks: int,
-    recent: int,
-) -> Array:
-    """Select K tokens by their codes, out of the `kept` nearest by the high plane if kept > 0."""
-    xp = _launch.device().xp
-    B, H, L, _ = q.shape
-    planes = codes.planes
-    H_kv, P = planes.shape[2], planes.shape[5]
-    indices = xp.empty((B, H, L, K), np.int32)
-    if not indices.size:
-        return indices
+def _select(q: Array, codes: Codes, K: int, selection: Selection) -> Array:
+    """Select K tokens for each query by their codes alone."""
+    planes, length = codes.planes, codes.length
     if codes.centers is not None:
         x = hadamard(q)
-        query = quantize_query(x, query_bits)
-
-        def distances_by(planes: Array) -> Array:
-            return ranks(x, query, score(query, planes, codes.length, metric), codes)
-
-        return _select_by(distances_by, planes, K, kept, sinks, recent)
-    query = encode_query(q, codes.thresholds, H_kv, metric, query_bits)
-    if kept:
-        return _select_by(
-            lambda planes: score(query, planes, codes.length, metric),
-            *(planes, K, kept, sinks, recent),
-        )
-    lengths, S = device_lengths(codes.length)
-    cut = plan(metric, query.shape[-1], P, B, H_kv, H // H_kv * L, S, K)
-    select_coded(query, planes, lengths, S, cut, indices, sinks, recent)
+        query = quantize_query(x, selection.query_bits)
+        distances = score(query, planes, length, selection.metric)
+        return topk(ranks(x, query, distances, codes), K, selection)
+    B, H, L, _ = q.shape
+    H_kv, P = planes.shape[2], planes.shape[5]
+    indices = _launch.device().xp.empty((B, H, L, K), np.int32)
+    if indices.size:
+        query = encode_query(q, codes.thresholds, H_kv, selection)
+        lengths = sequence_lengths(length)
+        plan = make_plan(selection, P, B, H_kv, H // H_kv * L, lengths["length"], K)
+        select_coded(query, planes, lengths, plan, indices, selection)
     return indices
 
 
-def _select_by(
-    distances_by: Callable[[Array], Array],
-    planes: Array,
-    K: int,
-    kept: int,
-    sinks: int,
-    recent: int,
-) -> Array:
-    """Select by what `distances_by` makes of planes, all of it in memory.
-
-    If kept > 0, out of the `kept` nearest by the high plane.
-    """
-    if not kept:
-        return topk(distances_by(planes), K, sinks, recent)
-    xp = _launch.device().xp
-    # The high plane in the low one's place: codes of 0 and 3 alone, which is what it tells apart.
-    coarse = distances_by(xp.broadcast_to(planes[:1], planes.shape))
-    S = coarse.shape[-1]
-    near = topk(coarse, min(kept, S), sinks, recent)
-    # The places behind the last token are written one column further.
-    among = xp.zeros((*coarse.shape[:-1], S + 1), bool)
-    xp.put_along_axis(among, xp.where(near < 0, S, near), True, axis=-1)
-    distances = distances_by(planes)
-    invisible = distances.dtype.type(np.iinfo(distances.dtype).max)
-    return topk(xp.where(among[..., :S], distances, invisible), K, sinks, recent)
-
-
-def _select_together(
-    q: Array, codes: KeyCodes, K: int, query_bits: int, sinks: int, recent: int
-) -> Array:
-    """Select K tokens for all query heads of a KV head, with all distances in memory."""
+def _select_together(q: Array, codes: Codes, K: int, selection: Selection) -> Array:
+    """Select K tokens for all query heads of a KV head together."""
     G = q.shape[1] // codes.planes.shape[2]
     x = hadamard(q)
-    query = quantize_query(x, query_bits)
+    query = quantize_query(x, selection.query_bits)
     distances = score(query, codes.planes, codes.length)
     attention = pool(levels(x, query, distances, codes, q.shape[-1]), codes.length, G)
-    return _launch.device().xp.repeat(topk(attention, K, sinks, recent), G, axis=1)
+    return _launch.device().xp.repeat(topk(attention, K, selection), G, axis=1)
 
 
 def attend_topk(
     q: Array,
     k: Array,
     v: Array,
-    codes: KeyCodes,
+    codes: Codes,
     budget: int,
-    metric: str = "weighted",
-    query_bits: int = 4,
-    sinks: int = 0,
-    recent: int = 0,
-    prefilter: int = 0,
-    refine: int = 0,
-    group: bool = False,
+    selection: Selection,
     scale: float | None = None,
 ) -> tuple[Array, Array]:
-    """Attention over what select_topk takes of k, v (B, H_kv, S, D): out (B, H, L, D) and lse."""
-    options = metric, query_bits, sinks, recent, prefilter, refine, group, k
-    return attend(q, k, v, select_topk(q, codes, budget, *options), scale, True)
+    """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
+    return attend(q, k, v, select_topk(q, codes, budget, selection, k), scale, True)

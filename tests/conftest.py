@@ -21,6 +21,17 @@ settings.register_profile("ci", max_examples=200, derandomize=True, **_common)
 settings.register_profile("long", max_examples=12_500, **_common)
 settings.load_profile("ci")
 
+# A test over the GPU backend: without a GPU it runs the kernels through the shim in cuda_on_cpu.
+GPU = pytest.param("gpu", marks=pytest.mark.shim)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that request `device`, directly or through `gpu`."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.shim)
+
 
 @pytest.fixture(scope="session", params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> ModuleType:
@@ -32,8 +43,9 @@ def backend(request: pytest.FixtureRequest) -> ModuleType:
 def device() -> Iterator[Any]:
     """The array module of the GPU backend: CuPy, on this machine's GPU.
 
-    Where there is none it is a stand-in, and the kernels run on the CPU, through the shim in
-    cuda_on_cpu. With ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
+    If there is none, it is a stand-in, and the kernels run on the CPU through the shim in
+    cuda_on_cpu: in all orders of threads in the profile "long", and in two otherwise. With
+    ADAMAS_REQUIRE_GPU=1 a missing GPU is a failure.
     """
     from cuda_on_cpu import machine
 
@@ -46,7 +58,9 @@ def device() -> Iterator[Any]:
     no_compiler = machine.missing()
     if no_compiler is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(no_compiler)
-    with machine.installed() as cpu:
+    long = settings().max_examples >= settings.get_profile("long").max_examples
+    cpu = machine.Cpu(machine.ALL_ORDERS if long else machine.ORDERS)
+    with machine.installed(cpu):
         yield cpu.xp
 
 
@@ -56,7 +70,7 @@ def gpu(device: Any) -> Any:
     return OnDevice(adamas_core.gpu)
 
 
-@pytest.fixture(scope="session", params=["cpu", "gpu"])
+@pytest.fixture(scope="session", params=["cpu", GPU])
 def place(request: pytest.FixtureRequest) -> Callable[[np.ndarray[Any, Any]], Any]:
     """A function that puts an array where a backend computes; dispatch.on_host fetches it."""
     if request.param == "cpu":
@@ -65,7 +79,7 @@ def place(request: pytest.FixtureRequest) -> Callable[[np.ndarray[Any, Any]], An
     return moved
 
 
-@pytest.fixture(scope="session", params=["cpu", "gpu"])
+@pytest.fixture(scope="session", params=["cpu", GPU])
 def kernels(request: pytest.FixtureRequest) -> Any:
     """Every backend but the reference, to be held against it."""
     if request.param == "gpu":
@@ -73,7 +87,7 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     return load(request.param)
 
 
-@pytest.fixture(scope="session", params=["cpu", "gpu", "reference"])
+@pytest.fixture(scope="session", params=["cpu", GPU, "reference"])
 def every(request: pytest.FixtureRequest) -> Any:
     """Every backend, the reference and the GPU's included."""
     return request.getfixturevalue("gpu") if request.param == "gpu" else load(request.param)
@@ -160,3 +174,36 @@ def _bytes_at(first: int, end: int) -> memoryview:
     import ctypes
 
     return memoryview((ctypes.c_char * (end - first)).from_address(first))
+
+
+@pytest.fixture(scope="session")
+def letters_model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small random model and its tokenizer, as arguments of a command."""
+    from tiny_model import write_letters_model
+
+    model, tokenizer = write_letters_model(tmp_path_factory.mktemp("model"))
+    return [f"--model={model}", f"--tokenizer={tokenizer}"]
+
+
+@pytest.fixture
+def out_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs a command: its status, and what it printed to stdout and stderr."""
+    from adamas_core import cli
+
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli.main(args)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reading() -> Any:
+    """A window of 60 tokens that a small model has read, 20 of them as the block."""
+    from tiny_model import tiny
+
+    from adamas_core.lab.measuring import Reading
+
+    tokens = np.random.default_rng(5).integers(0, 50, 61)
+    return Reading(tiny(seed=2), [int(t) for t in tokens], 20)

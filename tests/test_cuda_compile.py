@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adamas_core.gpu._kernels import FOLDER, KERNELS, Kernel, Variant
+from adamas_core.gpu._kernels import KERNELS, Kernel, Variant
 from adamas_core.gpu._nvrtc import Binary, Resources, compile_variant, resources
 
 # A100; H100 and H200; B200.
@@ -16,13 +17,13 @@ ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 
 @pytest.fixture(scope="module", autouse=True)
 def nvrtc() -> None:
-    """CuPy's NVRTC, which needs neither GPU nor driver; under CI it must be there."""
+    """CuPy's NVRTC. It needs neither a GPU nor a driver. Under CI it must be there."""
     try:
         from cupy.cuda import nvrtc
 
         nvrtc.getVersion()
     except Exception as error:  # CuPy absent, or the library that it loads
-        reason = f"NVRTC is not at hand ({error}): pip install 'adamas-core[cuda-check]'"
+        reason = f"NVRTC cannot be loaded ({error}): pip install 'adamas-core[cuda-check]'"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
@@ -39,12 +40,20 @@ def test_no_variant_spills(kernel: Kernel, architecture: str) -> None:
         assert used.registers <= 255
 
 
-def test_every_file_is_in_the_registry() -> None:
-    assert {kernel.file for kernel in KERNELS} == {path.name for path in FOLDER.glob("*.cu")}
+# .param types of PTX, by the kind of a parameter; an address has 64 bits.
+PTX = {"pointer": "u64", "int": "u64", "float": "f32"}
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_parameters_are_those_of_the_compiled_kernel(kernel: Kernel) -> None:
+    binary = compile_variant(kernel, kernel.variants[0], "compute_80")
+    entry = binary.code.decode().partition(f".entry {binary.symbol}(")[2].partition(")")[0]
+    types = re.findall(r"\.param \.(\w+)", entry)
+    assert types == [PTX[p.kind] for p in kernel.parameters]
 
 
 def test_a_spill_is_seen() -> None:
-    """As many live numbers as no thread has registers for."""
+    """A kernel with more live numbers than a thread has registers."""
     text = """
     template <int N> __global__ void __launch_bounds__(1024) f(float* x) {
       float v[N];
@@ -68,12 +77,12 @@ def test_promised_bits_are_compiled_without_fused_or_flushed_arithmetic() -> Non
         if kernel.exact:
             ptx = compile_variant(kernel, kernel.variants[0], "compute_80").code.decode()
             assert ".ftz" not in ptx
-            # A correctly rounded division brings its own fused steps only in machine code.
+            # A correctly rounded division has fused steps too, but only in machine code.
             assert "fma.rn.f32" not in ptx
 
 
 def test_messages_of_another_kernel_are_not_taken() -> None:
-    with pytest.raises(ValueError, match="says nothing of g"):
+    with pytest.raises(ValueError, match="no message of ptxas about g"):
         resources(Binary(b"", "g", "ptxas info : Compiling entry function 'f' for 'sm_90'"))
 
 

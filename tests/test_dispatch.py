@@ -227,7 +227,7 @@ def test_another_device_than_the_current_one(device: Any) -> None:
 def test_without_a_gpu(monkeypatch: Any, call: Callable[[], Any], told: str) -> None:
     from adamas_core.gpu import _launch
 
-    monkeypatch.setattr(adamas_core.gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(adamas_core.gpu._available, "find_spec", lambda name: None)
     monkeypatch.setattr(_launch, "device", _launch.cupy_device.__wrapped__)
     with pytest.raises(RuntimeError, match=told) as raised:
         call()
@@ -244,7 +244,7 @@ def torch() -> Any:
     return pytest.importorskip("torch", reason='torch is in the extra "peers"')
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.shim)])
 def put(request: pytest.FixtureRequest, torch: Any, monkeypatch: Any) -> Put:
     """Puts a tensor on a device; without a GPU, one that says so of itself."""
     if request.param == "cpu":

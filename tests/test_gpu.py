@@ -1,4 +1,4 @@
-"""The GPU backend's own functions, and the sentence that says why it cannot be used."""
+"""Functions that only the GPU backend has, and the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import budgets, cases, distances, thresholds
+from strategies import cases, distances, selections, thresholds
 from tolerances import assert_same_bits
 
 import adamas_core.gpu
-from adamas_core import reference
+from adamas_core import Selection, reference
+from adamas_core.gpu import _available, _launch
 
 
 @given(case=cases(), data=st.data())
@@ -26,13 +27,16 @@ def test_encode_query(gpu: Any, case: Any, data: st.DataObject) -> None:
     x = reference.hadamard(case.q)
     of_heads = np.repeat(np.broadcast_to(t, (H_kv, 3)), H // H_kv, axis=0)
     assert_same_bits(
-        gpu.encode_query(case.q, t, H_kv, "weighted", bits), reference.quantize_query(x, bits)
+        gpu.encode_query(case.q, t, H_kv, Selection(query_bits=bits)),
+        reference.quantize_query(x, bits),
     )
     assert_same_bits(
-        gpu.encode_query(case.q, t, H_kv, "manhattan"), reference.quantize(x, of_heads)
+        gpu.encode_query(case.q, t, H_kv, Selection(metric="manhattan")),
+        reference.quantize(x, of_heads),
     )
 
 
+@settings(max_examples=100)
 @given(case=cases(), data=st.data())
 def test_encode_step(gpu: Any, case: Any, data: st.DataObject) -> None:
     """Queries and new keys in one launch; keys that do not fit are left out."""
@@ -47,7 +51,8 @@ def test_encode_step(gpu: Any, case: Any, data: st.DataObject) -> None:
     reference.encode(case.k, t, expected, start)
     expected_query = reference.quantize_query(reference.hadamard(case.q), 4)
 
-    query = gpu.encode_step(case.q, case.k, t, planes, start)
+    query = np.empty_like(expected_query)
+    gpu.encode_step(case.q, case.k, t, planes, start, Selection(), query)
     assert_same_bits(query, expected_query)
     assert_same_bits(planes, expected)
 
@@ -56,16 +61,16 @@ def test_encode_step(gpu: Any, case: Any, data: st.DataObject) -> None:
     for b in range(B):
         n = int(np.clip(64 * short.shape[3] - start[b], 0, S))
         reference.encode(case.k[b : b + 1, :, :n], t, fits[:, b : b + 1], int(start[b]))
-    gpu.encode_step(case.q, case.k, t, short, start, out=np.empty_like(query))
+    gpu.encode_step(case.q, case.k, t, short, start, Selection(), np.empty_like(query))
     assert_same_bits(short, fits)
 
 
 @given(d=distances(), data=st.data())
 def test_topk_of_32_bits(gpu: Any, d: Any, data: st.DataObject) -> None:
-    """Ranks in the order of distances of 16 bits, 65535 becoming 2^32 - 1."""
-    K, sinks, recent = data.draw(budgets(d.shape[-1]))
+    """Ranks in the order of distances of 16 bits; 65535 becomes 2^32 - 1."""
+    K, selection = data.draw(selections(d.shape[-1]))
     ranks = d.astype(np.uint32) * np.uint32(65537)
-    assert_same_bits(gpu.topk(ranks, K, sinks, recent), reference.topk(d, K, sinks, recent))
+    assert_same_bits(gpu.topk(ranks, K, selection), reference.topk(d, K, selection))
 
 
 def test_more_than_four_axes(gpu: Any) -> None:
@@ -99,7 +104,7 @@ class CudaError(RuntimeError):
 def cupy_with(
     driver: int, devices: Any, nvrtc: Any = (12, 9), capability: str = "90"
 ) -> SimpleNamespace:
-    """What why_not asks of CuPy."""
+    """The functions of CuPy that why_not calls."""
 
     def answer(value: Any) -> Any:
         if isinstance(value, Exception):
@@ -136,7 +141,7 @@ def cupy_with(
     ],
 )
 def test_why_not(monkeypatch: Any, cupy: Any, expected: str | None) -> None:
-    monkeypatch.setattr(adamas_core.gpu, "find_spec", lambda name: cupy)
+    monkeypatch.setattr(_available, "find_spec", lambda name: cupy)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     reason = adamas_core.gpu.why_not()
     if expected is None:
@@ -148,8 +153,6 @@ def test_why_not(monkeypatch: Any, cupy: Any, expected: str | None) -> None:
 
 
 def test_a_call_without_a_gpu_gives_the_reason(monkeypatch: Any) -> None:
-    from adamas_core.gpu import _launch
-
-    monkeypatch.setattr(adamas_core.gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(_available, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="CuPy is not installed"):
         _launch.cupy_device()

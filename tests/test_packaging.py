@@ -25,6 +25,8 @@ SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed"}
 
 # What an installation must do, wherever Python is started. Only append needs the compiled module.
 USE = """
+from importlib.metadata import version
+
 import numpy as np
 import adamas_core.cpu, adamas_core.gpu, adamas_core.reference
 from adamas_core.cpu import _pack
@@ -35,6 +37,7 @@ planes = np.zeros((2, 1, 2, 1, 8, 2, 8), np.uint64)
 _pack.append(k, t, planes, 0)
 assert np.array_equal(planes, adamas_core.reference.encode(k, t))
 adamas_core.gpu.why_not()
+assert version("adamas-core") == adamas_core.__version__
 assert all(k.source for k in adamas_core.gpu._kernels.KERNELS)
 print(adamas_core.__file__, adamas_core.reference.__file__, _pack.__file__, sep="\\n")
 """

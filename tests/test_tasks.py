@@ -1,22 +1,14 @@
-"""Generated tasks: the same from the same seed, right by construction, judged as decoding would."""
+"""Generated tasks: the same from the same seed, and right by construction."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import model as model  # a fixture
-from test_cli import out_of
-from tiny_model import DenseAttention, tiny
 
-from adamas_core.cli import judge, tasks
-from adamas_core.cli.prefix import Prefix
-from adamas_core.cli.tasks import Prompt
-from adamas_core.llama import generate
-from adamas_core.reference.selectors import SELECTORS
+from adamas_core.lab import tasks
+from adamas_core.lab.tasks import Prompt
 
 
 def count(text: str) -> int:
@@ -105,68 +97,3 @@ def test_counts_are_right() -> None:
             n, word = told.split()
             assert words.split() == [word] * int(n)
         assert {line.rsplit(" ", 2)[1] for line in lines} == {"1", "2", "3"}
-
-
-@pytest.mark.parametrize("key", ["exact", "quest", "adamas"])
-def test_exact_means_what_greedy_decoding_gives(key: str) -> None:
-    rng = np.random.default_rng(4)
-    model = tiny(seed=1)
-    text, question = rng.integers(0, 50, 40).tolist(), rng.integers(0, 50, 4).tolist()
-    prefix = Prefix(model, text, 12)
-    fitted = prefix.fit(SELECTORS[key])
-    for budget in (None, 4):
-        attention = DenseAttention() if budget is None else prefix.sparse(fitted, budget)
-        if budget is None:
-            model.forward(text + question[:-1], 0, attention)
-        else:
-            prefix.cache.truncate(40)
-            model.forward(question[:-1], 40, prefix.cache.attention(None))
-        decoded = list(generate(model, question[-1:], attention, max_tokens=5, position=43))
-        assert judge.exact(prefix, question, decoded, fitted, budget)
-        for i in range(5):
-            wrong = [*decoded[:i], (decoded[i] + 1) % 50, *decoded[i + 1 :]]
-            assert not judge.exact(prefix, question, wrong, fitted, budget)
-
-
-def result(selector: str, right: int, depth: float, task: str = "passkey") -> dict[str, Any]:
-    budget = None if selector == "full" else 64
-    facts = {"task": task, "length": 500, "depth": depth, "selector": selector, "budget": budget}
-    return {**facts, "name": selector, "asked": 4, "right": right}
-
-
-def test_rows_over_examples_and_what_full_attention_solves() -> None:
-    cells = [result("full", 4, 0.0), result("full", 3, 1.0), result("quest", 1, 0.0)]
-    cells += [result("quest", 2, 0.0), result("full", 3, 0.0, "word counts")]
-    rows = judge.pooled(cells)
-    told = [(row["task"], row["selector"], row["depth"], row["exact"]) for row in rows]
-    assert told == [
-        ("passkey", "full", 0.0, 1.0),
-        ("passkey", "full", 1.0, 0.75),
-        ("passkey", "quest", 0.0, 3 / 8),
-        ("word counts", "full", 0.0, 0.75),
-    ]
-    assert [row["solved"] for row in rows] == [True, True, True, False]  # 7 of 8, and 3 of 4
-    shares = judge.over_depths(rows)
-    assert shares["full", None] == {("passkey", 500): 7 / 8, ("word counts", 500): 0.75}
-
-
-def test_the_command(
-    model: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60})
-    monkeypatch.setattr(tasks, "DEPTHS", (0.0, 1.0))
-    monkeypatch.setattr(judge, "SOLVED", 0.0)
-    command = ["compare", *model[1:], "--tasks", "--quick", "--contexts", "100", "--budgets", "8"]
-    command += ["--selectors", "exact", "adamas", f"--out={tmp_path}"]
-    status, printed, err = out_of(capsys, *command)
-    assert status == 0, err
-    assert "passkey, 100" in printed
-    found = json.loads((tmp_path / "tasks.json").read_text())
-    assert len(found["rows"]) == 4 * 3
-    assert {row["selector"] for row in found["rows"]} == {"full", "exact", "adamas"}
-    monkeypatch.setattr(judge, "Prefix", None)  # nothing is left to read
-    assert out_of(capsys, *command)[0] == 0
-    assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == found["rows"]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 from adamas_core.llama import Config, Llama, huggingface, load, rope
 from adamas_core.llama.gguf import TENSOR_NAMES as GGUF_NAMES
 from adamas_core.llama.weights import Layer, Weights
+
+# The fixture out_of: arguments of a command to its status, stdout and stderr.
+OutOf = Callable[..., tuple[int, str, str]]
 
 # Trained models and their texts, beside the repository.
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "models"

@@ -13,7 +13,7 @@ COMMANDS = {"generate": generate, "compare": compare, "info": info, "demo": demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it did what was asked, 2 with one sentence on stderr when not."""
+    """Run a command; return 0 on success, 2 after an error, which is one sentence on stderr."""
     parser = argparse.ArgumentParser(
         prog="adamas-core",
         description="Adamas sparse attention for long-context decoding, outside PyTorch.",
@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"adamas-core {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        told = module.__doc__.splitlines()[0] if module.__doc__ else ""
-        module.arguments(commands.add_parser(name, help=told, description=told))
+        purpose = module.__doc__.splitlines()[0] if module.__doc__ else ""
+        module.arguments(commands.add_parser(name, help=purpose, description=purpose))
     args = parser.parse_args(argv)
     try:
         status: int = COMMANDS[args.command].run(args)

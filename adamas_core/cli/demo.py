@@ -8,15 +8,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..cache import KVCache
-from ..llama import Llama, fetch, generate, load, load_tokenizer
-from .meter import Meter, amount
+from ..lab.meter import Meter
+from ..lab.texts import python_documentation
+from ..llama import Llama, Tokenizer, fetch, generate, load, load_tokenizer
+from .amounts import amount
 from .progress import bar
-
-if TYPE_CHECKING:
-    from ..llama import Tokenizer
 
 BUDGET = 128
 ANSWER = 48  # tokens at most
@@ -24,7 +23,7 @@ QUESTION = "In one sentence, what is the text above about?"
 
 
 class Answer(NamedTuple):
-    """What a run under one attention gave."""
+    """The result of one run."""
 
     tokens: list[int]
     seconds: float
@@ -32,8 +31,9 @@ class Answer(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=int, default=BUDGET, help=f"tokens a head ({BUDGET})")
-    parser.add_argument("--question", default=QUESTION, help="ask something else of the text")
+    add = parser.add_argument
+    add("--budget", type=int, default=BUDGET, help=f"tokens per query head ({BUDGET})")
+    add("--question", default=QUESTION, help="another question about the text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,16 +60,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[int]:
-    """A question behind as much documentation as fits, `room` tokens in all."""
-    from pydoc_data.topics import topics
-
-    text = "\n\n".join(topics[name] for name in sorted(topics))
+    """As much documentation as fits, then the question: `room` tokens in all."""
+    text = python_documentation()
 
     def asked(length: int) -> list[int]:
         content = f"{text[:length]}\n\n{question}"
         return tokenizer.chat([{"role": "user", "content": content}])
 
-    # Tokens grow with characters, so that the longest text that fits is found by bisection.
+    # The number of tokens grows with the number of characters, so bisection finds the longest text.
     fits, above = 0, min(len(text), 8 * room)
     while above - fits > 16:
         middle = (fits + above) // 2
@@ -94,7 +92,7 @@ def answer(
     most: int,
     stop: frozenset[int],
 ) -> Answer:
-    """Decode behind the prompt, of which the cache holds all but the last token."""
+    """Decode after the prompt; the cache holds all of its tokens but the last."""
     position = len(prompt) - 1
     cache.truncate(position)
     meter = Meter(cache, budget)
@@ -105,7 +103,7 @@ def answer(
 
 
 def show(answers: dict[str, Answer], tokenizer: Tokenizer, layers: int) -> None:
-    """The answers side by side, and what they cost."""
+    """The answers side by side, and their cost."""
     from rich.console import Console
     from rich.table import Table
 
@@ -115,15 +113,15 @@ def show(answers: dict[str, Answer], tokenizer: Tokenizer, layers: int) -> None:
         table.add_column(name, ratio=1, overflow="fold")
     full, sparse = answers.values()
 
-    def row(what: str, tell: Callable[[Answer], str]) -> None:
-        table.add_row(what, *map(tell, answers.values()))
+    def row(heading: str, text: Callable[[Answer], str]) -> None:
+        table.add_row(heading, *map(text, answers.values()))
 
     row("answer", lambda a: tokenizer.decode(a.tokens).strip())
     row(
         f"attention,\n{layers} layers",
-        lambda a: f"{1e3 * layers * a.meter.seconds / a.meter.calls:.1f} ms a token",
+        lambda a: f"{1e3 * layers * a.meter.seconds / a.meter.calls:.1f} ms per token",
     )
-    row("KV bytes read", lambda a: f"{amount(layers * a.meter.bytes / a.meter.calls)} a token")
+    row("KV bytes read", lambda a: f"{amount(layers * a.meter.bytes / a.meter.calls)} per token")
     row("whole model", lambda a: f"{len(a.tokens) / a.seconds:.1f} tokens/s")
     Console().print(table)
 

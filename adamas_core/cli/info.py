@@ -1,4 +1,4 @@
-"""Tell what this installation can use: backends, threads, SIMD, GPU."""
+"""Show the parts that this installation can use: backends, threads, SIMD, GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import import_module, metadata, util
 from .. import __version__
 from ..gpu import why_not
 
-# What the kernels gain from, as LLVM names it, widest first.
+# Instruction sets that the kernels gain from, by LLVM's names, widest first.
 SIMD = ("avx512vpopcntdq", "avx512bf16", "avx512f", "avx2", "f16c", "sve", "neon")
 EXTRAS = ("gguf", "safetensors", "tokenizers", "ml_dtypes", "rich")
 
@@ -19,13 +19,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for name, told in facts().items():
-        print(f"{name:<12} {told}")
+    for name, text in installation().items():
+        print(f"{name:<12} {text}")
     return 0
 
 
-def facts() -> dict[str, str]:
-    """Each fact and what is told of it, one line."""
+def installation() -> dict[str, str]:
+    """Names of parts, and a line about each."""
     import llvmlite.binding as llvm
     import numba
 
@@ -43,7 +43,7 @@ def facts() -> dict[str, str]:
         + (", Cython append)" if compiled else "; the Cython append is not built)"),
         "threads": f"{numba.get_num_threads()} (NUMBA_NUM_THREADS)",
         "SIMD": f"{llvm.get_host_cpu_name()}: "
-        + (", ".join(name for name in SIMD if features.get(name)) or "none that is used"),
+        + (", ".join(name for name in SIMD if features.get(name)) or "none of use"),
         "GPU": "usable" if no_gpu is None else f"none: {no_gpu}",
         "llama": "complete"
         if not missing

@@ -1,21 +1,21 @@
-// attend: softmax attention of each query over its chosen tokens, or over all that it sees.
+// attend: softmax attention of each query over its chosen tokens, or over all tokens that it sees.
 //
-// Bounded by the latency of scattered rows: K rows of k and of v a query, read once, several of
-// each in flight a lane. A row of the work is one query of one head; its tokens are split over
-// blocks where the rows alone would not fill the chip, and the last block of a row to finish
-// merges their partial sums.
+// The time is the latency of scattered rows: K rows of k and of v per query, read once, with
+// several loads of each in flight per lane. One row of the work is one query of one head. Where the
+// rows alone would not fill the GPU, the tokens of a row are split over several blocks, and the
+// block that finishes last merges their partial sums.
 
 #include "score.cuh"
 
 constexpr int ATTEND_THREADS = 128;
 constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
 
-// -inf, the largest logit of no token.
+// -inf: the largest logit where there is no token.
 __device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
 
-// The tokens of one query: `indices`, those below 0 left out, or without them 0 to count - 1.
-// An index of S or above is left out too, so that nothing is read outside of k and v; *beyond
-// becomes one more than the largest such.
+// The tokens of one query: those of `indices`, or 0 to count - 1 where indices is null. An index
+// below 0 means no token. An index of S or more is ignored, so that nothing outside k and v is
+// read; the largest such index plus 1 goes to *beyond.
 struct Tokens {
   const int* indices;
   int count, S;
@@ -33,14 +33,16 @@ struct Tokens {
 
 __device__ __forceinline__ bool is_finite(float x) { return x - x == 0; }
 
-// exp(x - top), where the largest of several x is `top`; -inf stands for no token at all.
-__device__ __forceinline__ float share(float x, float top) { return x == top ? 1.0f : expf(x - top); }
+// exp(x - top), where `top` is the largest of several x. If there is no token, both are -inf.
+__device__ __forceinline__ float share(float x, float top) {
+  return x == top ? 1.0f : expf(x - top);
+}
 
-// One row in float64, by the whole block: for results that float32 cannot hold. What is NaN or
-// infinite in the reference, which sums in float64, then is so here, and nothing else is.
+// One row in float64, by the whole block: for results that float32 cannot hold. Then a result is
+// NaN or infinite exactly where it is so in the reference, which sums in float64.
 template <int DT, typename TQ, typename TK>
 __device__ void attend_in_double(
-  const TQ* q, Rows<TK> k, Rows<TK> v, int b, int head, Tokens tokens, int D, float scale,
+    const TQ* q, Strided<TK> k, Strided<TK> v, int b, int head, Tokens tokens, int D, float scale,
     double* sums, TQ* out, float* lse) {
   __shared__ double logits[ATTEND_THREADS];
   __shared__ double tops[ATTEND_WARPS];
@@ -48,11 +50,15 @@ __device__ void attend_in_double(
   auto logit = [&](int token) {
     const TK* key = k.row(b, head, token);
     double dot = 0;
-    for (int d = lane; d < D; d += LANES) dot += static_cast<double>(to_float(q[d])) * to_float(key[d]);
-    for (int stride = LANES / 2; stride > 0; stride /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, stride);
+    for (int d = lane; d < D; d += LANES) {
+      dot += static_cast<double>(to_float(q[d])) * to_float(key[d]);
+    }
+    for (int stride = LANES / 2; stride > 0; stride /= 2) {
+      dot += __shfl_xor_sync(ALL_LANES, dot, stride);
+    }
     return scale * dot;
   };
-  auto larger = [](double x, double y) { return x > y || x != x ? x : y; };  // a NaN stays
+  auto larger = [](double x, double y) { return x > y || x != x ? x : y; };  // NaN wins
 
   double top = no_token();
   for (int i = warp; i < tokens.count; i += ATTEND_WARPS) {
@@ -83,28 +89,31 @@ __device__ void attend_in_double(
     }
     __syncthreads();
   }
-  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) from_float(out[d], static_cast<float>(sums[d] / mass));
+  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
+    from_float(out[d], static_cast<float>(sums[d] / mass));
+  }
   if (threadIdx.x == 0) *lse = static_cast<float>(top + log(mass));
 }
 
-// Grid: rows of q (B, H, L, D), splits of a row's tokens. q, k and v with the strides of their first
-// three axes, in elements. indices (B, H, L, K), or null for dense
-// attention, in which the queries are the last L of lengths[b] tokens, or of S where lengths is
-// null. D <= DT; with VEC > 1 every row of k and v is aligned to VEC elements and VEC divides D.
-// out (B, H, L, D), lse (B, H, L). With several splits `partial` (rows, splits, D + 2) holds their
-// sums, and `finished` (rows,) is 0 before and after.
+// Grid: rows of q (B, H, L, D), splits of a row's tokens. k and v (B, H_kv, S, D). indices
+// (B, H, L, K) is null for dense attention, where the queries are the last L of S tokens. D <= DT.
+// With VEC > 1 every row of k and v is aligned to VEC elements and VEC divides D. out (B, H, L, D),
+// lse (B, H, L). With several splits, `partial` (rows, splits, D + 2) holds their sums, and
+// `finished` (rows,) is 0 before and after the launch.
 template <typename TQ, typename TK, int DT, int VEC>
 __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
-    const TQ* q_data, Int q_b, Int q_h, Int q_l, const TK* k_data, Int k_b,
-    Int k_h, Int k_s, const TK* v_data, Int v_b, Int v_h, Int v_s,
-    const int* indices, const int* lengths, Int H, Int H_kv, Int L, Int S, Int K, Int D, float scale,
+    const TQ* q, Int q_batch, Int q_head, Int q_token,
+    const TK* k, Int k_batch, Int k_head, Int k_token,
+    const TK* v, Int v_batch, Int v_head, Int v_token,
+    const int* indices, Int H, Int H_kv, Int L, Int S, Int K, Int D, float scale,
     TQ* out, float* lse, float* partial, unsigned* finished, unsigned* beyond) {
-  constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // that share a token
-  constexpr int PER = DT / (VEC * SHARERS);                     // vectors a lane
-  constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens the block takes at once
-  constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // and a team beside each other
-  // Up to Dt = 1024 the registers hold a value beside its key and the query; above, the query stays
-  // in shared memory, each thread's share written by itself, and values come after their keys.
+  constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // lanes that share a token: a team
+  constexpr int PER = DT / (VEC * SHARERS);                     // vectors per lane
+  constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens per block at a time
+  constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // tokens per team at a time
+  // Up to Dt = 1024 the registers hold the query, a key and its value together. Above, the query
+  // stays in shared memory, where each thread writes its own part, and a value is loaded after its
+  // key has been used.
   constexpr bool EARLY = PER * VEC < 64;
   __shared__ float shared_query[EARLY ? 1 : DT];
   __shared__ double shared_sums[ATTEND_WARPS * DT / 2];  // float (ATTEND_WARPS, DT), or double (DT)
@@ -116,15 +125,14 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const Int row = blockIdx.x;
   const int l = row % L, h = row / L % H, b = row / (L * H);
   const int head = h / (H / H_kv);
-  const int n = lengths ? lengths[b] : S;
-  const int count = indices ? K : visible_tokens(n, l, L);
+  const int count = indices ? K : visible_tokens(S, l, L);
   const Tokens tokens{indices ? indices + row * K : nullptr, count, static_cast<int>(S), beyond};
   const int splits = gridDim.y;
   const int size = (count + splits - 1) / splits;
   const int begin = min(static_cast<int>(blockIdx.y) * size, count), end = min(begin + size, count);
 
-  const Rows<TK> k{k_data, k_b, k_h, k_s}, v{v_data, v_b, v_h, v_s};
-  const TQ* q = q_data + b * q_b + h * q_h + l * q_l;
+  const Strided<TK> keys{k, k_batch, k_head, k_token}, values{v, v_batch, v_head, v_token};
+  const TQ* const q_row = q + b * q_batch + h * q_head + l * q_token;
   float query[EARLY ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
   for (int i = 0; i < PER; ++i) {
@@ -132,16 +140,16 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
     for (int j = 0; j < VEC; ++j) {
       const int d = (i * SHARERS + lane) * VEC + j;
       float& mine = EARLY ? query[EARLY ? i : 0][j] : shared_query[EARLY ? 0 : d];
-      mine = d < D ? to_float(q[d]) : 0.0f;
+      mine = d < D ? to_float(q_row[d]) : 0.0f;
       sum[i][j] = 0;
     }
   }
 
-  // Softmax on the run: with `top` the largest logit so far, mass = sum of exp(logit - top) and
+  // Online softmax: `top` is the largest logit so far, mass = sum of exp(logit - top) and
   // sum = sum of exp(logit - top) v.
   float top = no_token(), mass = 0;
   using Part = Vector<TK, VEC>;
-  const auto load = [&](const Rows<TK>& rows, int token, Part (&parts)[PER]) {
+  const auto load = [&](const Strided<TK>& rows, int token, Part (&parts)[PER]) {
     const TK* const from = rows.row(b, head, max(token, 0));
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
@@ -150,14 +158,14 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
     }
   };
   for (int start = begin; start < end; start += TEAMS * AHEAD) {
-    Part keys[AHEAD][PER], values[AHEAD][PER];
+    Part key[AHEAD][PER], value[AHEAD][PER];
     int token[AHEAD];
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
       const int at = start + a * TEAMS + team;
       token[a] = at < end ? tokens(at) : -1;
-      load(k, token[a], keys[a]);
-      if (EARLY) load(v, token[a], values[a]);
+      load(keys, token[a], key[a]);
+      if (EARLY) load(values, token[a], value[a]);
     }
     float logit[AHEAD];
     float larger = top;
@@ -170,32 +178,34 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
         for (int j = 0; j < VEC; ++j) {
           const float x = EARLY ? query[EARLY ? i : 0][j]
                                 : shared_query[EARLY ? 0 : (i * SHARERS + lane) * VEC + j];
-          dot += x * to_float(keys[a][i].x[j]);
+          dot += x * to_float(key[a][i].x[j]);
         }
       }
 #pragma unroll
-      for (int stride = SHARERS / 2; stride > 0; stride /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, stride);
+      for (int stride = SHARERS / 2; stride > 0; stride /= 2) {
+        dot += __shfl_xor_sync(ALL_LANES, dot, stride);
+      }
       logit[a] = scale * dot;
       if (token[a] >= 0) larger = fmaxf(larger, logit[a]);
     }
-    const float kept = share(top, larger);
+    const float shrink = share(top, larger);  // the sums so far are relative to the old top
     top = larger;
-    mass *= kept;
+    mass *= shrink;
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
 #pragma unroll
-      for (int j = 0; j < VEC; ++j) sum[i][j] *= kept;
+      for (int j = 0; j < VEC; ++j) sum[i][j] *= shrink;
     }
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
-      if (!EARLY) load(v, token[a], values[a]);
-      // Not `share`: an infinite logit has to become NaN.
+      if (!EARLY) load(values, token[a], value[a]);
+      // expf and not `share`: an infinite logit must become NaN.
       const float p = token[a] >= 0 ? expf(logit[a] - top) : 0.0f;
       mass += p;
 #pragma unroll
       for (int i = 0; i < PER; ++i) {
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) sum[i][j] += p * to_float(values[a][i].x[j]);
+        for (int j = 0; j < VEC; ++j) sum[i][j] += p * to_float(value[a][i].x[j]);
       }
     }
   }
@@ -230,8 +240,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   if (threadIdx.x == 0) not_finite = 0;
   __syncthreads();
 
-  // The row's sums, here of the warps and below of the splits: part i of n stands `step` floats
-  // behind part i - 1, with the mass and the top behind it.
+  // Merge the warps into the sums of the row, or of this split of it.
   float row_top = no_token(), row_mass = 0;
   for (int w = 0; w < ATTEND_WARPS; ++w) row_top = fmaxf(row_top, tops[w]);
   for (int w = 0; w < ATTEND_WARPS; ++w) row_mass += share(tops[w], row_top) * masses[w];
@@ -241,6 +250,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
     return total;
   };
 
+  // With several splits, each writes its sums, its top and its mass, and the last block merges
+  // them.
   float* parts = partial + row * splits * (D + 2);
   if (splits > 1) {
     float* part = parts + blockIdx.y * (D + 2);
@@ -249,7 +260,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
       part[D] = row_top;
       part[D + 1] = row_mass;
     }
-    __threadfence();  // the parts are seen before the count
+    __threadfence();  // other blocks see the parts before the count
     __syncthreads();
     if (threadIdx.x == 0) last = atomicAdd(&finished[row], 1u) == splits - 1u;
     __syncthreads();
@@ -273,7 +284,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
         total += share(__ldcg(other + D), row_top) * __ldcg(other + d);
       }
     }
-    // A token at the top has exp(0) = 1, so mass is 0 only where there is no token.
+    // The token with the largest logit adds exp(0) = 1, so the mass is 0 only where there is no
+    // token.
     const float x = row_mass == 0 ? 0.0f : total / row_mass;
     if (!is_finite(x)) not_finite = 1;
     from_float(out[row * D + d], x);
@@ -284,6 +296,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   }
   __syncthreads();
   if (not_finite) {
-    attend_in_double<DT>(q, k, v, b, head, tokens, D, scale, shared_sums, out + row * D, lse + row);
+    attend_in_double<DT>(
+        q_row, keys, values, b, head, tokens, D, scale, shared_sums, out + row * D, lse + row);
   }
 }

@@ -1,18 +1,20 @@
-// encode_centered: codes of keys relative to the mean of their tile, with a byte of scale a token.
+// encode_full, encode_last: codes of keys relative to the mean of their tile, and one scale byte
+// per token.
 //
-// Two launches, since a tile that is not full is coded relative to the mean of the tile before,
-// which may become full in the same call: encode_full codes every tile that does, encode_last the
-// tokens behind them and the tail. Bound by the bytes of the keys, which encode_full reads twice:
-// 64 transformed rows of the largest head_dim would take 512 KB of shared memory.
+// encode_full codes every tile that becomes full in this call. encode_last codes the tokens after
+// these tiles and keeps their rows in open_tile. There are two launches because a tile that is not
+// full is coded relative to the mean of the tile before it, and that tile may become full in the
+// same call. The time is that of the bytes of the keys. encode_full reads them twice, because 64
+// transformed rows of the largest head_dim would take 512 KB of shared memory.
 //
-// Both take: k (B, H_kv, S, D), whose sequence b has `spans[1][b]` tokens that go to the places from
-// spans[0][b] on, or all `count` that go to the places from `start` on where spans is null;
-// planes (2, B, H_kv, T, 8, P, 8), means (B, H_kv, T, Dt), scales (B, H_kv, T, 64) and tail
-// (B, H_kv, 64, Dt) with the strides of their leading axes in elements, a head's own part contiguous;
-// a head's thresholds at thresholds + head * t_head.
-#include "rows.cuh"
+// Arguments of both: k (B, H_kv, S, D). Where spans (2, B) is null, each sequence takes `count`
+// keys as its tokens start, start + 1, ...; else sequence b takes spans[1][b] keys from token
+// spans[0][b] on. planes (2, B, H_kv, T, 8, P, 8), means (B, H_kv, T, Dt), scales (B, H_kv, T, 64)
+// and open_tile (B, H_kv, 64, Dt) have strides in elements, and the part of one head is contiguous.
+// The thresholds of a head start at thresholds + head * thresholds_head.
+#include "warp_row.cuh"
 
-// The tokens of a sequence that a call brings: places begin to end - 1.
+// The new tokens of a sequence: begin to end - 1.
 struct Span {
   Int begin, end;
 };
@@ -22,14 +24,14 @@ __device__ __forceinline__ Span span_of(const Int* spans, Int b, Int B, Int star
   return {begin, begin + (spans ? spans[B + b] : count)};
 }
 
-// The nearest of the scales that a byte stands for; the least for what is no positive number.
+// The byte of the nearest scale; 0 for a scale that is not positive, or NaN.
 __device__ __forceinline__ unsigned char scale_byte(float scale) {
   const int bits = scale > 0.0f ? __float_as_int(scale) : 0;
   const int rounded = (bits + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT;  // inf stays below 2^31
   return static_cast<unsigned char>(min(max(rounded - SCALE_LEAST, 0), 255));
 }
 
-// What is left of a row behind the mean.
+// Subtracts the mean of a tile from a row.
 template <int N, typename M>
 __device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size) {
 #pragma unroll
@@ -39,12 +41,12 @@ __device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size)
   }
 }
 
-// Codes and scale of a token, the warp holding what is left of it behind the mean. `planes` are its
-// tile's, the low plane p_plane words behind the high one.
+// Writes the codes and the scale of one token, from its row minus the mean. `planes` and `scales`
+// are those of the tile; the low plane begins planes_plane words after the high plane.
 template <int N>
 __device__ __forceinline__ void write_centered(
-    const float (&rest)[N], Int Dt, const float* thresholds, int slot, Word* planes, Int p_plane,
-    unsigned char* scales) {
+    const float (&rest)[N], Int Dt, const float* thresholds, int slot, Word* planes,
+    Int planes_plane, unsigned char* scales) {
   const float square = lane_sums<N>([&](int j) { return __fmul_rn(rest[j], rest[j]); });
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(Dt)));
   const float own[3] = {
@@ -53,19 +55,21 @@ __device__ __forceinline__ void write_centered(
     return __fmul_rn(rest[j], static_cast<float>(code_of(rest[j], own)) - 1.5f);
   });
   Word* const high = planes + slot / 8 * (words<N>() * 8) + slot % 8;
-  write_codes(rest, Dt, own, high, high + p_plane, 8);
+  write_codes(rest, Dt, own, high, high + planes_plane, 8);
   if (lane_index() == 0) scales[slot] = scale_byte(__fdiv_rn(square, along));
 }
 
-// Grid: tiles from that of a sequence's first new token on, H_kv, B; a block whose tile is not full
-// behind the last new token leaves. Tokens of the tile from earlier calls come from the tail.
-// Dynamic shared memory: a transformed row for each warp, and the mean.
+// Grid: tiles from the tile of a sequence's first new token on, H_kv, B. A block returns if its
+// tile is not full after the last new token. Tokens of the tile from earlier calls come from
+// open_tile. Dynamic shared memory: a transformed row per warp, and the mean.
 template <typename T, int N>
 __global__ void __launch_bounds__(128) encode_full(
     const T* k, Int k_batch, Int k_head, Int k_token, const Int* spans, Int start, Int count,
-    Word* planes, Int p_plane, Int p_batch, Int p_head, Half* means, Int m_batch, Int m_head,
-    unsigned char* scales, Int s_batch, Int s_head, float* tail, Int tail_batch, Int tail_head,
-    const float* thresholds, Int t_head, Int D, Int Dt, float scale) {
+    Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
+    Half* means, Int means_batch, Int means_head,
+    unsigned char* scales, Int scales_batch, Int scales_head,
+    float* open_tile, Int open_tile_batch, Int open_tile_head,
+    const float* thresholds, Int thresholds_head, Int D, Int Dt, float hadamard_scale) {
   DYN_SHARED(float, rows);
   const Int head = blockIdx.y, b = blockIdx.z;
   const Span span = span_of(spans, b, gridDim.z, start, count);
@@ -74,18 +78,18 @@ __global__ void __launch_bounds__(128) encode_full(
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
   float* const mean = rows + warps * size;
   k += b * k_batch + head * k_head;
-  tail += b * tail_batch + head * tail_head;
+  open_tile += b * open_tile_batch + head * open_tile_head;
   const auto load = [&](float (&x)[N], int slot) {
     const Int key = tile * TILE + slot - span.begin;
     if (key < 0) {
-      load_row(x, tail + slot * Dt, Dt);
+      load_row(x, open_tile + slot * Dt, Dt);
     } else {
       load_row(x, k + key * k_token, D);
-      transform(x, Dt, scale);
+      transform(x, Dt, hadamard_scale);
     }
   };
 
-  // A thread adds up its coordinates over the tokens in turn.
+  // A thread sums its coordinates over the tokens, in the order of the tokens.
   for (int i = threadIdx.x; i < size; i += blockDim.x) mean[i] = 0.0f;
   for (int first = 0; first < TILE; first += warps) {
     float x[N];
@@ -103,7 +107,7 @@ __global__ void __launch_bounds__(128) encode_full(
     }
     __syncthreads();
   }
-  Half* const written = means + b * m_batch + head * m_head + tile * Dt;
+  Half* const written = means + b * means_batch + head * means_head + tile * Dt;
   for (int i = threadIdx.x; i < size; i += blockDim.x) {
     Half rounded;
     from_float(rounded, __fmul_rn(mean[i], 1.0f / TILE));
@@ -113,52 +117,55 @@ __global__ void __launch_bounds__(128) encode_full(
   }
   __syncthreads();
 
-  planes += b * p_batch + head * p_head + tile * (TILE * words<N>());
-  scales += b * s_batch + head * s_head + tile * TILE;
+  planes += b * planes_batch + head * planes_head + tile * (TILE * words<N>());
+  scales += b * scales_batch + head * scales_head + tile * TILE;
   for (int slot = warp; slot < TILE; slot += warps) {
     float x[N];
     load(x, slot);
     subtract(x, mean, size);
-    write_centered(x, Dt, thresholds + head * t_head, slot, planes, p_plane, scales);
+    write_centered(x, Dt, thresholds + head * thresholds_head, slot, planes, planes_plane, scales);
   }
 }
 
-// Grid: H_kv, B. A warp a token, of the last 64 new ones: it goes to its row of the tail, and if its
-// tile is not full it is coded relative to the mean of the tile before, 0 in the first one. That
-// mean stands as the tile's own too where its first token came in an earlier call, and is copied
-// there where it comes in this one.
+// Grid: H_kv, B. A warp takes one token at a time, of the last 64 new tokens. It writes the
+// transformed token to its row of open_tile. If the tile of the token is not full, the token is
+// coded relative to the mean of the tile before, or to 0 in the first tile. That mean is also
+// written as the mean of the open tile. This call does so if it brings the first token of that
+// tile; else an earlier call did.
 template <typename T, int N>
 __global__ void __launch_bounds__(128) encode_last(
     const T* k, Int k_batch, Int k_head, Int k_token, const Int* spans, Int start, Int count,
-    Word* planes, Int p_plane, Int p_batch, Int p_head, Half* means, Int m_batch, Int m_head,
-    unsigned char* scales, Int s_batch, Int s_head, float* tail, Int tail_batch, Int tail_head,
-    const float* thresholds, Int t_head, Int D, Int Dt, float scale) {
+    Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
+    Half* means, Int means_batch, Int means_head,
+    unsigned char* scales, Int scales_batch, Int scales_head,
+    float* open_tile, Int open_tile_batch, Int open_tile_head,
+    const float* thresholds, Int thresholds_head, Int D, Int Dt, float hadamard_scale) {
   const Int head = blockIdx.x, b = blockIdx.y;
   const Span span = span_of(spans, b, gridDim.y, start, count);
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
-  const Int open = span.end / TILE;  // full if it has no token
+  const Int open = span.end / TILE;  // the tile that is not full; it may have no token
   const bool begins = span.begin <= open * TILE && open * TILE < span.end;
-  means += b * m_batch + head * m_head + open * Dt;
+  means += b * means_batch + head * means_head + open * Dt;
   const Half* const before = begins ? (open > 0 ? means - Dt : nullptr) : means;
   if (begins) {
     for (int i = threadIdx.x; i < size; i += blockDim.x) means[i] = before ? before[i] : Half{0};
   }
   k += b * k_batch + head * k_head;
-  tail += b * tail_batch + head * tail_head;
-  planes += b * p_batch + head * p_head + open * (TILE * words<N>());
-  scales += b * s_batch + head * s_head + open * TILE;
+  open_tile += b * open_tile_batch + head * open_tile_head;
+  planes += b * planes_batch + head * planes_head + open * (TILE * words<N>());
+  scales += b * scales_batch + head * scales_head + open * TILE;
   for (Int token = max(span.begin, span.end - TILE) + warp; token < span.end; token += warps) {
     const int slot = token % TILE;
     float x[N];
     load_row(x, k + (token - span.begin) * k_token, D);
-    transform(x, Dt, scale);
+    transform(x, Dt, hadamard_scale);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const int i = lane_index() + LANES * j;
-      if (i < size) tail[slot * size + i] = x[j];
+      if (i < size) open_tile[slot * size + i] = x[j];
     }
     if (token < open * TILE) continue;
     if (before) subtract(x, before, size);
-    write_centered(x, Dt, thresholds + head * t_head, slot, planes, p_plane, scales);
+    write_centered(x, Dt, thresholds + head * thresholds_head, slot, planes, planes_plane, scales);
   }
 }

@@ -1,9 +1,12 @@
-// What all kernels share. No CUDA header is included, so that compiling needs NVRTC alone and not
-// the toolkit's folder of headers; tests/cuda_on_cpu/shim.hpp stands in for the compiler's built-in
-// names where the same files run on a CPU, and defines ON_CPU.
+// Types, conversions and strided arrays, which all kernels share.
 //
-// Arguments of a kernel are arrays (pointers), Int or float and nothing else: gpu/_launch.py passes
-// every Python int as 64 bits and every float as 32.
+// No CUDA header is included, so compiling needs only NVRTC and not the headers of the toolkit.
+// tests/cuda_on_cpu/shim.hpp runs the same files on a CPU: it defines ON_CPU and the names that are
+// built into the CUDA compiler.
+//
+// The arguments of a kernel are arrays (pointers), Int or float, and nothing else. gpu/_kernels.py
+// reads their names and kinds from the kernel's signature, and the launchers pass them by name.
+// A stride of array x has the name x_batch, x_head, x_token or x_plane and is in elements.
 #pragma once
 
 typedef long long Int;
@@ -11,10 +14,10 @@ typedef unsigned long long Word;  // 64 coordinates of a bit plane
 
 constexpr int LANES = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
-constexpr int TILE = 64;  // tokens a tile
+constexpr int TILE = 64;  // tokens per tile
 
 #ifndef ON_CPU
-// Dynamic shared memory under a name and a type; all of a kernel's names stand for the same bytes.
+// Gives dynamic shared memory a name and a type. All such names in a kernel mean the same bytes.
 #define DYN_SHARED(type, name)                                    \
   extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(dynamic_shared)
@@ -25,14 +28,14 @@ __device__ __forceinline__ float half_bits_to_float(unsigned short bits) {
   return x;
 }
 
-__device__ __forceinline__ unsigned short float_to_half_bits(float x) {  // half to even
+__device__ __forceinline__ unsigned short float_to_half_bits(float x) {  // rounds half to even
   unsigned short bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
   return bits;
 }
 #endif
 
-// The 16-bit element types: their bits. Two lie in one 32-bit word, the first in the lower half.
+// The 16-bit element types, as their bits.
 struct Half {
   unsigned short bits;
 };
@@ -46,7 +49,7 @@ __device__ __forceinline__ float to_float(BFloat16 x) {
   return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
 }
 
-// Round to an element type, half to even; NaN stays NaN.
+// Round x to an element type, half to even. NaN stays NaN.
 __device__ __forceinline__ void from_float(float& to, float x) { to = x; }
 __device__ __forceinline__ void from_float(Half& to, float x) { to.bits = float_to_half_bits(x); }
 __device__ __forceinline__ void from_float(BFloat16& to, float x) {
@@ -55,34 +58,34 @@ __device__ __forceinline__ void from_float(BFloat16& to, float x) {
   to.bits = x != x ? 0x7fffu : static_cast<unsigned short>(half_to_even >> 16);
 }
 
-// A number that ascends as x falls: from 2^23 - 1, of inf, to 0xff800000, of -inf, as which NaN
-// counts. x is not -0, whose number would differ from that of 0.
+// A number that rises as x falls: 2^23 - 1 for inf, up to 0xff800000 for -inf. NaN counts as -inf.
+// x must not be -0, because its number is not that of 0.
 __device__ __forceinline__ unsigned rank_of(float x) {
   const unsigned bits = __float_as_uint(x);
   if (x != x) return 0xff800000u;
   return bits >> 31 ? bits : bits ^ 0x7fffffffu;
 }
 
-// What one instruction loads.
+// N elements that one instruction loads.
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Vector {
   T x[N];
 };
 
-// An array (B, heads, tokens, D), its strides in elements; the last axis is contiguous.
+// An array (B, heads, tokens, D), its strides in elements. The last axis is contiguous.
 template <typename T>
-struct Rows {
+struct Strided {
   const T* data;
-  Int b_stride, head_stride, token_stride;
+  Int batch_stride, head_stride, token_stride;
 
   __device__ const T* row(int b, int head, Int token) const {
-    return data + b * b_stride + head * head_stride + token * token_stride;
+    return data + b * batch_stride + head * head_stride + token * token_stride;
   }
 };
 
 __device__ __forceinline__ int lane_index() { return threadIdx.x % LANES; }
 
-// This warp's number in the whole launch; blocks have one axis, of whole warps.
+// The number of this warp in the whole launch. Blocks have one axis and whole warps.
 __device__ __forceinline__ Int warp_index() {
   return (static_cast<Int>(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
 }

@@ -1,15 +1,15 @@
-// One choice for the G query heads of a KV head: from the levels of their estimates to ranks of the
-// attention that each token gets from all of them.
+// weigh, pool: one choice for the G query heads of a KV head. From the levels of their estimates to
+// ranks of the attention that each token gets from all of them.
 //
-// Bound by the bytes of the levels, 2 a token and query head, which are read three times: for a
-// row's highest level, for its sum of weights, and for the heads' shares. From level to sum all is
-// integers, so that no order of additions matters.
+// The time is that of the bytes of the levels, 2 per token and query head. They are read three
+// times: for the highest level of a row, for its sum of weights, and for the shares of the heads.
+// Weights and their sums are integers, so the order of the additions does not matter.
 #include "score.cuh"
 
-constexpr int STEPS = 4;  // levels to a factor of 2 in attention
+constexpr int STEPS = 4;  // levels per factor of 2 in attention
 
-// The weight of a token `below` levels below the highest: 2^(16 - below / STEPS), rounded for the
-// first STEPS of them and then shifted; 0 after 17 halvings.
+// The weight of a token that is `below` levels below the highest: 2^(16 - below / STEPS). The first
+// STEPS weights are rounded, and the others are these, shifted right. 0 after 17 halvings.
 __device__ __forceinline__ int weight_of(int below) {
   const int i = min(below, 32 * STEPS - 1), step = i % STEPS;
   const int first = step < 2 ? (step == 0 ? 65536 : 55109) : (step == 2 ? 46341 : 38968);
@@ -21,8 +21,8 @@ __device__ __forceinline__ int tokens_of(const int* lengths, Int length, Int b, 
   return visible_tokens(n, l, L);
 }
 
-// Grid: rows of levels (B, H, L, S), each with its highest level and the inverse of its sum of
-// weights. Sequence b has lengths[b] tokens, or `length` where lengths is null.
+// Grid: rows of levels (B, H, L, S). Writes the highest level of each row, and the inverse of its
+// sum of weights. Sequence b has lengths[b] tokens, or `length` tokens where lengths is null.
 __global__ void __launch_bounds__(512) weigh(
     const short* levels, const int* lengths, Int length, Int H, Int L, Int S, int* highest,
     float* inverse) {
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(512) weigh(
   const int n = tokens_of(lengths, length, row / (H * L), row % L, L);
   levels += row * S;
   if (threadIdx.x == 0) {
-    top = -32768;  // the least of int16
+    top = -32768;  // the lowest level of int16
     total = 0;
   }
   __syncthreads();
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(512) weigh(
   atomicMax(&top, own);
   __syncthreads();
   const int best = top;
-  Word sum = 0;  // 2^16 a token at most
+  Word sum = 0;  // at most 2^16 per token
   for (int i = threadIdx.x; i < n; i += blockDim.x) sum += weight_of(best - levels[i]);
   atomicAdd(&total, sum);
   __syncthreads();
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(512) weigh(
   }
 }
 
-// Grid: rows of ranks (B, H_kv, L, S), chunks of `size` tokens. A thread a token adds the heads'
-// shares in their order.
+// Grid: rows of ranks (B, H_kv, L, S), chunks of `size` tokens. One thread per token adds the
+// shares of the heads, in the order of the heads.
 __global__ void __launch_bounds__(256) pool(
     const short* levels, const int* lengths, Int length, const int* highest,
     const float* inverse, Int H_kv, Int G, Int L, Int S, Int size, unsigned* ranks) {

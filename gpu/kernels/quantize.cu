@@ -1,68 +1,74 @@
-// Codes of keys and bit planes of queries, a warp a row: from transformed rows, and fused with the
-// transform from raw ones. Bound by the bytes read; the codes are a sixteenth of a float32 row.
+// quantize, quantize_query: codes of keys and bit planes of queries, from transformed rows.
+// encode: the same from raw rows, in one launch with the transform.
 //
-// Built without contraction into fused multiply-adds and with subnormal numbers kept.
-#include "rows.cuh"
+// A warp takes one row. The time is that of the bytes read: the codes have a sixteenth of the bytes
+// of a float32 row.
+//
+// These kernels are compiled without fused multiply-adds, and subnormal numbers are kept.
+#include "warp_row.cuh"
 
-// Rows (rows, 2 P) of codes of transformed x (batch, heads, tokens, Dt). Head h has its thresholds
-// at thresholds + h * t_head; t_head is 0 where all share them.
+// x (batch, heads, tokens, Dt) is transformed; codes (rows, 2 P). The thresholds of head h start at
+// thresholds + h * thresholds_head, where thresholds_head is 0 if all heads share them.
 template <int N>
 __global__ void quantize(
     const float* x, Int x_batch, Int x_head, Int x_token, Int heads, Int tokens, Int rows, Int Dt,
-    const float* thresholds, Int t_head, Word* codes) {
+    const float* thresholds, Int thresholds_head, Word* codes) {
   const Int row = warp_index();
   if (row >= rows) return;
   const Place at = place_of(row, heads, tokens);
   float v[N];
   load_row(v, x + at.batch * x_batch + at.head * x_head + at.token * x_token, Dt);
   Word* const high = codes + row * 2 * words<N>();
-  write_codes(v, Dt, thresholds + at.head * t_head, high, high + words<N>(), 1);
+  write_codes(v, Dt, thresholds + at.head * thresholds_head, high, high + words<N>(), 1);
 }
 
-// Rows (rows, bits * P) of the weighted metric's planes of transformed x (batch, heads, tokens, Dt).
+// x (batch, heads, tokens, Dt) is transformed; query (rows, bits * P) has the planes of the
+// weighted metric.
 template <int N>
 __global__ void quantize_query(
     const float* x, Int x_batch, Int x_head, Int x_token, Int heads, Int tokens, Int rows, Int Dt,
-    Int bits, Word* planes) {
+    Int bits, Word* query) {
   const Int row = warp_index();
   if (row >= rows) return;
   const Place at = place_of(row, heads, tokens);
   float v[N];
   load_row(v, x + at.batch * x_batch + at.head * x_head + at.token * x_token, Dt);
-  write_query(v, Dt, static_cast<int>(bits), planes + row * bits * words<N>());
+  write_query(v, Dt, static_cast<int>(bits), query + row * bits * words<N>());
 }
 
-// Raw queries and raw keys in one launch: the first q_rows warps take a query each, the others a
-// key. Either part may be empty.
+// Raw queries and raw keys in one launch. The first q_rows warps take one query each, the next
+// k_rows warps one key each. Either number may be 0.
 //
-// q (B, H, L, D) becomes `query`, rows (q_rows, bits * P) of the weighted metric's planes, or with
-// bits = 0 rows (q_rows, 2 P) of codes.
+// q (B, H, L, D) becomes `query`: (q_rows, bits * P), planes of the weighted metric, or
+// (q_rows, 2 P), codes, where bits is 0.
 //
-// k (B, H_kv, S, D) becomes tokens start[b] + s (first + s where start is null) of `planes`, whose
-// tiles (T, 8, P, 8) of one plane, sequence and head are contiguous: word p of a token stands at
-// (token / 8 * P + p) * 8 + token % 8. The low plane lies p_plane words behind the high one.
-// Warps of neighbouring tokens write into the same 64-byte lines, which meet in the L2 cache.
-// A token outside 0 to capacity - 1 is not written: the host does not know start.
+// k (B, H_kv, S, D) becomes the tokens start[b] + s of `planes`, or first + s where start is null.
+// planes (2, B, H_kv, T, 8, P, 8): the tiles of one plane, sequence and head are contiguous, so
+// word p of a token has the offset (token / 8 * P + p) * 8 + token % 8. The low plane begins
+// planes_plane words after the high plane. Warps of neighbouring tokens write into the same lines
+// of 64 bytes; the L2 cache joins these writes. A token outside 0 to capacity - 1 is not written,
+// because the host does not know `start`.
 template <typename T, int N>
 __global__ void encode(
     const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int q_rows, Int bits,
     Word* query,
     const T* k, Int k_batch, Int k_head, Int k_token, Int H_kv, Int S, Int k_rows,
-    Word* planes, Int p_plane, Int p_batch, Int p_head, Int capacity, const int* start, Int first,
-    const float* thresholds, Int t_head, Int D, Int Dt, float scale) {
+    Word* planes, Int planes_plane, Int planes_batch, Int planes_head, Int capacity,
+    const int* start, Int first, const float* thresholds, Int thresholds_head, Int D, Int Dt,
+    float hadamard_scale) {
   constexpr int P = words<N>();
   Int row = warp_index();
   float v[N];
   if (row < q_rows) {
     const Place at = place_of(row, H, L);
     load_row(v, q + at.batch * q_batch + at.head * q_head + at.token * q_token, D);
-    transform(v, Dt, scale);
+    transform(v, Dt, hadamard_scale);
     if (bits > 0) {
       write_query(v, Dt, static_cast<int>(bits), query + row * bits * P);
     } else {
       const Int kv_head = at.head / (H / H_kv);
       Word* const high = query + row * 2 * P;
-      write_codes(v, Dt, thresholds + kv_head * t_head, high, high + P, 1);
+      write_codes(v, Dt, thresholds + kv_head * thresholds_head, high, high + P, 1);
     }
     return;
   }
@@ -72,8 +78,8 @@ __global__ void encode(
   const Int token = (start != nullptr ? start[at.batch] : first) + at.token;
   if (token < 0 || token >= capacity) return;
   load_row(v, k + at.batch * k_batch + at.head * k_head + at.token * k_token, D);
-  transform(v, Dt, scale);
+  transform(v, Dt, hadamard_scale);
   Word* const high =
-      planes + at.batch * p_batch + at.head * p_head + token / 8 * (P * 8) + token % 8;
-  write_codes(v, Dt, thresholds + at.head * t_head, high, high + p_plane, 8);
+      planes + at.batch * planes_batch + at.head * planes_head + token / 8 * (P * 8) + token % 8;
+  write_codes(v, Dt, thresholds + at.head * thresholds_head, high, high + planes_plane, 8);
 }

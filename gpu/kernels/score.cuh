@@ -1,23 +1,25 @@
 // Distances of coded keys to one or several queries of their KV head.
 //
-// Bound by bytes for one query a KV head: 16 P bytes a token, 2 clocks at P = 2 on an H100
-// (3.35 TB/s over 132 multiprocessors are 15 bytes a clock each). The popcounts of a weighted
-// query of 4 bits at P = 2 are 24 POPC, 1.5 clocks at 16 a clock; the adders of `count_bits`
-// leave 14, 0.9 clocks. For two queries and more the codes become bytes once and tensor cores do
-// the sums: 72 operations a token for the expansion, 1.1 clocks at 64 a clock.
+// For one query per KV head the time is that of the bytes: 16 P per token, which is 2 clocks at
+// P = 2 on an H100 (3.35 TB/s over 132 multiprocessors are 15 bytes per clock each). A weighted
+// query of 4 bits at P = 2 needs 24 POPC per token, 1.5 clocks at 16 per clock. With the adders of
+// `count_bits` it needs 14, 0.9 clocks. For two and more queries the codes are expanded to bytes
+// once, and tensor cores compute the sums. The expansion takes 72 operations per token, 1.1 clocks
+// at 64 per clock.
 #pragma once
 #include "common.cuh"
 
 constexpr unsigned short INVISIBLE = 65535;  // the distance of a token that a query does not see
 constexpr int MANHATTAN = 2;                 // PLANES of the metric without weights
 
-// How many tokens of `length` the query l of L sees: the last query all, the one before one less.
+// How many of `length` tokens query l of L sees: the last query sees all, the one before it one
+// less.
 __device__ __forceinline__ int visible_tokens(int length, int l, int L) {
   return max(length - (L - 1 - l), 0);
 }
 
-// Bits set in N words. An adder turns three words into their sum and a carry of twice the weight:
-// two LOP3, of which 64 a clock issue, instead of one POPC, of which 16 do.
+// The number of bits set in N words. An adder turns three words into their sum and a carry of twice
+// the weight. It takes two LOP3 and saves one POPC; per clock 64 LOP3 issue, but only 16 POPC.
 template <int N>
 __device__ __forceinline__ int count_bits(const unsigned (&words)[N]) {
   if constexpr (N == 1) {
@@ -41,13 +43,13 @@ __device__ __forceinline__ int count_bits(const unsigned (&words)[N]) {
 }
 
 // The distance over N 32-bit words of each plane. `query` points to the first of these words in
-// the query's first plane; the planes are `plane` words apart.
+// the first plane of the query; its planes are `plane` words apart.
 //
-// With PLANES == MANHATTAN the query has its code's two planes. Weighted, it has its signs and
-// PLANES - 1 planes of weights, and the distance is the sum over weight planes b of 2^b (2 popc(w_b & (high ^ e)) +
-// popc(w_b & (low ^ e))), from the largest power of two down; the high plane of one weight plane
-// and the low plane of the next larger one have the same power. At most 21 Dt = 43008 for 4 bits
-// and in all under 65535, which the callers check.
+// With PLANES == MANHATTAN the query has the two planes of its codes. Otherwise it has a plane of
+// signs e and PLANES - 1 planes of weights w_b, and the distance is the sum over b of
+// 2^b (2 popc(w_b & (high ^ e)) + popc(w_b & (low ^ e))), from the largest power of two down. The
+// terms of the high plane for b and of the low plane for b + 1 have the same power of two. The
+// distance is at most 21 Dt = 43008 for 4 bits, and always below 65535; the callers check that.
 template <int PLANES, int N>
 __device__ __forceinline__ int distance_of_words(
   const unsigned (&high)[N], const unsigned (&low)[N], const unsigned* query, int plane
@@ -87,18 +89,19 @@ __device__ __forceinline__ int distance_of_words(
   }
 }
 
-// Distances of the tiles [first, last) of one KV head to `count` queries, whose PLANES * 2P words of
-// 32 bits stand one after the other in shared memory. The block's warps take the tiles in turn;
-// store(query, token, distance) gets every slot of them, so that it decides what a query sees.
+// Distances of the tiles [first, last) of one KV head to `count` queries. Each query has
+// PLANES * 2P words of 32 bits, and the queries are adjacent in shared memory. The warps of the
+// block take the tiles in turn. store(query, token, distance) gets every token of a tile, and must
+// decide which tokens a query sees.
 //
-// A lane holds the tokens 2 * lane and 2 * lane + 1 of the tile: a word of both is one load of 16
-// bytes, and a warp's loads cover whole lines.
+// A lane holds the tokens 2 * lane and 2 * lane + 1 of the tile. One load of 16 bytes brings a word
+// of both, and the loads of a warp cover whole lines.
 template <int PLANES, int P, int QUERIES, typename Store>
 __device__ __forceinline__ void score_by_counting(
     const Word* high_plane, const Word* low_plane, int first, int last, const unsigned* queries,
     int count, Store store) {
   constexpr int TOGETHER = P < 4 ? P : 4;  // words whose bits are counted together
-  static_assert(P % TOGETHER == 0 && (P == TOGETHER || QUERIES == 1), "one sum a token at a time");
+  static_assert(P % TOGETHER == 0 && (P == TOGETHER || QUERIES == 1), "one sum per token");
   const int lane = lane_index();
   for (int tile = first + threadIdx.x / LANES; tile < last; tile += blockDim.x / LANES) {
     const Int at = (8LL * tile + lane / 4) * (4 * P) + lane % 4;
@@ -108,7 +111,7 @@ __device__ __forceinline__ void score_by_counting(
     int even = 0, odd = 0;
 #pragma unroll 1
     for (int p = 0; p < P; p += TOGETHER) {
-      unsigned high[2][2 * TOGETHER], low[2][2 * TOGETHER];  // of either token
+      unsigned high[2][2 * TOGETHER], low[2][2 * TOGETHER];  // of the two tokens
 #pragma unroll
       for (int i = 0; i < TOGETHER; ++i) {
         const uint4 h = high_words[4 * (p + i)], l = low_words[4 * (p + i)];
@@ -136,10 +139,12 @@ __device__ __forceinline__ void score_by_counting(
   }
 }
 
-// d += a b on tensor cores: a 16 x 32 unsigned bytes, b 32 x 8 signed bytes. With g = lane / 4 and
-// t = lane % 4 a lane holds of a the rows g (a[0], a[2]) and g + 8 (a[1], a[3]), of b the column
-// g, each with the bytes 4 t to 4 t + 3 of either half of the 32; of d the rows g (d[0], d[1]) and
-// g + 8 (d[2], d[3]) and the columns 2 t and 2 t + 1.
+// d += a b on tensor cores: a has 16 x 32 unsigned bytes, b 32 x 8 signed bytes. With g = lane / 4
+// and t = lane % 4, a lane holds these parts:
+// - a: row g (a[0], a[2]) and row g + 8 (a[1], a[3]);
+// - b: column g;
+// - both: the bytes 4 t to 4 t + 3 of the first and of the second 16 of the 32;
+// - d: row g (d[0], d[1]) and row g + 8 (d[2], d[3]), columns 2 t and 2 t + 1.
 #ifdef ON_CPU
 #define multiply_bytes(d, a, b) shim::multiply_bytes(__LINE__, d, a, b)
 #else
@@ -152,40 +157,41 @@ __device__ __forceinline__ void multiply_bytes(
 }
 #endif
 
-// What score_by_counting gives, for the weighted metric and 8 queries at once:
-// sum of w |c - e| = 3 (sum of w where e = 3) + sum of s c with s = -w where e = 3, w elsewhere.
+// The distances of score_by_counting, for the weighted metric and 8 queries at once:
+// sum of w |c - e| = 3 (sum of w where e = 3) + sum of s c, where s = -w if e = 3 and w otherwise.
 // |sum of s c| <= 127 * 3 * 256.
 //
-// The product's 32 byte places are free to mean any coordinates, as long as a and b agree. So a
-// lane expands words of its own: the four lanes of a row share its P words, 32 bits each at a time
-// (at P = 1 two lanes share 32 bits and take the even and the odd ones). Codes out of such a word:
-// byte j of register r holds coordinate 8 j + r, at P = 1 8 j + 2 r and the one behind it.
+// The 32 bytes of a row of the product may stand for any coordinates, as long as a and b agree. So
+// each lane expands its own words. The four lanes of a row share its P words, 32 bits at a time. At
+// P = 1 two lanes share 32 bits: one takes the even coordinates, the other the odd ones. Byte j of
+// register r holds the code of coordinate 8 j + r; at P = 1, of 8 j + 2 r for the even and of
+// 8 j + 2 r + 1 for the odd coordinates.
 template <int PLANES, int P, typename Store>
 __device__ __forceinline__ void score_by_products(
     const Word* high_plane, const Word* low_plane, int first, int last, const unsigned* queries,
     int count, Store store) {
-  static_assert(P == 1 || P == 2 || P == 4, "the query's bytes stay in registers");
-  constexpr int WORDS = P == 1 ? 1 : P / 2;  // 32-bit words of a plane and row that a lane takes
-  constexpr int BYTES = P == 1 ? 4 : 8;      // registers of expanded codes out of each
-  constexpr int STEP = 8 / BYTES;            // from a register's coordinate to the next one's
+  static_assert(P == 1 || P == 2 || P == 4, "the bytes of the query stay in registers");
+  constexpr int WORDS = P == 1 ? 1 : P / 2;  // 32-bit words per plane and row that a lane takes
+  constexpr int BYTES = P == 1 ? 4 : 8;      // registers of expanded codes per word
+  constexpr int APART = 8 / BYTES;           // coordinates from one register to the next
   constexpr unsigned EACH = 0x01010101, TOP = 0x80808080;
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   const int offset = P == 1 ? t / 2 : 0;
   const auto word_of = [&](int i) { return P == 1 ? t % 2 : 4 * i + t; };
 
-  // Queries from `count` on are 0 in shared memory, which load_queries sees to.
+  // Queries from `count` on are 0 in shared memory; see load_queries.
   unsigned signed_weights[WORDS][BYTES];
 #pragma unroll
   for (int i = 0; i < WORDS; ++i) {
     const unsigned* const word = queries + g * PLANES * 2 * P + word_of(i);
 #pragma unroll
     for (int r = 0; r < BYTES; ++r) {
-      const int bit = offset + STEP * r;
+      const int bit = offset + APART * r;
       const unsigned up = (word[0] >> bit & EACH) * 0xff;
       unsigned weight = 0;
 #pragma unroll
       for (int b = 1; b < PLANES; ++b) weight = 2 * weight + (word[b * 2 * P] >> bit & EACH);
-      // 0x80 - w with the top bit turned is -w, and nothing is borrowed between bytes.
+      // 0x80 - w with the top bit flipped is -w, and no byte borrows from another.
       const unsigned negative = (TOP - weight) ^ TOP;
       signed_weights[i][r] = (weight & ~up) | (negative & up);
     }
@@ -220,12 +226,12 @@ __device__ __forceinline__ void score_by_products(
           const int word = word_of(i);
           const Int at = group * (16 * P) + word / 2 * 16 + 2 * g + word % 2;
           const unsigned high = high_words[at], low = low_words[at];
-          // Codes of 2 bits side by side, of the even and of the odd coordinates.
+          // Codes of 2 bits next to each other: of the even and of the odd coordinates.
           const unsigned even = (high << 1 & 0xaaaaaaaa) | (low & 0x55555555);
           const unsigned odd = (high & 0xaaaaaaaa) | (low >> 1 & 0x55555555);
 #pragma unroll
           for (int r = 0; r < BYTES; ++r) {
-            const int bit = STEP * r;  // of the even coordinate
+            const int bit = APART * r;  // of the even coordinate
             const bool takes_odd = P == 1 ? offset == 1 : r % 2 == 1;
             codes[half][r] = (takes_odd ? odd : even) >> (bit - bit % 2) & 3 * EACH;
           }
@@ -249,7 +255,8 @@ __device__ __forceinline__ void score_by_products(
   }
 }
 
-// The faster of the two: counting for a single query, whose expansion nobody would share.
+// The faster of the two. For a single query that is counting, because no other query would share
+// the expansion.
 template <int PLANES, int P, int QUERIES, typename Store>
 __device__ __forceinline__ void score_tiles(
     const Word* high, const Word* low, int first, int last, const unsigned* queries, int count,
@@ -261,8 +268,8 @@ __device__ __forceinline__ void score_tiles(
   }
 }
 
-// Copies `count` queries of `parts` planes each into shared memory as QUERIES of PLANES planes: a
-// query of fewer bits gets weight planes of zeros behind its signs, and queries that lack are 0.
+// Copies `count` queries of `parts` planes each into shared memory, as QUERIES queries of PLANES
+// planes. A query of fewer bits gets weight planes of zeros after its signs. Missing queries are 0.
 template <int PLANES, int P, int QUERIES>
 __device__ __forceinline__ void load_queries(
     unsigned* shared, const Word* query, int parts, int count) {

@@ -1,25 +1,28 @@
-// select_topk's fused step: from coded queries and keys to indices, no distance in global memory.
+// select_chunks: from coded queries and keys to token indices, with no distance in global memory.
 //
-// A block scores a chunk of a KV head's tokens for QUERIES of its queries into shared memory and
-// selects there. It writes 6 K bytes a chunk and query where all distances would be 2 bytes a
-// token, written and read again, beside the 16 P bytes of a token's codes; scoring twice would
-// read the codes twice. topk.cu's merge_candidates is the second step.
+// A block computes the distances of one chunk of tokens of a KV head to QUERIES of its queries,
+// into shared memory, and selects there. It writes 6 K bytes per chunk and query. Distances in
+// global memory would take 2 bytes per token, written and read, beside the 16 P bytes of a token's
+// codes. To compute the distances twice would read the codes twice. merge_candidates in topk.cu is
+// the second step.
 #include "topk.cuh"
 
-// Tokens a chunk, whole tiles, so that `chunks` of them hold n: the grid is made for a capacity and
-// serves every length up to it.
+// Tokens per chunk, in whole tiles, so that `chunks` of them hold n tokens. The grid is made for a
+// capacity and serves every length up to it.
 __device__ __forceinline__ int chunk_size(int n, int chunks) {
   return ((n + TILE - 1) / TILE + chunks - 1) / chunks * TILE;
 }
 
-// Arguments as of score.cu. Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv.
-// Candidates (B H L, chunks, slots), indices (B, H, L, K). Dynamic shared memory:
-// min(QUERIES, G L) rows of `stride` distances, stride >= chunk_size(capacity, chunks).
+// Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv. query, planes and
+// lengths are those of score.cu. Candidates (B H L, chunks, slots), indices (B, H, L, K). Dynamic
+// shared memory: min(QUERIES, G L) rows of `stride` distances,
+// stride >= chunk_size(capacity, chunks).
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
-    const Word* query, Int parts, const Word* planes, Int p_plane, Int p_batch, Int p_head,
-    const int* lengths, Int length, Int H_kv, Int G, Int L, Int stride, Int K, Int sinks, Int recent,
-    unsigned short* candidate_distances, int* candidate_tokens, Int slots, int* indices) {
+    const Word* query, Int parts, const Word* planes, Int planes_plane, Int planes_batch,
+    Int planes_head, const int* lengths, Int length, Int H_kv, Int G, Int L, Int stride, Int K,
+    Int sinks, Int recent, unsigned short* candidate_distances, int* candidate_tokens, Int slots,
+    int* indices) {
   DYN_SHARED(unsigned short, distances);
   alignas(16) __shared__ unsigned queries[QUERIES * PLANES * 2 * P];
   __shared__ SelectionScratch scratch;
@@ -32,9 +35,10 @@ __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
 
   const int n = lengths ? min(static_cast<Int>(lengths[b]), length) : length;
   const int size = chunk_size(n, gridDim.x), start = blockIdx.x * size, step = stride;
-  const Word* const high = planes + b * p_batch + head * p_head;
+  const Word* const high = planes + b * planes_batch + head * planes_head;
   score_tiles<PLANES, P, QUERIES>(
-      high, high + p_plane, start / TILE, (min(start + size, n) + TILE - 1) / TILE, queries, count,
+      high, high + planes_plane, start / TILE, (min(start + size, n) + TILE - 1) / TILE, queries,
+      count,
       [&](int q, int token, int distance) { distances[q * step + token - start] = distance; });
   __syncthreads();
   const Candidates<unsigned short> out{

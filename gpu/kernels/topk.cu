@@ -1,10 +1,12 @@
-// topk: the tokens with the smallest distances, exactly, in ascending order.
+// topk_chunks, merge_candidates: the tokens with the smallest distances, exactly, in ascending
+// order.
 //
-// Bound by the bytes of the distances, T of 16 bits or 32, which are read once: a block keeps its chunk of a row in
-// shared memory and selects there, and a second kernel selects from what the chunks selected.
+// The time is that of the distances' bytes, of 16 or 32 bits (T), which are read once: a block
+// holds its chunk of a row in shared memory and selects there. The second kernel selects from the
+// selections of the chunks.
 #include "topk.cuh"
 
-// Grid: rows, chunks. distances (rows, S); dynamic shared memory for a chunk of `size` tokens.
+// Grid: rows, chunks. distances (rows, S). Dynamic shared memory: one chunk of `size` distances.
 template <typename T>
 __global__ void __launch_bounds__(256) topk_chunks(
     const T* distances, Int S, Int size, Int K, Int sinks, Int recent, T* candidate_distances,
@@ -22,18 +24,18 @@ __global__ void __launch_bounds__(256) topk_chunks(
 }
 
 // Grid: rows. Selects from the n candidates of each row into indices (rows, K). Dynamic shared
-// memory for `held` distances: all n, or none where they are too many and stay in global memory.
+// memory: in_shared distances. That is n, or 0 where they are too many and stay in global memory.
 template <typename T>
 __global__ void __launch_bounds__(512) merge_candidates(
-    const T* candidate_distances, const int* candidate_tokens, Int n, Int held, Int K, Int sinks,
-    Int recent, int* indices) {
+    const T* candidate_distances, const int* candidate_tokens, Int n, Int in_shared, Int K,
+    Int sinks, Int recent, int* indices) {
   DYN_SHARED(T, shared);
   __shared__ SelectionScratch scratch;
   const Int row = blockIdx.x;
   const T* distances = candidate_distances + row * n;
   const int* const tokens = candidate_tokens + row * n;
   int* const out = indices + row * K;
-  if (held == n) {
+  if (in_shared == n) {
     for (int i = threadIdx.x; i < n; i += blockDim.x) shared[i] = distances[i];
     distances = shared;
   }

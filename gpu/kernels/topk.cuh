@@ -1,9 +1,9 @@
 // Exact selection of the nearest tokens by one block: a histogram, a threshold, one compaction.
 //
-// It merges: what a row's chunks select, each with the row's own budget, sinks and recent, is a
-// row again, from which the same selection gives the row's result. A token that the row selects is
-// selected in its chunk: there it competes with fewer tokens, the row's first `sinks` visible ones
-// are among the first of their chunks, and the last likewise.
+// Selections can be merged. Each chunk of a row selects with the budget, sinks and recent of the
+// row, and the same selection from the results of the chunks gives the result of the row. This is
+// exact, because a token that the row selects is also selected in its chunk: there it competes with
+// fewer tokens, and a sink or recent token of the row is also one of its chunk.
 
 #pragma once
 #include "score.cuh"
@@ -14,7 +14,7 @@ constexpr int MAX_WARPS = 32;
 struct SelectionScratch {
   unsigned histogram[BINS];
   unsigned counts[3][MAX_WARPS];
-  unsigned bin, before, inside;  // the bin of the threshold, and the counts before and inside it
+  unsigned bin, before, inside;  // the bin of the threshold; tokens before it and inside it
 };
 
 __device__ __forceinline__ unsigned sum_of_warp(unsigned x) {
@@ -23,15 +23,15 @@ __device__ __forceinline__ unsigned sum_of_warp(unsigned x) {
   return x;
 }
 
-// Finds the bin that holds the `rank`th token, counted from 1; every bin up to it has been counted.
-// The block has as many threads as divide BINS.
+// Finds the bin with the token number `rank`, counted from 1, from the histogram. The number of
+// threads of the block divides BINS.
 __device__ __forceinline__ void find_bin(SelectionScratch& s, unsigned rank) {
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   const int share = BINS / blockDim.x;
   const unsigned* bins = s.histogram + threadIdx.x * share;
   unsigned own = 0;
   for (int i = 0; i < share; ++i) own += bins[i];
-  unsigned up_to = own;  // of the warp's lanes up to this one
+  unsigned up_to = own;  // sum over the lanes of the warp up to this one
 #pragma unroll
   for (int stride = 1; stride < LANES; stride *= 2) {
     const unsigned other = __shfl_up_sync(ALL_LANES, up_to, stride);
@@ -41,7 +41,7 @@ __device__ __forceinline__ void find_bin(SelectionScratch& s, unsigned rank) {
   __syncthreads();
   unsigned before = up_to - own;
   for (int w = 0; w < warp; ++w) before += s.counts[0][w];
-  if (before < rank && rank <= before + own) {  // of one thread alone
+  if (before < rank && rank <= before + own) {  // true in exactly one thread
     int i = 0;
     while (before + bins[i] < rank) before += bins[i++];
     s.bin = threadIdx.x * share + i;
@@ -51,26 +51,26 @@ __device__ __forceinline__ void find_bin(SelectionScratch& s, unsigned rank) {
   __syncthreads();
 }
 
-// The distance of a token that is not there, in distances of 16 bits (INVISIBLE) or 32.
+// The distance of an invisible token, for distances of 16 bits (INVISIBLE) and of 32 bits.
 template <typename T>
 constexpr unsigned NOT_THERE = static_cast<T>(~T{0});
 static_assert(NOT_THERE<unsigned short> == INVISIBLE);
 
-// A warp's run of consecutive tokens of a row.
+// The consecutive tokens of a row that one warp takes.
 template <typename T>
 struct Run {
   const T* distances;
   int begin, end;
   unsigned seen_before;     // visible tokens of the row before the run
-  unsigned sinks, recents;  // visible tokens of these ranks are forced: below sinks, from recents on
+  unsigned sinks, recents;  // visible tokens with a rank < sinks or >= recents are forced
   bool forces;
 
-  // The warp visits its tokens in order, 32 at a time: visit(token, distance, forced), a lane
-  // behind the end being an invisible token.
+  // The warp visits its tokens in order, 32 at a time, with visit(token, distance, forced). Lanes
+  // after the end visit an invisible token.
   template <typename Visit>
   __device__ void walk(Visit visit) const {
     const int lane = threadIdx.x % LANES;
-    unsigned rank = seen_before;  // of the first of the 32 among the visible ones
+    unsigned rank = seen_before;  // visible tokens of the row before these 32
     for (int start = begin; start < end; start += LANES) {
       const int i = start + lane;
       const unsigned d = i < end ? distances[i] : NOT_THERE<T>;
@@ -86,22 +86,25 @@ struct Run {
   }
 };
 
-// Selects up to K of the n tokens by distances[0 .. n), those NOT_THERE left out: the first `sinks`
-// and the last `recent` visible ones and the nearest of the others, among equals the last.
-// Calls emit(position, token, distance) once for each, with positions 0, 1, ... in the tokens'
-// order, and returns how many there are. The whole block calls it, with sinks + recent <= K,
-// after a barrier behind the writes to `distances`; it ends with a barrier.
+// Selects up to K of n tokens by distances[0 .. n): the first `sinks` and the last `recent` visible
+// tokens, and the nearest of the other visible ones. Among equal distances the last token wins.
+// Calls emit(position, token, distance) once for each selected token, with positions 0, 1, ... in
+// the order of the tokens. Returns their number. The whole block must call it, with sinks +
+// recent <= K, and there must be a barrier between the writes to `distances` and the call. It ends
+// with a barrier.
 template <typename T, typename Emit>
 __device__ int select_nearest(
   const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Emit emit
 ) {
-  // Each warp has a run of consecutive tokens, a multiple of 32 but for the last.
+  // Each warp has a run of consecutive tokens. Their number is a multiple of 32, except for the
+  // last.
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   const int run = (n + blockDim.x - 1) / blockDim.x * LANES;
   const int begin = min(warp * run, n), end = min(begin + run, n);
   const unsigned below_lane = (1u << lane) - 1;
 
-  // How many are visible, before this warp and in all, and their smallest and largest distance.
+  // Count the visible tokens, before this warp and in total; find their smallest and largest
+  // distance.
   unsigned seen = 0, least = NOT_THERE<T>, most = 0;
   for (int i = begin + lane; i < end; i += LANES) {
     const unsigned d = distances[i];
@@ -134,14 +137,14 @@ __device__ int select_nearest(
   const Run<T> mine{
     distances, begin, end, seen_before, static_cast<unsigned>(sinks),
     visible - min(visible, static_cast<unsigned>(recent)),
-    // With fewer visible tokens than K all are taken and none needs force.
+    // With K visible tokens or fewer, all are taken and none must be forced.
     sinks + recent > 0 && visible > static_cast<unsigned>(K)
   };
 
-  // The threshold: smaller distances are taken, and of those equal to it all but the first
-  // `skipped`. A round of 2048 bins settles 11 bits: of distances of 16 bits two rounds reach a
-  // single value, of 32 bits three; the first one does where they span less than 2048, as up to
-  // 7 * 3 * 64 and 3 * 512 always.
+  // Find the threshold. Smaller distances are taken; of the distances equal to it all are taken
+  // except the first `skipped`. A round with 2048 bins fixes 11 bits, so two rounds find the value
+  // of a distance of 16 bits, and three that of 32 bits. One round is enough where the distances
+  // span less than 2048. That is always so for distances up to 7 * 3 * 64 and 3 * 512.
   unsigned threshold = NOT_THERE<T>, skipped = 0;
   if (visible > static_cast<unsigned>(K)) {
     const unsigned rank = K - sinks - recent;
@@ -171,13 +174,13 @@ __device__ int select_nearest(
     }
   }
 
-  // How many are taken below the threshold and how many stand at it, before each warp.
+  // Count the tokens below the threshold and those equal to it, before each warp.
   unsigned below = 0, equal = 0;
   mine.walk([&](int, unsigned d, bool forced) {
     below += __popc(__ballot_sync(ALL_LANES, forced || d < threshold));
     equal += __popc(__ballot_sync(ALL_LANES, !forced && d == threshold && d != NOT_THERE<T>));
   });
-  __syncthreads();  // find_bin's counts have been read
+  __syncthreads();  // all threads have read the counts of find_bin
   if (lane == 0) {
     s.counts[0][warp] = below;
     s.counts[1][warp] = equal;
@@ -206,17 +209,19 @@ __device__ int select_nearest(
   return min(visible, static_cast<unsigned>(K));
 }
 
-// Where a chunk's selection goes: into the row's result, if there is but one chunk; else into `slots`
-// places of the row's candidates, unused ones NOT_THERE, from which merge_candidates selects again.
+// The destination of a chunk's selection. If the row has one chunk, this is the result of the row.
+// Else it is `slots` places of the row's candidates, from which merge_candidates selects again. The
+// distance of an unused place is NOT_THERE.
 template <typename T>
 struct Candidates {
   T* distances;  // (rows, chunks, slots)
   int* tokens;
-  int* indices;  // (rows, K), -1 behind the last
+  int* indices;  // (rows, K), -1 after the last token
   int chunks, slots;
 };
 
-// Selects from a chunk whose first token is `start`, and stores the result. The block calls it.
+// Selects from a chunk whose first token is `start`, and stores the result. The whole block must
+// call it.
 template <typename T>
 __device__ __forceinline__ void select_from_chunk(
   const T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
@@ -225,19 +230,19 @@ __device__ __forceinline__ void select_from_chunk(
   const bool whole = out.chunks == 1;
   const Int first = (row * out.chunks + chunk) * out.slots;
   int* tokens = whole ? out.indices + row * K : out.tokens + first;
-  T* kept = whole ? nullptr : out.distances + first;
+  T* near = whole ? nullptr : out.distances + first;
   const int taken = select_nearest(
     distances, n, K, sinks, recent, s,
     [&](int at, int i, unsigned d) {
       tokens[at] = start + i;
-      if (kept) kept[at] = d;
+      if (near) near[at] = d;
     }
   );
   for (int i = taken + threadIdx.x; i < (whole ? K : out.slots); i += blockDim.x) {
     if (whole) {
       tokens[i] = -1;
     } else {
-      kept[i] = NOT_THERE<T>;
+      near[i] = NOT_THERE<T>;
     }
   }
 }

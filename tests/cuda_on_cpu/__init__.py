@@ -1,1 +1,1 @@
-"""The kernels' .cu files on a CPU: shim.hpp and worker.hpp around them, machine.py in Python."""
+"""Run the .cu files on a CPU: shim.hpp and worker.hpp around them, machine.py for Python."""

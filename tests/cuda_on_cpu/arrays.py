@@ -1,7 +1,7 @@
-"""A stand-in for CuPy where there is no GPU: NumPy's numbers behind the manners of CuPy's arrays.
+"""A stand-in for CuPy where there is no GPU: arrays that compute with NumPy and behave like CuPy's.
 
-They say that they lie on a CUDA device and, as CuPy's do, refuse to become NumPy's without .get()
-and to be computed with NumPy's. What nobody has written is noise that no test expects.
+They report a CUDA device. As CuPy's arrays do, they refuse to become NumPy arrays without .get(),
+and to be used together with NumPy arrays. New arrays contain noise that no test expects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POISON = 0xA5
 
 
 class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array on the device; `host` has its numbers."""
+    """An array on the device. `host` is the NumPy array with its numbers."""
 
     device = SimpleNamespace(id=0)
 
@@ -78,7 +78,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def on_host(x: Any) -> Any:
-    """Device arrays as NumPy's, in tuples and lists too; NumPy's own are refused."""
+    """Device arrays as NumPy arrays, in tuples and lists too. NumPy arrays are refused."""
     if isinstance(x, DeviceArray):
         return x.host
     if isinstance(x, np.ndarray):
@@ -89,7 +89,7 @@ def on_host(x: Any) -> Any:
 
 
 def on_device(x: Any) -> Any:
-    """NumPy's arrays and scalars as device arrays, and functions as ones of those."""
+    """NumPy arrays and scalars as device arrays, and functions as functions of device arrays."""
     if isinstance(x, (np.ndarray, np.generic)):
         return DeviceArray(np.asarray(x))
     if isinstance(x, tuple):
@@ -108,7 +108,7 @@ def _of_device_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Module:
-    """CuPy's functions, out of NumPy's of the same name."""
+    """CuPy's functions, from the NumPy functions with the same names."""
 
     __name__ = "cupy's stand-in"
     ndarray = DeviceArray
@@ -123,7 +123,7 @@ class Module:
         return DeviceArray(x)
 
     def asarray(self, x: Any, dtype: Any = None, order: Any = None) -> DeviceArray:
-        """Of NumPy's arrays a copy, since they lie elsewhere."""
+        """A NumPy array is copied, because it is not on the device."""
         if isinstance(x, DeviceArray):
             return DeviceArray(np.asarray(x.host, dtype, order=order))
         return DeviceArray(np.array(x, dtype, order=order or "C"))

@@ -1,23 +1,27 @@
 """Launches kernels on this CPU: a device for adamas_core.gpu, with a stand-in for CuPy.
 
-Each .cu file becomes one program with all its variants, built once for the same text and options.
-A launch is sent to that program's process, so a deadlock, a crash or a report of AddressSanitizer
-is a KernelFault here, and the next launch starts another process.
+Each .cu file becomes one program with all its variants. It is built once and kept in BUILD, under a
+hash of the sources, the options and the version of the compiler. A launch is sent to the process of
+that program. So a deadlock, a crash or a report of AddressSanitizer becomes a KernelFault, and the
+next launch starts another process.
 
-The process holds the arguments in memory of exactly their extent, each with AddressSanitizer's red
-zones around it. Every launch runs once for each of ORDERS and must give the same bytes each time.
+The process holds each argument in memory of exactly its extent, with AddressSanitizer's red zones
+around it. Every launch runs once for each order of `orders`, and must give the same bytes each
+time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -40,26 +44,28 @@ OPTIONS = (
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-fcf-protection=none",
-    # Beside memory: what x86-64 and a GPU do differently, or not at all, without a word.
+    # In addition to memory: operations whose results differ between x86-64 and a GPU.
     "-fsanitize=address,alignment,bounds,shift,float-cast-overflow",
     "-fno-sanitize-recover=all",
     "-fno-pie",
     "-no-pie",
 )
-# Kind of order in which threads and blocks are resumed, and the seed of a random one.
-ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))
+# Orders in which threads and blocks are resumed: ascending (0, 0), descending (1, 0), and random
+# (2, seed). A missing barrier shows in the ascending or in a random order; see ALL_ORDERS.
+ORDERS = ((0, 0), (2, 1))
+ALL_ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))
 PATIENCE = 60.0  # seconds for one launch
 
 
 class KernelFault(Exception):
-    """A kernel did what it must not do; the text is the report."""
+    """A kernel broke a rule; the text is the report."""
 
 
 class Program:
     """One .cu file, built for the CPU, and the process that runs it."""
 
     def __init__(self, name: str, source: str, included: dict[str, str], kernels: Sequence[str]):
-        """`source` includes only what is `included`; `kernels` are expressions, as f<int, 3>."""
+        """`source` includes only the files `included`; `kernels` are expressions like f<int, 3>."""
         self.kernels = list(kernels)
         path = _built(name, source, included, self.kernels)
         self._command = [str(path), *_shared_variables(path)]
@@ -114,11 +120,11 @@ class Program:
 
 
 def _built(name: str, source: str, included: dict[str, str], kernels: list[str]) -> Path:
-    """The program's path, compiled if it is not there yet."""
+    """The path of the program. It is compiled if it does not exist."""
     cases = "\n".join(
         f"    case {i}: return worker::bound({kernel}, values);" for i, kernel in enumerate(kernels)
     )
-    # In an unnamed namespace, static variables of templates are ones that AddressSanitizer pads.
+    # AddressSanitizer pads static variables of templates only in an unnamed namespace.
     main = f"""
 #include "worker.hpp"
 namespace {{
@@ -134,20 +140,41 @@ int main(int count, char** words) {{ return worker::serve(count, words, bind_ker
 """
     own = {path.name: path.read_text() for path in sorted(HERE.glob("*.hpp"))}
     files = {name: source, **included, **own, "main.cpp": main}
-    key = sha256(repr((OPTIONS, sorted(files.items()))).encode()).hexdigest()[:24]
+    key = sha256(repr((_compiler(), OPTIONS, sorted(files.items()))).encode()).hexdigest()[:24]
     program = BUILD / f"{Path(name).stem}-{key}"
     if not program.is_file():
         BUILD.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-            for file, text in files.items():
-                (Path(folder) / file).write_text(text)
-            built = Path(folder) / "program"
-            command = ["g++", *OPTIONS, "main.cpp", "-o", built.name]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"g++ on {name}:\n{done.stderr[:6000]}")
-            os.replace(built, program)
+        with _only_one(program.with_suffix(".lock")):
+            if not program.is_file():
+                _compile(name, files, program)
     return program
+
+
+@cache
+def _compiler() -> str:
+    """The version of the compiler."""
+    return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Inside the block no other process is in a block with the same lock."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+        yield
+
+
+def _compile(name: str, files: dict[str, str], program: Path) -> None:
+    """Compile main.cpp of `files`. The program appears under its name only when it is complete."""
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        for file, text in files.items():
+            (Path(folder) / file).write_text(text)
+        built = Path(folder) / "program"
+        command = ["g++", *OPTIONS, "main.cpp", "-o", built.name]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"g++ on {name}:\n{done.stderr[:6000]}")
+        os.replace(built, program)
 
 
 def _shared_variables(program: Path) -> list[str]:
@@ -160,14 +187,14 @@ def _shared_variables(program: Path) -> list[str]:
 
 
 class Extent(NamedTuple):
-    """The bytes that an array spans in memory, from its lowest address to behind its highest."""
+    """The bytes that an array spans in memory: the lowest address, and the highest plus 1."""
 
     first: int
     end: int
 
 
 def extent(x: np.ndarray[Any, Any]) -> Extent:
-    """Of an array at any strides."""
+    """The extent of an array with any strides."""
     address = x.__array_interface__["data"][0]
     if x.size == 0:
         return Extent(address, address)
@@ -183,10 +210,11 @@ def _memory(at: Extent) -> memoryview:
 
 
 class Cpu:
-    """A device for adamas_core.gpu._launch."""
+    """A device for adamas_core.gpu._launch. Each launch runs in all `orders` of threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, orders: Sequence[tuple[int, int]] = ORDERS) -> None:
         self.xp = XP
+        self._orders = orders
         self._programs: dict[str, Program] = {}
 
     def launch(
@@ -195,7 +223,7 @@ class Cpu:
         variant: Variant,
         grid: tuple[int, ...],
         threads: int,
-        arguments: Sequence[Argument],
+        arguments: Mapping[str, Argument],
         shared: int = 0,
     ) -> None:
         """Run a kernel of the registry in all orders."""
@@ -203,27 +231,28 @@ class Cpu:
         program = self._programs.get(kernel.file)
         if program is None or expression not in program.kernels:
             program = self._programs[kernel.file] = self.program(kernel, expression)
-        assert not any(isinstance(x, np.ndarray) for x in arguments), "an array of the host"
-        held = [x.host if isinstance(x, DeviceArray) else x for x in arguments]
-        launch(program, expression, grid, threads, held, shared)
+        given = kernel.ordered(arguments)
+        assert not any(isinstance(x, np.ndarray) for x in given), "an array of the host"
+        there = [x.host if isinstance(x, DeviceArray) else x for x in given]
+        launch(program, expression, grid, threads, there, shared, self._orders)
 
     def program(self, kernel: Kernel, expression: str) -> Program:
-        """The one that has a kernel's variant: all those of its file."""
+        """The program with a kernel's variant. It has all variants of the kernel's file."""
         expressions = [
             k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
         ]
         return Program(kernel.file, kernel.source, headers(), expressions)
 
     def multiprocessors(self) -> int:
-        """Few, so that small inputs are split too, and into uneven numbers."""
+        """A small number, so that small inputs are split too, and into parts of different sizes."""
         return 3
 
     def capturing(self) -> bool:
-        """Never."""
+        """False: there are no CUDA graphs."""
         return False
 
     def number(self) -> int:
-        """The only one."""
+        """The number of the only device."""
         return 0
 
     def close(self) -> None:
@@ -239,8 +268,9 @@ def launch(
     threads: int,
     arguments: Sequence[Argument],
     shared: int = 0,
+    orders: Sequence[tuple[int, int]] = ALL_ORDERS,
 ) -> None:
-    """Run a kernel on NumPy arrays, in place; KernelFault where the shim or sanitizer objects."""
+    """Run a kernel on NumPy arrays, in place; KernelFault with the report of the shim."""
     grid = (*grid, 1, 1)[:3]
     if not (1 <= grid[0] < 2**31 and all(1 <= n < 2**16 for n in grid[1:])):
         raise KernelFault(f"{expression}: a grid of {grid}")
@@ -249,18 +279,18 @@ def launch(
     arrays = [x for x in arguments if isinstance(x, np.ndarray)]
     buffers = _merged([extent(x) for x in arrays])
     packed = [_packed(x, buffers) for x in arguments]
-    held = [bytes(_memory(at)) for at in buffers]
+    before = [bytes(_memory(at)) for at in buffers]
     body = b"".join(
         [
             *(struct.pack("<QQ", at.end - at.first, at.first % 16) for at in buffers),
             *packed,
-            *held,
+            *before,
         ]
     )
     counts = (len(buffers), len(packed))
-    size = sum(map(len, held))
+    size = sum(map(len, before))
     answers = []
-    for order, seed in ORDERS:
+    for order, seed in orders:
         header = struct.pack(
             "<12I",
             program.kernels.index(expression),
@@ -279,11 +309,11 @@ def launch(
             raise KernelFault(f"{expression}, order {order}, seed {seed}: {fault}") from None
     if any(answer != answers[0] for answer in answers):
         raise KernelFault(f"{expression}: the result depends on the order of the threads")
-    _put_back(expression, arrays, buffers, held, answers[0])
+    _put_back(expression, arrays, buffers, before, answers[0])
 
 
 def _merged(extents: list[Extent]) -> list[Extent]:
-    """Extents that overlap become one buffer; neighbours stay apart, each with its red zones."""
+    """Join extents that overlap into one buffer. Neighbours stay apart, each with its red zones."""
     merged: list[Extent] = []
     for at in sorted(set(extents)):
         if merged and at.first < merged[-1].end:
@@ -317,19 +347,20 @@ def _put_back(
     expression: str,
     arrays: list[np.ndarray[Any, Any]],
     buffers: list[Extent],
-    held: list[bytes],
+    before: list[bytes],
     answer: bytes,
 ) -> None:
+    """Write the changed buffers of the answer into memory."""
     offset = 0
-    for at, before in zip(buffers, held, strict=True):
-        after = answer[offset : offset + len(before)]
-        offset += len(before)
-        if after == before:
+    for at, old in zip(buffers, before, strict=True):
+        new = answer[offset : offset + len(old)]
+        offset += len(old)
+        if new == old:
             continue
         for x in arrays:
             if not x.flags.writeable and at.first <= extent(x).first < at.end:
                 raise KernelFault(f"{expression}: writes into a read-only array")
-        _memory(at)[:] = after
+        _memory(at)[:] = new
 
 
 def missing() -> str | None:
@@ -337,18 +368,18 @@ def missing() -> str | None:
     return None if shutil.which("g++") else "g++ is not installed"
 
 
-# What the launchers cut long inputs by, made small enough for the tests' inputs to be cut as well:
+# Sizes at which the launchers split long inputs, so small that they split the inputs of the tests:
 # module, name and value.
 SMALL = (
     ("topk", "CHUNK", 128),
-    ("topk", "MERGE_HELD", 400),
-    ("select", "MOST", 128),
-    ("select", "LEAST", 64),
-    ("estimate", "SIZE", 128),
-    ("group", "SIZE", 100),
+    ("topk", "MERGE_SHARED", 400),
+    ("select", "MAX_CHUNK", 128),
+    ("select", "MIN_CHUNK", 64),
+    ("estimate", "BLOCK_TOKENS", 128),
+    ("group", "BLOCK_TOKENS", 100),
     ("group", "WEIGH_THREADS", 64),
-    ("attend", "LEAST", 5),
-    ("rerank", "HELD", 100),
+    ("attend", "MIN_SPLIT", 5),
+    ("rerank", "SHARED_PRODUCTS", 100),
     ("rerank", "THREADS", 64),
 )
 

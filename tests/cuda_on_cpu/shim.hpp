@@ -1,14 +1,14 @@
-// CUDA C++ on a CPU, for tests: this header stands in for what NVRTC has built in, so that g++
-// compiles the very .cu files of gpu/kernels/ and worker.hpp runs them.
+// CUDA C++ on a CPU, for tests. This header defines the names that are built into NVRTC. So g++ can
+// compile the .cu files of gpu/kernels/ unchanged, and worker.hpp can run them.
 //
-// Blocks run one after the other. A block's threads are fibers, switched only where a thread waits
-// for others: barriers, shuffles, ballots. The order in which the threads that can go on are
-// resumed is the tester's choice, so a result that leans on an order, because a barrier is missing,
-// differs from one order to another.
+// Blocks run one after another. The threads of a block are fibers. They switch only where a thread
+// waits for others: barriers, shuffles, ballots. The test chooses the order in which waiting
+// threads continue. A kernel that lacks a barrier gives different results in different orders.
 //
-// What it refuses, beyond what AddressSanitizer sees: lanes that wait at different barriers, a lane
-// outside its own mask, a shuffle from a lane that takes no part (its value is noise), deadlock.
-// What it cannot see: races between blocks, and the GPU's memory model.
+// AddressSanitizer finds wrong addresses. In addition this header refuses lanes that wait at
+// different barriers, a lane outside its own mask, and deadlock. A shuffle from a lane that does
+// not take part gives noise. It cannot see races between blocks, or effects of the GPU's memory
+// model.
 #pragma once
 #define ON_CPU 1
 
@@ -38,9 +38,10 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
-// Blocks run one after the other, so one copy does. machine.py finds these variables by their
-// symbols, for poisoning them before every block: the only static variables inside functions of the
-// unnamed namespace that holds the .cu file. (g++ ignores a section attribute in templates.)
+// One copy is enough, because blocks run one after another. machine.py finds these variables by
+// their symbols, and the worker poisons them before every block. They are the only static variables
+// inside functions of the unnamed namespace of the .cu file. (g++ ignores a section attribute in
+// templates.)
 #define __shared__ static
 #define DYN_SHARED(type, name) type* const name = reinterpret_cast<type*>(shim::dynamic_shared)
 
@@ -90,11 +91,11 @@ inline unsigned char* dynamic_shared;
   _exit(3);
 }
 
-// The machinery itself is not checked, which makes the whole twice as fast.
+// Functions of the shim itself are not checked. This makes it twice as fast.
 #define SHIM_FAST __attribute__((no_sanitize("address", "undefined")))
 
 constexpr int LANES = 32, MOST_THREADS = 1024;
-constexpr size_t STACK = 256 * 1024;  // AddressSanitizer's frames are large
+constexpr size_t STACK = 256 * 1024;  // frames are large with AddressSanitizer
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
@@ -107,20 +108,20 @@ struct Fiber {
   bool started = false;
   State state = State::done;
   uint3 index{};
-  int line = 0;                // of the barrier that it waits at
-  unsigned mask = 0;           // lanes that it waits for, itself included
-  unsigned long long given = 0, got = 0;  // what it brings to a warp's exchange, and takes away
-  int source = 0;              // of a shuffle
+  int line = 0;                // of the barrier at which it waits
+  unsigned mask = 0;           // lanes for which it waits, and itself
+  unsigned long long given = 0, got = 0;  // its input and its result in an exchange of the warp
+  int source = 0;              // lane of which a shuffle takes the input
 };
 
 inline Fiber fibers[MOST_THREADS];
 inline Fiber scheduler;
-inline unsigned waiting_lanes[MOST_THREADS / LANES];  // of each warp, those at a warp barrier
-inline int current, threads;  // the running fiber, and how many the block has
-inline void (*body)();        // the kernel with its arguments bound
+inline unsigned waiting_lanes[MOST_THREADS / LANES];  // per warp, the lanes at a warp barrier
+inline int current, threads;  // the running fiber, and the number of fibers of the block
+inline void (*body)();        // the kernel, called with its arguments
 
 #if defined(__x86_64__) && !defined(SHIM_UCONTEXT)
-// Saves the registers that a function must keep and goes on with another stack.
+// Saves the registers that a function must keep, and continues on another stack.
 extern "C" void shim_switch(void** from, void* to);
 asm(R"(
 .text
@@ -154,7 +155,7 @@ inline void switch_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.c
 
 inline void leave() { switch_to(fibers[current], scheduler); }
 
-// A fiber lives as long as the process and runs a thread of one block after the other.
+// A fiber lives as long as the process. It runs one thread of each block.
 inline void fiber_main() {
   for (;;) {
     body();
@@ -164,12 +165,12 @@ inline void fiber_main() {
 }
 
 inline void start(Fiber& fiber) {
-  // The lowest page stays out of reach: a stack that overflows ends the process.
+  // The lowest page cannot be accessed, so a stack overflow ends the process.
   void* memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, 4096, PROT_NONE)) fail("no memory for a stack");
 #if defined(__x86_64__) && !defined(SHIM_UCONTEXT)
-  // On entry the stack pointer is 8 behind a multiple of 16, as if fiber_main had been called.
+  // On entry the stack pointer is a multiple of 16, minus 8, as after a call of fiber_main.
   void** top = reinterpret_cast<void**>(static_cast<char*>(memory) + STACK) - 2;
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(&fiber_main);
@@ -188,14 +189,14 @@ inline void start(Fiber& fiber) {
 
 SHIM_FAST inline int thread_of(int lane) { return current / LANES * LANES + lane; }
 
-// Waits for all threads of the block that have not ended. `line` tells barriers apart.
+// Waits for all threads of the block that have not ended. `line` identifies the barrier.
 inline void block_barrier(int line) {
   fibers[current].line = line;
   fibers[current].state = State::at_block_barrier;
   leave();
 }
 
-// Lets the threads at a barrier of the block go on if no other is left running.
+// If all threads of the block wait at a barrier or have ended, lets them continue.
 inline bool release_block() {
   int line = 0, waiting = 0;
   for (int i = 0; i < threads; ++i) {
@@ -213,9 +214,9 @@ inline bool release_block() {
   return waiting > 0;
 }
 
-// Brings `given` to the lanes of mask, waits until all of them have come to the same line, and
-// takes away what `finish` leaves in `got`. The last lane to come calls it for all, since a lane
-// that goes on may bring something new before a slow one has looked.
+// Gives `given` to the lanes of mask, waits until all of them have reached the same line, and
+// returns the result that `finish` writes to `got`. The last lane calls `finish` for all lanes,
+// because a lane that continues may give something new before a slow lane has read the old input.
 template <typename Finish>
 SHIM_FAST inline unsigned long long exchange(
     int line, unsigned mask, unsigned long long given, int source, Finish finish) {
@@ -261,7 +262,8 @@ inline T from_word(unsigned long long word) {
   return value;
 }
 
-// A shuffle: each lane names the lane that it takes from. One that takes no part gives noise.
+// A shuffle: each lane gives the lane from which it takes. A lane that does not take part gives
+// noise.
 template <typename T>
 inline T shuffle(int line, unsigned mask, T value, int source) {
   return from_word<T>(exchange(line, mask, to_word(value), source, [mask](Fiber* warp) SHIM_FAST {
@@ -338,7 +340,7 @@ inline T reduce(int line, unsigned mask, T value, Combine combine) {
   }));
 }
 
-// mma.m16n8k32 of unsigned and signed bytes, in the layout that score.cuh tells.
+// mma.m16n8k32 of unsigned and signed bytes, in the layout that score.cuh describes.
 inline void multiply_bytes(int line, int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   const int g = current % LANES / 4, t = current % LANES % 4;
   unsigned rows[2][8], columns[2][8];  // 32 bytes each: of the rows g, g + 8; the columns 2t, 2t + 1
@@ -365,7 +367,7 @@ inline int syncthreads_count(int line, bool bit) {
   for (int i = 0; i < threads; ++i) {
     if (fibers[i].state != State::done) count += static_cast<int>(fibers[i].given);
   }
-  block_barrier(-line);  // nobody brings something new before all have looked
+  block_barrier(-line);  // no thread gives something new before all have read
   return count;
 }
 
@@ -401,7 +403,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 // ---- arithmetic ---------------------------------------------------------------------------------
-// g++ is told -ffp-contract=off and keeps IEEE's rounding, NaN and subnormal numbers.
+// With -ffp-contract=off g++ keeps IEEE rounding, NaN and subnormal numbers.
 
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -435,7 +437,7 @@ inline float __int_as_float(int x) { return shim::from_word<float>(shim::to_word
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
 
 inline float half_bits_to_float(unsigned short bits) {
-  // Widened by numbers: _Float16 is not in every g++.
+  // Computed with numbers, because not every g++ has _Float16.
   const int exponent = bits >> 10 & 31;
   const float fraction = static_cast<float>(bits & 1023);
   float size = exponent == 0 ? std::ldexp(fraction, -24)
@@ -448,7 +450,7 @@ inline unsigned short float_to_half_bits(float x) {
   const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
   if (std::isnan(x)) return 0x7fff;
   const float size = std::fabs(x);
-  if (size >= 65520.0f) return sign | 0x7c00;  // halfway to what would be the next number
+  if (size >= 65520.0f) return sign | 0x7c00;  // halfway to 65536, which is too large
   if (size < 6.103515625e-05f) {  // 2**-14: subnormal, in steps of 2**-24
     return sign | static_cast<unsigned short>(std::nearbyint(std::ldexp(size, 24)));
   }

@@ -1,9 +1,9 @@
-// The program around one .cu file: it reads launches from standard input, runs them and writes the
-// arrays back to standard output. machine.py writes the requests and gives the list of kernels.
+// The program around one .cu file. It reads launches from standard input, runs them, and writes the
+// arrays to standard output. machine.py writes the requests and the list of kernels.
 //
-// A request is a Header, `buffers` sizes (Buffer), `arguments` arguments (Argument), the bytes of
-// all buffers; the answer is the bytes of all buffers. What goes wrong ends the process, with the
-// reason on standard error.
+// A request is a Header, `buffers` times a Buffer, `arguments` times an Argument, and the bytes of
+// all buffers. The answer is the bytes of all buffers. An error ends the process, with the reason
+// on standard error.
 #pragma once
 #include "shim.hpp"
 
@@ -14,7 +14,7 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
-// The fibers' stacks are none that AddressSanitizer knows, so it must not invent stacks of its own.
+// AddressSanitizer does not know the stacks of the fibers, so it must not use fake stacks.
 extern "C" const char* __asan_default_options() {
   return "detect_stack_use_after_return=0:detect_leaks=0:abort_on_error=0:color=never";
 }
@@ -28,7 +28,7 @@ struct Header {
   uint32_t kernel, grid[3], block[3], shared, buffers, arguments, order, seed;
 };
 struct Buffer {
-  uint64_t size, offset;  // offset: of the first byte from a multiple of 16
+  uint64_t size, offset;  // offset: address of the first byte modulo 16
 };
 struct Argument {
   uint64_t kind, value, offset;  // kind 'p': buffer and offset; '0': null; 'i': int; 'f': float
@@ -75,7 +75,7 @@ Runner bound(void (*kernel)(T...), const Values& values) {
 
 inline Runner runner;
 
-// A random order, drawn cheaply: it is drawn anew whenever all threads wait.
+// A cheap random order. A new one is drawn whenever all threads wait.
 struct Generator {
   uint64_t state;
   template <typename T>
@@ -87,14 +87,14 @@ struct Generator {
   }
 };
 
-// Where the file's static shared memory lies; the program is linked to run at fixed addresses.
+// The addresses of static shared memory. They are fixed, because the program is linked without PIE.
 struct Variable {
   unsigned char* address;
   size_t size;
 };
 inline std::vector<Variable> shared_variables;
 
-// A plain memset is AddressSanitizer's, which objects to its own padding of a variable.
+// Not memset, because AddressSanitizer checks memset and refuses its own padding of a variable.
 __attribute__((no_sanitize("address"))) inline void poison(
     const Variable& variable, unsigned char value) {
   for (size_t i = 0; i < variable.size; ++i) {
@@ -103,7 +103,7 @@ __attribute__((no_sanitize("address"))) inline void poison(
 }
 
 SHIM_FAST inline void run_block(uint32_t order, Generator& generator, size_t shared) {
-  // Another value for each order, so that what was never written cannot agree between orders.
+  // Each order has another value, so that memory without a write differs between orders.
   const unsigned char noise = order == ascending ? 0xff : order == descending ? 0xa5 : 0x3c;
   for (const Variable& variable : shared_variables) poison(variable, noise);
   std::memset(shim::dynamic_shared, noise, shared);
@@ -136,7 +136,7 @@ SHIM_FAST inline void run_block(uint32_t order, Generator& generator, size_t sha
       const shim::Fiber& f = shim::fibers[i];
       if (f.state == shim::State::done) continue;
       threadIdx = f.index;
-      if (f.state == shim::State::at_block_barrier) continue;  // it waits for one of the others
+      if (f.state == shim::State::at_block_barrier) continue;  // it waits for one of the other threads
       shim::fail("deadlock at line %d: lanes %08x are asked for, and %08x wait at warp barriers",
                  f.line, f.mask, shim::waiting_lanes[i / shim::LANES]);
     }
@@ -164,7 +164,8 @@ inline bool read_all(void* to, size_t size) {
   return size == 0 || std::fread(to, 1, size, stdin) == size;
 }
 
-// The program's arguments are address and size, in hexadecimal, of each shared variable.
+// The arguments of the program are the address and the size of each shared variable, in
+// hexadecimal.
 template <typename Bind>
 int serve(int count, char** words, Bind bind_kernel) {
   for (int i = 1; i + 1 < count; i += 2) {
@@ -197,7 +198,7 @@ int serve(int count, char** words, Bind bind_kernel) {
       std::fwrite(values.memory[i], 1, buffers[i].size, stdout);
       std::free(allocated[i]);
     }
-    std::fputc('.', stdout);  // an answer even where no buffer has a byte
+    std::fputc('.', stdout);  // so that there is an answer if all buffers are empty
     std::fflush(stdout);
   }
   return 0;

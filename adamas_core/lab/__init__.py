@@ -1,0 +1,1 @@
+"""The lab: what a choice of tokens costs in quality, for this library and for other methods."""

@@ -1,0 +1,152 @@
+"""The cost of a selector in quality: the last positions of a text, against full attention.
+
+A window of a text is read densely, except for its last L tokens. These run as one causal block, in
+which each query chooses its own tokens in every layer. The result equals decoding token by token
+with the true text put in: errors travel through the layers and, through the block's own keys and
+values, through the cache.
+
+Letters: H query heads, H_kv KV heads, L positions of the block, S tokens, D head_dim, V
+vocabulary, K budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..llama import Attention, Llama
+from ..ops import attend
+from .metrics import Captured, NextToken, next_token, recall
+from .prefix import Prefix
+from .selectors import Exact, Selector
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Oracle:
+    """The exact top-k of the block's dense queries, for one budget."""
+
+    budget: int
+    indices: list[NDArray[np.int32]]  # one per layer: (H, L, K)
+    lse: list[Array]  # one per layer: (H, L)
+
+
+class Reading:
+    """A window of a text, read densely, with which every selector is compared.
+
+    Parameters
+    ----------
+    model : Llama
+    tokens : sequence of ints
+        S tokens, and one more, which is predicted but never read.
+    positions : int
+        L, the tokens of the block.
+    on_prefill : callable, optional
+        ``on_prefill(done, total)`` after each chunk.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tokens: Sequence[int],
+        positions: int,
+        on_prefill: Callable[[int, int], object] | None = None,
+    ) -> None:
+        self.tokens = np.asarray(tokens)
+        self.context = len(tokens) - 1
+        self.start = self.context - positions
+        if positions < 1 or self.start < 1:
+            raise ValueError(
+                f"a window of {self.context} tokens has no prefix before {positions} positions"
+            )
+        self.prefix = Prefix(model, self.tokens[: self.start], positions, on_prefill)
+        cache = self.prefix.cache
+
+        # The block in the dense run, one array per layer.
+        self.q: list[Array] = []  # (H, L, D)
+        self.k: list[Array] = []  # (H_kv, L, D)
+        self.v: list[Array] = []
+        self.out: list[Array] = []  # (H, L, D)
+        self.lse: list[Array] = []  # (H, L)
+
+        def block(layer: int, q: Array, k: Array, v: Array) -> NDArray[Any]:
+            cache.append(k, v, layer)
+            out: NDArray[Any]
+            out, lse = attend(q, *self.prefix.keys_values(layer), None, return_lse=True)
+            for arrays, x in zip(
+                (self.q, self.k, self.v, self.out, self.lse), (q, k, v, out, lse), strict=True
+            ):
+                arrays.append(np.array(x))
+            return out
+
+        self.logits = self._block(block)
+        self._oracle: Oracle | None = None
+
+    def full(self) -> NextToken:
+        """The next token under full attention."""
+        return next_token(self.logits, self.logits, self.tokens[self.start + 1 :])
+
+    def next_token(
+        self, fitted: Sequence[Selector], budget: int, dense_layers: int = 0
+    ) -> NextToken:
+        """The next token if all but the first `dense_layers` layers are sparse."""
+        self.prefix.cache.truncate(self.start)
+        try:
+            logits = self._block(self.prefix.sparse(fitted, budget, dense_layers))
+        finally:
+            self._restore()
+        return next_token(self.logits, logits, self.tokens[self.start + 1 :])
+
+    def captured(self, fitted: Sequence[Selector], budget: int) -> Captured:
+        """The attention that each layer's selection captures, for the dense run's queries."""
+        oracle = self.oracle(budget)
+        rows: list[tuple[Array, ...]] = []
+        seconds = 0.0
+        for layer, q in enumerate(self.q):
+            keys, values = self.prefix.keys_values(layer)
+            begin = time.process_time()
+            indices = fitted[layer](q, keys, budget)
+            seconds += time.process_time() - begin
+            out, lse = attend(q, keys, values, indices, return_lse=True)
+            full = self.out[layer]
+            distance = np.linalg.norm(out - full, axis=-1)
+            rows.append(
+                (
+                    np.exp(lse - self.lse[layer]),
+                    np.exp(lse - oracle.lse[layer]),
+                    recall(indices, oracle.indices[layer], keys.shape[1]),
+                    distance / np.linalg.norm(full, axis=-1),
+                )
+            )
+        mass, relative, found, error = (np.stack(x) for x in zip(*rows, strict=True))
+        return Captured(mass, relative, found, error, seconds / len(self.q))
+
+    def oracle(self, budget: int) -> Oracle:
+        """The exact top-k of a budget; only the last one asked for stays in memory."""
+        if self._oracle is None or self._oracle.budget != budget:
+            self._oracle = None  # free its memory before more is taken
+            exact = Exact()
+            indices, lse = [], []
+            for layer, q in enumerate(self.q):
+                keys, values = self.prefix.keys_values(layer)
+                indices.append(exact(q, keys, budget))
+                lse.append(attend(q, keys, values, indices[-1], return_lse=True)[1])
+            self._oracle = Oracle(budget, indices, lse)
+        return self._oracle
+
+    def _block(self, attention: Attention) -> Array:
+        """The block's logits (L, V). The cache must hold the prefix and nothing else."""
+        tokens = self.tokens[self.start : self.context]
+        return self.prefix.model.forward(tokens, self.start, attention, last=False)
+
+    def _restore(self) -> None:
+        """Put the block's keys and values of the dense run back into the cache."""
+        self.prefix.cache.truncate(self.start)
+        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            self.prefix.cache.append(k, v, layer)

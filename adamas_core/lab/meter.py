@@ -1,0 +1,58 @@
+"""The cost of attention while a model decodes: time, and bytes of KV cache that are read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ..cache import KVCache
+from .code_bytes import code_bytes
+
+NDArray = np.ndarray[Any, Any]
+
+
+class Meter:
+    """The attention callable of a cache, which counts decode steps of one token, not prefill.
+
+    Attributes
+    ----------
+    seconds : float
+        Time in attention, including the appending of keys and values.
+    calls : int
+        Attention steps: one per layer and token.
+    bytes, dense_bytes : int
+        Bytes that those steps read, and bytes that full attention would have read. Selected rows
+        count once per query head, also if the heads of a group chose the same ones.
+    """
+
+    def __init__(self, cache: KVCache, budget: int | None) -> None:
+        self._cache = cache
+        self._budget = budget
+        self._attend = cache.attention(budget)
+        self.seconds = 0.0
+        self.calls = 0
+        self.bytes = 0
+        self.dense_bytes = 0
+
+    def __call__(self, layer: int, q: NDArray, k: NDArray, v: NDArray) -> NDArray:
+        begin = time.perf_counter()
+        out = self._attend(layer, q, k, v)
+        if q.shape[-2] == 1:
+            self.seconds += time.perf_counter() - begin
+            self.calls += 1
+            self._count(layer, q.shape[-3])
+        return out
+
+    def _count(self, layer: int, H: int) -> None:
+        held = self._cache[layer]
+        B, H_kv, S, D = held.k.shape
+        row = 2 * D * held.k.itemsize  # a token's key and value
+        dense = B * H_kv * S * row
+        self.dense_bytes += dense
+        if self._budget is None or held.codes is None or self._budget >= S:
+            self.bytes += dense
+        else:
+            centered = held.codes.centers is not None
+            self.bytes += B * (int(H_kv * S * code_bytes(D, centered)) + H * self._budget * row)

@@ -1,0 +1,112 @@
+"""Adamas as this library computes it, through the public `encode` and `select_topk`.
+
+Yan et al., "Adamas: Hadamard Sparse Attention for Efficient Long-Context Inference",
+arXiv 2510.18413. `simulated_codes` has the forms that the library does not offer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...codes import PAPER, SAMPLE, calibrate, encode
+from ...reference.layout import TILE
+from ...select import select_topk
+from ...selection import DEFAULT, Selection
+from ..code_bytes import code_bytes
+from .largest import Array, Indices, checked
+
+RULES = ("rms", "quartiles", "published")
+
+
+@dataclass(frozen=True)
+class Adamas:
+    """Tokens by the library's codes and one of its metrics.
+
+    Parameters
+    ----------
+    name : str
+    selection : Selection
+        The options of `select_topk`.
+    thresholds : {"rms", "quartiles", "published"}
+        A rule of `calibrate`, or the constants of the paper's code. Of no use to centered codes.
+    stretch : float
+        Multiplies the thresholds, to see what a wrong calibration costs.
+    centered : bool
+        Use centered codes.
+    """
+
+    name: str = "Adamas, weighted"
+    selection: Selection = DEFAULT
+    thresholds: str = "rms"
+    stretch: float = 1.0
+    centered: bool = False
+    fitted: Array | None = field(default=None, repr=False, compare=False)  # thresholds (H_kv, 3)
+
+    def __post_init__(self) -> None:
+        if self.thresholds not in RULES:
+            raise ValueError(
+                f"{self.name}: thresholds={self.thresholds!r}; expected one of {RULES}"
+            )
+        if self.centered and (self.thresholds, self.stretch) != ("rms", 1):
+            raise ValueError(
+                f"{self.name}: thresholds={self.thresholds!r} and stretch={self.stretch}; expected "
+                "'rms' and 1, because centered codes have thresholds of their own"
+            )
+
+    def fit(self, q: Array, k: Array) -> Adamas:
+        """Take thresholds from the first tokens, as `encode` does; centered codes need none."""
+        if self.centered:
+            return self
+        published = self.thresholds == "published"
+        found = PAPER if published else calibrate(k[:, :SAMPLE], self.thresholds)
+        return replace(self, fitted=np.broadcast_to(found * np.float32(self.stretch), (len(k), 3)))
+
+    def __call__(self, q: Array, k: Array, budget: int) -> Indices:
+        K = checked(self.name, q, k, budget)
+        if self.centered:
+            return self._by_tiles(q, k, K)
+        if self.fitted is None:
+            raise ValueError(f"{self.name}: has no thresholds; fit it to a prefix first")
+        found: Indices = select_topk(q, encode(k, self.fitted), K, self._within(K), k=k)
+        return found
+
+    def _by_tiles(self, q: Array, k: Array, K: int) -> Indices:
+        """Indices (H, L, K) by centered codes, each query over the codes of its own step.
+
+        A token gets its final code when its tile becomes full, and that code depends on tokens
+        which an earlier query must not see. So keys are appended up to the next token that fills a
+        tile, and the queries in between are searched together: among them only the number of
+        tokens differs.
+        """
+        H, L, _ = q.shape
+        S = k.shape[1]
+        indices = np.full((H, L, K), -1, np.int32)
+        codes = encode(k[:, : S - L], centered=True)
+        codes.reserve(S)
+        start = S - L
+        while start < S:
+            full = (start + 1) // TILE  # full tiles at the step of the query `start`
+            end = min((full + 1) * TILE - 1, S)
+            codes.append(k[:, start:end])
+            width = min(K, end)
+            rows = slice(start - (S - L), end - (S - L))
+            found = select_topk(q[:, rows], codes, width, self._within(width), k=k)
+            indices[:, rows, :width] = found
+            start = end
+        return indices
+
+    def _within(self, K: int) -> Selection:
+        """The selection with no more sinks and recent tokens than K has room for, sinks first."""
+        sinks = min(self.selection.sinks, K)
+        return replace(self.selection, sinks=sinks, recent=min(self.selection.recent, K - sinks))
+
+    def bytes_kept(self, D: int) -> float:
+        return code_bytes(D, self.centered)
+
+    def bytes_read(self, D: int, S: int, budget: int) -> float:
+        """All codes, and the keys of the candidates of `refine` that are not chosen."""
+        K = min(budget, S)
+        candidates = min(max(self.selection.refine, 1) * K, S)
+        return self.bytes_kept(D) * S + 2.0 * D * (candidates - K)

@@ -1,0 +1,271 @@
+"""Dense causal attention, a block of keys at a time with a running softmax.
+
+Queries run along vector lanes: logits lie (key, query). So maxima, sums and corrections are lane by
+lane, and nothing is summed across a vector. The G query heads of a KV head share its keys.
+"""
+
+from __future__ import annotations
+
+import math
+from math import gcd
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba import prange
+
+from ._array import BFLOAT16, FLOAT16, FLOAT32, K_FIELDS, Q_FIELDS, V_FIELDS, address_of
+from ._exp import exp
+from ._float_rows import LANES, item_bytes, narrow_row, whole_lanes, widen_row
+from ._jit import inlined, kernel, outlined
+from ._matmul import VECTOR_BYTES, add_matmul
+from ._record import Record
+from ._simd import (
+    larger_number,
+    load_float32,
+    load_scalar_float32,
+    multiply_add,
+    store_float32,
+    store_scalar_float32,
+    to_all,
+)
+from ._visible import visible_tokens
+
+LOWEST = np.float32(np.finfo(np.float32).min)
+DEPTH = 64  # terms of q.k summed at once: short sums round less
+BLOCK_KEYS = 128  # the logits of a block against 64 queries are 32 KiB
+
+# A thread takes 16 * vectors query rows of one KV head, and one of `splits` parts of the keys.
+Dense = Record(
+    *(*Q_FIELDS, *K_FIELDS, *V_FIELDS, "H_kv", "scale", "out", "lse"),
+    *("vectors", "splits", "parts", "part_lse"),
+    floats=("scale",),
+)
+dense_at = Dense.reader()
+
+
+def attend_dense(q_fields: dict[str, int], H_kv: int, attention: dict[str, float]) -> None:
+    """Fill out (B, H, L, D) and lse (B, H, L) for queries that are the last L of S tokens.
+
+    `attention` are the fields of keys, values, out and lse, see attend.attention_fields.
+    """
+    B, H, L, D = (q_fields[name] for name in ("B", "H", "L", "D"))
+    rows = H // H_kv * L  # of one KV head
+    vectors = 1 if rows <= LANES else 4
+    items = B * H_kv * -(-rows // (LANES * vectors))
+    threads = numba.get_num_threads()
+    # Few items (decoding) are split along the keys too, so that no thread is idle.
+    splits = 1 if items >= 8 * threads else threads // gcd(items, threads)
+    parts = np.empty((B * H * L, splits, -(-D // LANES) * LANES), np.float32)
+    part_lse = np.empty((B * H * L, splits), np.float32)
+    record = Dense(
+        q_fields, attention, H_kv=H_kv, vectors=vectors, splits=splits,
+        parts=address_of(parts), part_lse=address_of(part_lse),
+    )  # fmt: skip
+    _attend_dense(record)
+
+
+class Columns(NamedTuple):
+    """Up to 16 * vectors query rows of one KV head, and addresses in their scratch, float32."""
+
+    first: int  # the first query row
+    rows: int  # how many there are
+    line: int  # bytes of a line: one number per column
+    queries: int  # (D, columns)
+    sums: int  # (D, columns)
+    logits: int  # (BLOCK_KEYS, columns)
+    largest: int  # logit so far, one line
+    mass: int  # one line
+    correction: int  # one line
+    row: int  # a query
+    wide: int  # (BLOCK_KEYS, D): keys or values that have to be widened
+
+
+@inlined
+def _columns(record, block, floats):
+    rows = record.H // record.H_kv * record.L
+    columns = LANES * record.vectors
+    first, line = block * columns, 4 * columns
+    queries = floats.ctypes.data
+    sums = queries + line * record.D
+    logits = sums + line * record.D
+    largest = logits + line * BLOCK_KEYS
+    row = largest + 3 * line
+    return Columns(
+        first, min(columns, rows - first), line, queries, sums, logits,
+        largest, largest + line, largest + 2 * line, row, row + 4 * whole_lanes(record.D),
+    )  # fmt: skip
+
+
+@kernel
+def _attend_dense(records):
+    record = records[0]
+    at = records.ctypes.data
+    columns = LANES * record.vectors
+    blocks = (record.H // record.H_kv * record.L + columns - 1) // columns
+    wide = 0 if record.kv_dtype == FLOAT32 else BLOCK_KEYS * whole_lanes(record.D)
+    size = (2 * record.D + BLOCK_KEYS + 3) * columns + whole_lanes(record.D) + wide
+    for item in prange(record.B * record.H_kv * blocks * record.splits):
+        floats = np.empty(size, np.float32)
+        visible = np.empty(columns, np.int64)
+        _attend_block(at, np.int64(item), blocks, floats, visible)
+    for row in prange(record.B * record.H * record.L):
+        _merge(at, np.int64(row))
+
+
+@outlined
+def _attend_block(at, item, blocks, floats, visible):
+    """A block of query rows of one KV head against one split of the keys."""
+    record = dense_at(at)
+    D, dtype, vectors, splits = record.D, record.kv_dtype, record.vectors, record.splits
+    head_block, split = divmod(item, splits)
+    head, block = divmod(head_block, blocks)
+    b, h = divmod(head, record.H_kv)
+    columns = _columns(record, block, floats)
+    keys = record.k + b * record.k_b + h * record.k_h
+    values = record.v + b * record.v_b + h * record.v_h
+    line, logits, sums = columns.line, columns.logits, columns.sums
+    end = _load_queries(record, b, h, columns, visible)
+    key_blocks = (end + BLOCK_KEYS - 1) // BLOCK_KEYS
+    for i in range(key_blocks * split // splits, key_blocks * (split + 1) // splits):
+        start = i * BLOCK_KEYS
+        count = min(BLOCK_KEYS, end - start)
+        source, stride = _as_float32(
+            keys + start * record.k_s, record.k_s, dtype, count, D, columns.wide
+        )
+        for c in range(0, line * count, VECTOR_BYTES):
+            store_float32(logits + c, to_all(np.float32(0)))
+        for d in range(0, D, DEPTH):
+            depth, queries = min(DEPTH, D - d), columns.queries + line * d
+            if vectors == 4:
+                add_matmul(logits, source + 4 * d, stride, 4, count, queries, depth, 4)
+            else:
+                add_matmul(logits, source + 4 * d, stride, 4, count, queries, depth, 1)
+        for c in range(LANES * vectors):
+            for s in range(max(visible[c] - start, 0), count):
+                store_scalar_float32(logits + line * s + 4 * c, np.float32(-np.inf))
+        _softmax_step(columns, count)
+        for d in range(D):
+            for c in range(0, line, VECTOR_BYTES):
+                z = load_float32(sums + line * d + c) * load_float32(columns.correction + c)
+                store_float32(sums + line * d + c, z)
+        source, stride = _as_float32(
+            values + start * record.v_s, record.v_s, dtype, count, D, columns.wide
+        )
+        if vectors == 4:
+            add_matmul(sums, source, 4, stride, D, logits, count, 4)
+        else:
+            add_matmul(sums, source, 4, stride, D, logits, count, 1)
+    _store_part(record, splits * (head * (record.H // record.H_kv) * record.L) + split, columns)
+
+
+@inlined
+def _load_queries(record, b, h, columns, visible):
+    """Load the scaled queries and their visible tokens. Returns the largest number of these.
+
+    A column without a query holds zeros and sees all tokens, which changes no result.
+    """
+    L, D, line = record.L, record.D, columns.line
+    scale = np.float32(record.scale)
+    source = record.q + b * record.q_b + h * (record.H // record.H_kv) * record.q_h
+    end = 0
+    for c in range(LANES * record.vectors):
+        visible[c] = record.S
+        if c < columns.rows:
+            g, l = divmod(columns.first + c, L)
+            visible[c] = visible_tokens(record.S, L, l)
+            end = max(end, visible[c])
+            widen_row(source + g * record.q_h + l * record.q_l, record.q_dtype, D, columns.row)
+        for d in range(D):
+            x = np.float32(0)
+            if c < columns.rows:
+                x = load_scalar_float32(columns.row + 4 * d) * scale
+            store_scalar_float32(columns.queries + line * d + 4 * c, x)
+            store_scalar_float32(columns.sums + line * d + 4 * c, np.float32(0))
+        store_scalar_float32(columns.largest + 4 * c, np.float32(-np.inf))
+        store_scalar_float32(columns.mass + 4 * c, np.float32(0))
+    return end
+
+
+@inlined
+def _as_float32(rows, stride, dtype, count, D, wide):
+    """Address and stride of `count` rows as float32: where they lie, or widened into `wide`."""
+    if dtype == FLOAT32:
+        return rows, stride
+    width = 4 * whole_lanes(D)
+    for s in range(count):
+        if dtype == FLOAT16:
+            widen_row(rows + s * stride, FLOAT16, D, wide + width * s)
+        else:
+            widen_row(rows + s * stride, BFLOAT16, D, wide + width * s)
+    return wide, width
+
+
+@inlined
+def _softmax_step(columns, keys):
+    """Replace logits by exp(logit - largest), and update the largest, the mass and the correction.
+
+    If all logits so far are -inf, the exponents are taken against the lowest float32 instead, so
+    that -inf gives 0 and not NaN. A NaN logit makes the mass NaN, for good.
+    """
+    line, logits = columns.line, columns.logits
+    for c in range(0, line, VECTOR_BYTES):
+        old = load_float32(columns.largest + c)
+        new = old
+        for s in range(keys):
+            new = larger_number(new, load_float32(logits + line * s + c))
+        base = larger_number(new, to_all(LOWEST))
+        sum_ = to_all(np.float32(0))
+        for s in range(keys):
+            share = exp(load_float32(logits + line * s + c) - base)
+            store_float32(logits + line * s + c, share)
+            sum_ += share
+        factor = exp(old - base)
+        store_float32(columns.mass + c, multiply_add(load_float32(columns.mass + c), factor, sum_))
+        store_float32(columns.largest + c, new)
+        store_float32(columns.correction + c, factor)
+
+
+@inlined
+def _store_part(record, first_part, columns):
+    """The results of one split. first_part is the part of the KV head's first query row."""
+    D, line, splits = record.D, columns.line, record.splits
+    part_bytes = 4 * whole_lanes(D)
+    for c in range(columns.rows):
+        part = first_part + splits * (columns.first + c)
+        m = load_scalar_float32(columns.mass + 4 * c)
+        log_sum = load_scalar_float32(columns.largest + 4 * c) + np.float32(math.log(m))
+        for d in range(D):
+            x = load_scalar_float32(columns.sums + line * d + 4 * c)
+            y = np.float32(0) if m == 0 else x / m
+            store_scalar_float32(record.parts + part_bytes * part + 4 * d, y)
+        store_scalar_float32(record.part_lse + 4 * part, log_sum)
+
+
+@outlined
+def _merge(at, row):
+    """Merge the splits of one row into the first of them, and round it into out."""
+    record = dense_at(at)
+    D, splits = record.D, record.splits
+    part_bytes = 4 * whole_lanes(D)
+    parts = record.parts + part_bytes * splits * row
+    part_lse = record.part_lse + 4 * splits * row
+    visible = visible_tokens(record.S, record.L, row % record.L)
+    largest = np.float32(-np.inf)
+    for split in range(splits):
+        largest = max(largest, load_scalar_float32(part_lse + 4 * split))
+    log_sum = load_scalar_float32(part_lse)
+    if visible > 0 and (splits > 1 or largest == -np.inf):
+        # Logits that are all -inf have no softmax: -inf - -inf makes the NaN that is due.
+        mass = np.float32(0)
+        for split in range(splits):
+            mass += math.exp(load_scalar_float32(part_lse + 4 * split) - largest)
+        log_sum = largest + math.log(mass)
+        for d in range(D):
+            x = np.float32(0)
+            for split in range(splits):
+                share = math.exp(load_scalar_float32(part_lse + 4 * split) - largest)
+                x += share * load_scalar_float32(parts + part_bytes * split + 4 * d)
+            store_scalar_float32(parts + 4 * d, np.float32(x / mass))
+    narrow_row(parts, D, record.out + item_bytes(record.q_dtype) * D * row, record.q_dtype)
+    store_scalar_float32(record.lse + 4 * row, np.float32(log_sum))

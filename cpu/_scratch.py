@@ -1,0 +1,86 @@
+"""The scratch memory of a thread in a selection: what stands where."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from adamas_core.reference.layout import TILE
+
+from ._array import LINE
+from ._jit import inlined
+from .attend import attend_scratch
+from .hadamard import scratch_floats
+from .rerank import rerank_scratch
+from .score import query_bytes
+
+CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB per row
+ROWS = 8  # query rows that share a chunk of codes while it is in cache
+
+# The state of a row between chunks, in int64.
+FIRST, END = 0, 1  # the tokens that compete are FIRST .. END
+PLACES = 2  # the number of places that they compete for
+BOUND = 3  # the largest distance, or rank, that can still take a place
+COUNT = 4  # candidates so far
+STATE_FIELDS = 5
+
+# The terms that estimates take from a query: their byte positions.
+TOTAL, UNIT = 0, 4  # float32: 3 W and m / (2 wmax), see reference/estimate.py
+INVERSE = 8  # float32, of a head of a group: the inverse of the sum of its weights
+BEST = 16  # int64, of a head of a group: its best level
+TERMS_BYTES = 32
+
+
+class Layout(NamedTuple):
+    """Where each array begins, in bytes from the start of the scratch."""
+
+    queries: int  # prepared
+    x: int  # transformed queries: of all rows if there are estimates, else of one
+    terms: int  # of each row, if there are estimates
+    on_means: int  # products of each row with the means of a chunk's tiles, float32
+    tile_ranks: int  # of 64 tokens, uint32
+    distances: int  # of a chunk; for a group, of all tokens
+    near: int  # candidates
+    near_ranks: int
+    state: int  # of each row, between chunks
+    products: int  # scratch of ranking by products
+    end: int
+
+
+@inlined
+def estimated(step):
+    """Whether tokens are ranked by estimates, in 32 bits, and not by distances, in 16."""
+    return step.scales != 0 or step.group != 0
+
+
+@inlined
+def sought(step):
+    """How many tokens the search by codes gives per row."""
+    return max(step.refined, step.budget)
+
+
+@inlined
+def layout_of(step):
+    heads = step.H // step.H_kv
+    rows, tokens = min(ROWS, heads * step.L), CHUNK
+    choosing = rows  # rows with candidates of their own
+    if step.group != 0:
+        rows, choosing, tokens = heads, 1, step.slots
+    transformed, extra, rank_bytes = 1, 0, 2
+    if estimated(step):
+        transformed, extra, rank_bytes = rows, rows, 4
+    # A group uses each product with a mean at once.
+    products_per_row = 0 if step.group != 0 else CHUNK // TILE
+    x = rows * query_bytes(step.P, step.weights)
+    terms = x + 4 * transformed * scratch_floats(step.Dt)
+    on_means = terms + TERMS_BYTES * extra
+    tile_ranks = (on_means + 4 * extra * products_per_row + LINE - 1) // LINE * LINE
+    distances = tile_ranks + 4 * TILE
+    near = distances + 2 * rows * tokens
+    near_ranks = near + 4 * choosing * step.part_room
+    state = near_ranks + rank_bytes * choosing * step.part_room
+    products = (state + 8 * STATE_FIELDS * choosing + LINE - 1) // LINE * LINE
+    by_products = products + rerank_scratch(step.D, step.refined)
+    end = max(by_products, attend_scratch(step.D, step.budget)) + LINE
+    return Layout(
+        0, x, terms, on_means, tile_ranks, distances, near, near_ranks, state, products, end
+    )

@@ -1,0 +1,73 @@
+"""Arrays as arguments of kernels: names of strides, types of elements, lengths of sequences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import _launch
+from ._kernels import ELEMENTS
+from ._launch import Argument, Array
+
+VECTOR = 16  # bytes of one load, where all rows are aligned to it
+
+# The axes of an array (B, heads, tokens, D) whose strides a kernel takes.
+ROWS = ("batch", "head", "token")
+
+
+def strides(name: str, x: Array, axes: tuple[str, ...] = ROWS) -> dict[str, Argument]:
+    """x, and its strides in elements along its first axes, under the names <name>_<axis>."""
+    steps = zip(axes, x.strides, strict=False)  # the kernel knows the strides of the other axes
+    return {name: x, **{f"{name}_{axis}": step // x.itemsize for axis, step in steps}}
+
+
+def four_axes(x: Array) -> Array:
+    """A view (batch, heads, tokens, D). More than four axes are copied if there is no such view."""
+    if x.ndim > 4:
+        return x.reshape((math.prod(x.shape[:-3]), *x.shape[-3:]))
+    return x.reshape((1,) * (4 - x.ndim) + x.shape) if x.ndim < 3 else x[(None,) * (4 - x.ndim)]
+
+
+def element(x: Array) -> str:
+    """The name of x's dtype in common.cuh."""
+    return ELEMENTS[x.dtype.name]
+
+
+def elements_per_load(*arrays: Array) -> int:
+    """Elements that one load takes from arrays (..., D) of one dtype.
+
+    VECTOR bytes, or one element where not all rows are aligned to VECTOR bytes.
+    """
+    n = VECTOR // arrays[0].dtype.itemsize
+    fits = all(x.shape[-1] % n == 0 and _aligned(x) for x in arrays)
+    return n if fits else 1
+
+
+def _aligned(x: Array) -> bool:
+    """Whether every row of x begins at a multiple of VECTOR bytes."""
+    return all(n % VECTOR == 0 for n in (x.data.ptr, *x.strides[:-1]))
+
+
+def head_thresholds(thresholds: Array) -> dict[str, Argument]:
+    """Thresholds (3,) or (heads, 3), with the distance between those of two heads."""
+    t = _launch.device().xp.asarray(thresholds, np.float32, order="C")
+    return {"thresholds": t, "thresholds_head": 0 if t.ndim == 1 else 3}
+
+
+def key_planes(planes: Array) -> dict[str, Argument]:
+    """Planes (2, B, H_kv, T, 8, P, 8) with their strides."""
+    return strides("planes", planes, ("plane", "batch", "head"))
+
+
+def sequence_lengths(length: int | Array) -> dict[str, Argument]:
+    """Lengths (B,) of the host or the device with the largest of them, or one length for all."""
+    if isinstance(length, (int, np.integer)):
+        return {"length": int(length)}
+    lengths = _launch.device().xp.asarray(length, np.int32)
+    return {"lengths": lengths, "length": longest(length)}
+
+
+def longest(length: int | Array) -> int:
+    """The largest of lengths (B,), or the one length."""
+    return int(np.max(length, initial=0))

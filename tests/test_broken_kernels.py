@@ -1,0 +1,295 @@
+"""Mistakes in the kernels of the library are caught: a missing barrier, a wrong bound, a wrong sum.
+
+Each mistake is one edit of a source. The comparisons with the reference pass for the right sources
+and fail for every edit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_on_cpu import machine
+from cuda_on_cpu.arrays import DeviceArray
+from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
+from tolerances import assert_attention, assert_same_bits
+
+from adamas_core import Selection, encode, gpu, reference
+from adamas_core.codes import RMS_SHARE
+from adamas_core.gpu import estimate, group
+from adamas_core.gpu._arrays import strides
+from adamas_core.gpu._kernels import HADAMARD, Kernel, headers
+from adamas_core.reference.estimate import estimate as reference_estimate
+from adamas_core.reference.estimate import rank
+from adamas_core.reference.group import levels as reference_levels
+from adamas_core.reference.group import pool as reference_pool
+from adamas_core.reference.layout import INVISIBLE, Centers, Codes
+
+# Under CI a missing compiler is a failure.
+pytestmark = [
+    pytest.mark.shim,
+    pytest.mark.skipif(
+        machine.missing() is not None and not os.environ.get("CI"), reason=str(machine.missing())
+    ),
+]
+
+LENGTHS = np.array([150, 97])
+THRESHOLDS = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
+FORCED = Selection(sinks=1, recent=2)
+
+
+class Edited(Cpu):
+    """Runs kernels whose source has been edited. Each variant is a program of its own."""
+
+    def __init__(self, file: str, right: str, wrong: str) -> None:
+        super().__init__(ALL_ORDERS)
+        self._file, self._right, self._wrong = file, right, wrong
+
+    def program(self, kernel: Kernel, expression: str) -> Program:
+        texts = {**headers(), kernel.file: kernel.source}
+        assert texts[self._file].count(self._right) == 1
+        texts[self._file] = texts[self._file].replace(self._right, self._wrong)
+        return Program(kernel.file, texts.pop(kernel.file), texts, [expression])
+
+
+def run_hadamard(cpu: Cpu) -> None:
+    """With arrays that have no byte more than the kernel needs."""
+    x, y = np.ones((1, 1, 3, 12), np.float32), np.zeros((3, 16), np.float32)
+    sizes = {"heads": 1, "tokens": 3, "rows": 3, "D": 12, "Dt": 16, "hadamard_scale": 0.25}
+    arguments = {**strides("x", DeviceArray(x)), **sizes, "y": DeviceArray(y)}
+    cpu.launch(HADAMARD, ("float", 1), (1,), 128, arguments)
+    assert_same_bits(y.reshape(1, 1, 3, 16), reference.hadamard(x))
+
+
+def test_hadamard_within_its_bounds() -> None:
+    with machine.installed(Cpu(ALL_ORDERS)) as cpu:
+        run_hadamard(cpu)
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("warp_row.cuh", "i < D ?", "i <= D ?"),
+        ("hadamard.cu", "if (i < Dt) y[", "if (i <= Dt) y["),
+        ("hadamard.cu", "if (row >= rows)", "if (row > rows)"),
+    ],
+)
+def test_a_wrong_bound_of_hadamard(file: str, right: str, wrong: str) -> None:
+    with (
+        machine.installed(Edited(file, right, wrong)) as cpu,
+        pytest.raises(KernelFault, match="heap-buffer-overflow"),
+    ):
+        run_hadamard(cpu)
+
+
+def compare_scores(H: int, L: int) -> None:
+    """With the reference, as test_score does. H = 2 is counted, H = 4 uses products."""
+    rng = np.random.default_rng(0)
+    query = rng.integers(0, 2**64, (2, H, L, 4), np.uint64)
+    planes = rng.integers(0, 2**64, (2, 2, 2, 3, 8, 1, 8), np.uint64)
+    distances = gpu.score(DeviceArray(query), DeviceArray(planes), DeviceArray(LENGTHS))
+    assert_same_bits(distances.get(), reference.score(query, planes, LENGTHS))
+
+
+def compare_attention(K: int) -> None:
+    """With the reference, as test_attend does. More than a few tokens are split over blocks."""
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in [(1, 2, 1, 32), (1, 1, 150, 32), (1, 1, 150, 32)]
+    )
+    indices = rng.integers(0, 150, (1, 2, 1, K), np.int32)
+    indices[..., -1] = 149
+    out = gpu.attend(*(DeviceArray(x) for x in (q, k, v, indices)))
+    exact = reference.attend(q.astype(np.float64), k, v, indices)
+    assert_attention(out.get(), exact, q.dtype)
+
+
+def compare_rerank(n: int) -> None:
+    """With the reference, as test_rerank does. The last 16 indices are no tokens of k."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((1, H, S, 40)).astype(np.float32) for H, S in [(2, 1), (1, n)])
+    indices = np.broadcast_to(np.arange(n + 16, dtype=np.int32), (1, 2, 1, n + 16)).copy()
+    best = gpu.rerank(*(DeviceArray(x) for x in (q, k, indices)), 8, FORCED)
+    assert_same_bits(best.get(), reference.rerank(q, k, indices[..., :n], 8, FORCED))
+
+
+def compare_topk() -> None:
+    """With 32 bits, in chunks of which the last has fewer visible tokens than the budget."""
+    ranks = np.random.default_rng(0).integers(0, 2**32 - 1, (2, 300), np.uint32)
+    ranks[:, 270:] = 2**32 - 1
+    best = gpu.topk(DeviceArray(ranks), 40, FORCED)
+    assert_same_bits(best.get(), reference.topk(ranks, 40, FORCED))
+
+
+def compare_centered() -> None:
+    """Three calls that begin inside a tile, at its end and at its start, with two lengths."""
+    rng = np.random.default_rng(0)
+    planes = np.full((2, 2, 1, 6, 8, 1, 8), 7, np.uint64)
+    centers = Centers(
+        np.full((2, 1, 6, 16), 7, np.float16),
+        np.full((2, 1, 6, 64), 7, np.uint8),
+        np.full((2, 1, 64, 16), 7, np.float32),
+    )
+    expected = [x.copy() for x in (planes, *centers)]
+    starts = np.zeros(2, np.int64)
+    for S, counts in [(150, [150, 30]), (42, [42, 34]), (70, [70, 64])]:
+        k = rng.standard_normal((2, 1, S, 12)).astype(np.float32) + np.float32(1)
+        at = starts, np.array(counts)
+        reference.encode_centered(k, THRESHOLDS, expected[0], Centers(*expected[1:]), *at)
+        there = [DeviceArray(x) for x in (k, THRESHOLDS, planes, *centers)]
+        gpu.encode_centered(*there[:3], Centers(*there[3:]), *at)
+        for got, wanted in zip((planes, *centers), expected, strict=True):
+            assert_same_bits(got, wanted)
+        starts += counts
+
+
+def estimated(D: int, size: float, centered: bool = True) -> tuple[Any, ...]:
+    """Transformed queries, their planes, distances and codes of 150 and 97 tokens."""
+    rng = np.random.default_rng(0)
+    k, q = (
+        np.float32(size) * rng.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
+        for H, n in [(2, 150), (6, 2)]
+    )
+    thresholds = None if centered else np.zeros(3, np.float32)
+    codes = encode(k, thresholds, LENGTHS, "reference", centered).record
+    x = reference.hadamard(q)
+    query = reference.quantize_query(x)
+    return x, query, reference.score(query, codes.planes, LENGTHS), codes
+
+
+def on_device(codes: Codes) -> Codes:
+    centers = codes.centers and Centers(*map(DeviceArray, codes.centers))
+    return Codes(DeviceArray(codes.planes), codes.length, DeviceArray(codes.thresholds), centers)
+
+
+def compare_ranks(D: int, centered: bool) -> None:
+    """With the reference, as test_select does. Codes with equal thresholds have estimates of -0."""
+    *arrays, codes = estimated(D, 1, centered)
+    ranks = estimate.ranks(*map(DeviceArray, arrays), on_device(codes))
+    assert_same_bits(ranks.get(), rank(reference_estimate(*arrays, codes), arrays[-1]))
+
+
+def compare_levels(size: float) -> None:
+    """Of the visible tokens."""
+    *arrays, codes = estimated(40, size)
+    seen = arrays[-1] != INVISIBLE
+    levels = estimate.levels(*map(DeviceArray, arrays), on_device(codes), 40)
+    expected = reference_levels(reference_estimate(*arrays, codes), 40).astype(np.int16)
+    assert_same_bits(levels.get()[seen], expected[seen])
+
+
+def compare_pool(size: float) -> None:
+    """With levels close together or far apart, in groups of three heads."""
+    *arrays, codes = estimated(40, size)
+    estimates, seen = reference_estimate(*arrays, codes), arrays[-1] != INVISIBLE
+    levels = DeviceArray(reference_levels(estimates, 40).astype(np.int16))
+    expected = rank(reference_pool(estimates, seen, 3, 40), arrays[-1][:, ::3])
+    assert_same_bits(group.pool(levels, LENGTHS, 3).get(), expected)
+
+
+COUNTED = partial(compare_scores, 2, 1)
+PRODUCTS = partial(compare_scores, 4, 2)
+ONE_BLOCK = partial(compare_attention, 4)
+SPLITS = partial(compare_attention, 64)
+RERANK = partial(compare_rerank, 60)
+RERANK_MANY = partial(compare_rerank, 300)
+RANKS = partial(compare_ranks, 40, True)
+PLAIN_RANKS = partial(compare_ranks, 40, False)
+SHORT_RANKS = partial(compare_ranks, 12, True)
+LEVELS = partial(compare_levels, 1)
+FAR_LEVELS = partial(compare_levels, 100)
+POOL = partial(compare_pool, 5)
+CLOSE_POOL = partial(compare_pool, 0.3)
+
+ROWS_BARRIER = "    __syncthreads();\n    for (int i"
+TURN_BARRIER = "    __syncthreads();\n  }\n  Half"
+MEAN_BARRIER = "  __syncthreads();\n\n  planes +="
+TOP_BARRIER = "  __syncthreads();\n  int own"
+BEST_BARRIER = "  __syncthreads();\n  const int best"
+TOTAL_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0) {\n    highest"
+SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
+QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
+PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
+SUMS_BARRIER = "  __syncthreads();\n\n  // Merge the warps"
+
+MISTAKES = [
+    ("score.cu", SCORE_BARRIER, "  const int n = lengths", COUNTED),
+    ("score.cu", "if (token < S)", "if (token <= S)", COUNTED),
+    ("score.cu", "chunk, tiles)", "chunk, tiles - 1)", COUNTED),
+    ("score.cuh", "(L - 1 - l)", "(L - l)", PRODUCTS),
+    ("score.cuh", "rows < TILE; rows", "rows < TILE - 16; rows", PRODUCTS),
+    ("score.cuh", "+ 2 * g + word", "+ 2 * g + 2 + word", PRODUCTS),
+    ("attend.cu", SUMS_BARRIER, "  // Merge the warps", ONE_BLOCK),
+    ("attend.cu", "== splits - 1u", "== splits - 2u", SPLITS),
+    ("attend.cu", "if (token < S) return", "if (token < S - 1) return", ONE_BLOCK),
+    ("attend.cu", "min(begin + size, count)", "min(begin + size + 1, count)", SPLITS),
+    ("attend.cu", "stride = SHARERS; stride < LANES;", "stride = SHARERS; stride < 16;", SPLITS),
+    ("rerank.cu", QUERY_BARRIER, "  using Part", RERANK),
+    ("rerank.cu", PRODUCTS_BARRIER, "  const int taken", RERANK),
+    ("rerank.cu", PRODUCTS_BARRIER, "  const int taken", RERANK_MANY),
+    ("rerank.cu", "token < S", "token <= S", RERANK),
+    ("rerank.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", RERANK),
+    ("rerank.cu", "start < n", "start + teams <= n", RERANK),
+    ("common.cuh", "bits ^ 0x7fffffffu", "~bits", RERANK),
+    ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", RERANK),
+    ("topk.cuh", "near[i] = NOT_THERE<T>", "near[i] = INVISIBLE", compare_topk),
+    ("topk.cu", "S - start)", "S - start + 1)", compare_topk),
+    ("center.cu", ROWS_BARRIER, "    for (int i", compare_centered),
+    ("center.cu", TURN_BARRIER, "  }\n  Half", compare_centered),
+    ("center.cu", MEAN_BARRIER, "\n  planes +=", compare_centered),
+    ("center.cu", "w < warps;", "w < warps - 1;", compare_centered),
+    ("center.cu", "key < 0", "key <= 0", compare_centered),
+    ("center.cu", "tile >= span.end / TILE", "tile > span.end / TILE", compare_centered),
+    ("center.cu", "i < size) x[j]", "i <= size) x[j]", compare_centered),
+    ("center.cu", "span.end - TILE)", "span.end - TILE + 1)", compare_centered),
+    ("center.cu", "token < open * TILE", "token <= open * TILE", compare_centered),
+    ("center.cu", "span.begin <= open", "span.begin < open", compare_centered),
+    ("center.cu", "? means - Dt", "? means", compare_centered),
+    ("center.cu", "(bits + (1 << (SCALE_SHIFT - 1)))", "bits", compare_centered),
+    ("warp_row.cuh", "half = LANES / 4; half > 0; half /= 2", "half = 1; half < 16; half *= 2",
+     RANKS),
+    ("warp_row.cuh", "upper ? other : own", "own", RANKS),
+    ("estimate.cu", "i < width ?", "i <= width ?", SHORT_RANKS),
+    ("estimate.cu", "int b = 1;", "int b = 0;", RANKS),
+    ("estimate.cu", "__fadd_rn(estimate, 0.0f)", "estimate", PLAIN_RANKS),
+    ("estimate.cu", "min((tile + 1) * TILE, end)", "(tile + 1) * TILE", RANKS),
+    ("estimate.cu", "__fmul_rn(n, step), unit)", "n, __fmul_rn(step, unit))", RANKS),
+    ("estimate.cu", "fminf(level, 32767.0f)", "level", FAR_LEVELS),
+    ("estimate.cu", "floorf(", "rintf(", LEVELS),
+    ("group.cu", TOP_BARRIER, "  int own", POOL),
+    ("group.cu", BEST_BARRIER, "  const int best", POOL),
+    ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], POOL),
+    ("group.cu", "32 * STEPS - 1", "32 * STEPS", POOL),
+    ("group.cu", "first_row + g * L", "first_row + (G - 1 - g) * L", CLOSE_POOL),
+    ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", POOL),
+    ("group.cu", "visible_tokens(n, l, L)", "n", POOL),
+    ("group.cu", "min(first + size, S)", "first + size", POOL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "compare",
+    [
+        *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
+        *(compare_centered, RANKS, PLAIN_RANKS, SHORT_RANKS, LEVELS, FAR_LEVELS, POOL, CLOSE_POOL),
+    ],
+)
+def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:
+    with machine.installed(Cpu(ALL_ORDERS)):
+        compare()
+
+
+@pytest.mark.parametrize(("file", "right", "wrong", "compare"), MISTAKES)
+def test_a_mistake_is_caught(
+    file: str, right: str, wrong: str, compare: Callable[[], None]
+) -> None:
+    with (
+        machine.installed(Edited(file, right, wrong)),
+        pytest.raises((KernelFault, AssertionError, IndexError)),
+    ):
+        compare()

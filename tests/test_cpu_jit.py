@@ -1,0 +1,36 @@
+"""When kernels are compiled, and how that is announced."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.testing import assert_array_equal
+
+from adamas_core import cpu
+from adamas_core.cpu import _jit
+
+
+def test_no_layout_compiles_anew():
+    rng = np.random.default_rng(0)
+    from adamas_core.cpu.attend import _attend
+
+    q = rng.standard_normal((1, 2, 1, 32)).astype(np.float32)
+    k = rng.standard_normal((1, 40, 2, 32)).astype(np.float32)
+    indices = np.zeros((1, 2, 1, 4), np.int32)
+    for dtype in np.float32, np.float16:
+        view = k.astype(dtype).swapaxes(1, 2)
+        frozen = view.copy()
+        frozen.flags.writeable = False
+        out = [cpu.attend(q.astype(dtype), x, x, indices) for x in (view, frozen, frozen[:, :, 3:])]
+        assert_array_equal(out[0], out[1])
+    assert len(_attend.dispatcher.overloads) == 1
+
+
+def test_compilation_is_announced_for_this_package_alone(capfd):
+    from numba.core import event
+
+    notice = _jit._Notice()
+    event.register("numba:compile", notice)
+    numba.njit(lambda x: x + 1)(1)
+    assert "adamas" not in capfd.readouterr().err
+    event.unregister("numba:compile", notice)

@@ -1,0 +1,23 @@
+"""Bytes of decode steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adamas_core import KVCache
+from adamas_core.lab.meter import Meter
+
+
+@pytest.mark.parametrize(("centered", "codes"), [(False, 16), (True, 19)])
+def test_meter_counts_the_bytes_of_decode_steps(centered: bool, codes: int) -> None:
+    rng = np.random.default_rng(0)
+    k = rng.standard_normal((2, 200, 64)).astype(np.float32)
+    q = rng.standard_normal((6, 200, 64)).astype(np.float32)
+    meter = Meter(KVCache(centered=centered), 16)
+    meter(0, q, k, k)
+    assert (meter.calls, meter.bytes) == (0, 0)
+    meter(0, q[:, :1], k[:, :1], k[:, :1])
+    assert meter.calls == 1
+    assert meter.dense_bytes == 2 * 201 * 2 * 64 * 4
+    assert meter.bytes == 2 * 201 * codes + 6 * 16 * 2 * 64 * 4

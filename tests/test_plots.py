@@ -1,0 +1,30 @@
+"""Plots of cells and answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab_oracles import made_cell
+
+pytest.importorskip("matplotlib")
+
+from adamas_core.lab import plots
+
+
+def test_plots_of_cells(tmp_path: Path) -> None:
+    cells = [made_cell(text, 1, i, budget) for i, text in enumerate("ab") for budget in (8, 16)]
+    cells += [{**c, "selector": "exact", "name": "exact top-k"} for c in cells]
+    changed = {**cells[0], "selector": "l2-rms", "name": "L2"}
+    plots.quality([*cells, changed], tmp_path, 64, 8)
+    drawn = {"front", "budgets", "heat", "layers", "selectors", "ablations"}
+    assert {path.stem for path in tmp_path.iterdir()} == drawn
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_the_plot_of_answers(tmp_path: Path) -> None:
+    plots.tasks([], tmp_path)
+    assert not list(tmp_path.iterdir())
+    row = {"task": "passkey", "length": 500, "name": "Quest", "budget": 8, "exact": 0.5}
+    plots.tasks([{**row, "depth": 0.0}, {**row, "depth": 1.0}], tmp_path)
+    assert (tmp_path / "passkey.png").read_bytes().startswith(b"\x89PNG")
