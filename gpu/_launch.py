@@ -120,15 +120,12 @@ def _converted(kernel: Kernel, arguments: Mapping[str, Argument]) -> tuple[Any, 
 
     Kinds are not checked here, to save time. The tests run every launcher on a device that does.
     """
-    return tuple(
-        [
-            np.int64(x)
-            if kind == "int"
-            else np.float32(x)
-            if kind == "float"
-            else _NULL
-            if x is None
-            else x
-            for x, (_, kind) in zip(kernel.ordered(arguments), kernel.parameters, strict=True)
-        ]
-    )
+    passed = kernel.ordered(arguments)
+    for i, (_, kind) in enumerate(kernel.parameters):
+        if kind == "int":
+            passed[i] = np.int64(passed[i])
+        elif kind == "float":
+            passed[i] = np.float32(passed[i])
+        elif passed[i] is None:
+            passed[i] = _NULL
+    return tuple(passed)
