@@ -12,7 +12,8 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
 # At the root of a source tree this folder hides the installed package. There cpu/, gpu/ and
-# reference/ lie beside it, not inside, so the package spans both folders. Elsewhere nothing changes.
+# reference/ lie beside it, not inside, so the package spans both folders. An installed package
+# stays as it is.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "reference" / "hadamard.py").is_file() and (_root / "pyproject.toml").is_file():
     _own = [str(_root / "adamas_core"), str(_root)]

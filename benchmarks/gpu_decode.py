@@ -155,9 +155,7 @@ def filled(xp: Any, shape: Shape, capacity: int) -> DeviceCache:
         shape.batch, shape.kv_heads, HEAD_DIM, np.dtype(np.float16), capacity, THRESHOLDS
     )
     for x in (cache.k, cache.v):
-        for b in range(
-            shape.batch
-        ):  # one at a time, because the numbers are float32 first
+        for b in range(shape.batch):  # one at a time, because the numbers are float32 first
             x[b] = normal(xp, x.shape[1:])
     gpu.encode(cache.k, cache.thresholds, cache.planes, 0)
     return cache

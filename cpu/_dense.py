@@ -144,7 +144,7 @@ def _attend_block(at, item, blocks, floats, visible):
         for c in range(LANES * vectors):
             for s in range(max(visible[c] - start, 0), count):
                 store_scalar_float32(logits + line * s + 4 * c, np.float32(-np.inf))
-        _softmax_step(columns, count)
+        _update_softmax(columns, count)
         for d in range(D):
             for c in range(0, line, VECTOR_BYTES):
                 z = load_float32(sums + line * d + c) * load_float32(columns.correction + c)
@@ -202,7 +202,7 @@ def _as_float32(rows, stride, dtype, count, D, wide):
 
 
 @inlined
-def _softmax_step(columns, keys):
+def _update_softmax(columns, keys):
     """Replace logits by exp(logit - largest), and update the largest, the mass and the correction.
 
     If all logits so far are -inf, the exponents are taken against the lowest float32 instead, so

@@ -1,4 +1,4 @@
-"""exp of sixteen float32, which attention needs."""
+"""exp of sixteen float32, for attention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True
-"""Appending tokens to packed keys where the overhead of a call rules: one token at a time."""
+"""Appending few tokens to packed keys, with a call that costs little."""
 
 from cpython.number cimport PyNumber_AsSsize_t
 from libc.math cimport sqrt
@@ -20,9 +20,9 @@ cdef enum:
 
 
 # ---- one key, in C ------------------------------------------------------------------------------
-# The contracts are in _pack.pxd. Cython does not read that file here, because this folder is
-# adamas_core.cpu by setuptools' mapping alone: "api" is what exports the three functions, and their
-# signatures must be those of _pack.pxd. A caller whose import finds them different raises TypeError.
+# The contracts are in _pack.pxd. Cython does not read that file here, because only setuptools'
+# mapping makes this folder adamas_core.cpu. So the three functions are exported by "api", and their
+# signatures must be equal to those of _pack.pxd. A caller that finds others raises TypeError.
 
 cdef inline float from_bits(uint32_t bits) noexcept nogil:
     cdef float x
@@ -44,7 +44,7 @@ cdef inline float widen_float16(uint16_t h) noexcept nogil:
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t head_dim) noexcept nogil:
-    """Dt, the smallest power of two that is not below head_dim."""
+    """Dt, head_dim rounded up to a power of two: reference/layout.py's padded, for C code."""
     cdef Py_ssize_t dt = 1
     while dt < head_dim:
         dt *= 2
@@ -147,7 +147,9 @@ cdef api int append_bfloat16(
 
 cdef int check_slots(Py_ssize_t first, Py_ssize_t S, Py_ssize_t T) except -1:
     if first < 0 or first > T * 64 - S:
-        raise IndexError(f"tokens {first} to {first + S - 1} do not fit in {T * 64} slots")
+        raise IndexError(
+            f"append: start {first} and {S} tokens; expected slots 0 to {T * 64 - 1} of the planes"
+        )
     return 0
 
 
@@ -171,11 +173,11 @@ def append(k, thresholds, planes, start):
     Raises
     ------
     TypeError
-        A dtype is none of the above, or not in the machine's byte order.
+        A dtype is not one of these, or not in the machine's byte order.
     ValueError
-        The shapes do not belong together, or an axis that must be contiguous is not.
+        The shapes do not fit each other, or an axis that must be contiguous is not.
     IndexError
-        A token lies before the planes or beyond their 64 T slots. Nothing was written.
+        A token has no slot among the 64 T of the planes. Nothing was written.
     """
     cdef const float[:, :, :, :] single
     cdef const uint16_t[:, :, :, :] half
@@ -201,31 +203,38 @@ def append(k, thresholds, planes, start):
         B, H, S, D = half.shape[0], half.shape[1], half.shape[2], half.shape[3]
         contiguous = D == 1 or half.strides[3] == sizeof(uint16_t)
     else:
-        raise TypeError(f"k is {dtype}; append takes float16, bfloat16 or float32")
+        raise TypeError(f"append: k has dtype {dtype}; expected float16, bfloat16 or float32")
     if thresholds.dtype != _float32:
-        raise TypeError(f"thresholds are {thresholds.dtype}, not float32")
+        raise TypeError(f"append: thresholds have dtype {thresholds.dtype}; expected float32")
     if planes.dtype != _uint64:
-        raise TypeError(f"planes are {planes.dtype}, not uint64")
+        raise TypeError(f"append: planes have dtype {planes.dtype}; expected uint64")
     t = thresholds if thresholds.ndim == 2 else thresholds.reshape(1, -1)
     p = planes
     T, P = p.shape[3], p.shape[5]
 
     if not 1 <= D <= MAX_HEAD_DIM:
-        raise ValueError(f"head_dim is {D}; append takes 1 to {MAX_HEAD_DIM}")
+        raise ValueError(f"append: k has head_dim {D}; expected 1 to {MAX_HEAD_DIM}")
     if (
         p.shape[0] != 2 or p.shape[1] != B or p.shape[2] != H or p.shape[4] != 8
         or p.shape[6] != 8 or P != (padded(D) + 63) // 64
     ):
-        raise ValueError(f"planes {planes.shape} do not belong to k {k.shape}")
+        raise ValueError(
+            f"append: planes of shape {planes.shape}; expected (2, {B}, {H}, T, 8, "
+            f"{(padded(D) + 63) // 64}, 8) for k of shape {k.shape}"
+        )
     if t.shape[1] != 3 or t.shape[0] not in (1, H):
-        raise ValueError(f"thresholds {thresholds.shape} are neither (3,) nor ({H}, 3)")
+        raise ValueError(
+            f"append: thresholds of shape {thresholds.shape}; expected (3,) or ({H}, 3)"
+        )
     if not contiguous:
-        raise ValueError("the last axis of k is not contiguous")
+        raise ValueError(f"append: k has strides {k.strides}; expected a contiguous last axis")
     if (  # an axis of length 1 may have any stride
         p.strides[6] != 8 or (P > 1 and p.strides[5] != 64) or p.strides[4] != 64 * P
         or (T > 1 and p.strides[3] != 512 * P)
     ):
-        raise ValueError("the last four axes of planes are not contiguous")
+        raise ValueError(
+            f"append: planes have strides {planes.strides}; expected four contiguous last axes"
+        )
 
     one_start = isinstance(start, int)
     if one_start:

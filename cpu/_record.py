@@ -23,7 +23,7 @@ class Record:
     Raises
     ------
     TypeError
-        A name is none of the record's.
+        The record has no field of a given name.
     """
 
     def __init__(self, *names: str, floats: tuple[str, ...] = ()) -> None:

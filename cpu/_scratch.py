@@ -1,4 +1,4 @@
-"""The scratch memory of a thread in a selection: what stands where."""
+"""The layout of a thread's scratch memory in a selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads: how many there are, and what they tell each other."""
+"""Threads: their number, and the counters that they share."""
 
 from __future__ import annotations
 

@@ -85,10 +85,10 @@ def _weights(builder: Any, address: Any, best: Any) -> Any:
     i = builder.sub(splat(builder, I32x16, builder.trunc(best, I32)), level)
     last = constant(I32x16, 32 * STEPS - 1)
     i = builder.select(builder.icmp_unsigned("<", i, last), i, last)
-    step = builder.and_(i, constant(I32x16, STEPS - 1))
+    remainder = builder.and_(i, constant(I32x16, STEPS - 1))
     weight = constant(I32x16, _WEIGHTS[0])
     for number, value in enumerate(_WEIGHTS[1:], 1):
-        here = builder.icmp_unsigned("==", step, constant(I32x16, number))
+        here = builder.icmp_unsigned("==", remainder, constant(I32x16, number))
         weight = builder.select(here, constant(I32x16, value), weight)
     return builder.lshr(weight, builder.lshr(i, constant(I32x16, STEPS.bit_length() - 1)))
 

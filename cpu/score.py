@@ -20,7 +20,7 @@ from ._lookup import (
 )
 from ._popcount import manhattan_tile, weighted_tile
 from ._record import Record
-from ._simd import load_int64, load_uint64, store_uint16, store_uint64
+from ._simd import load_int64, load_uint16, load_uint64, store_uint16, store_uint64
 from ._visible import visible_tokens
 
 BLOCK_TILES = 32  # scored for each query head in turn by a thread: 64 KiB of codes at D = 128
@@ -131,7 +131,7 @@ def _score(records):
     blocks = (record.S + BLOCK_TILES * TILE - 1) // (BLOCK_TILES * TILE)
     own = query_bytes(record.P, record.weights)
     for item in prange(record.B * record.H_kv * blocks):
-        scratch = np.empty(BLOCK_TILES * TILE, np.uint16)
+        scratch = np.empty(2 * BLOCK_TILES * TILE + LINE, np.uint8)
         prepared = np.empty(own + LINE, np.uint8)
         _score_block(at, np.int64(item), scratch, prepared)
 
@@ -151,17 +151,26 @@ def _score_block(at, item, scratch, prepared):
     row_bytes = 8 * P * max(weights + 1, 2)
     count = min(block_tokens, S - first)
     tiles = (min(count, max(length - first, 0)) + TILE - 1) // TILE
-    query = aligned(prepared)
+    # Loaded once: LLVM cannot know that the stores below do not change the record.
+    words, distances, function = record.query, record.distances, record.score_tile
+    query, block_distances = aligned(prepared), aligned(scratch)
     for row in range(rows * head, rows * (head + 1)):
         for i in range(row_bytes // 8):
-            word = load_uint64(record.query + row_bytes * row + 8 * i)
+            word = load_uint64(words + row_bytes * row + 8 * i)
             store_uint64(query + table_bytes(P, weights) + 8 * i, word)
         add_tables(query, P, weights)
         for tile in range(tiles):
-            words = 8 * TILE * P * tile
-            target = scratch.ctypes.data + 2 * TILE * tile
-            invoke(record.score_tile, (high + words, low + words, query, 1, P, weights, target, 0))
+            keys = 8 * TILE * P * tile
+            target = block_distances + 2 * TILE * tile
+            invoke(function, (high + keys, low + keys, query, 1, P, weights, target, 0))
         seen = min(visible_tokens(length, L, row % L) - first, count)
-        target = record.distances + 2 * (row * S + first)
-        for i in range(count):
-            store_uint16(target + 2 * i, scratch[i] if i < seen else np.uint16(INVISIBLE))
+        _store_row(block_distances, seen, count, distances + 2 * (row * S + first))
+
+
+@outlined
+def _store_row(source, seen, count, target):
+    """Copy the first `seen` of `count` distances. The others are of invisible tokens."""
+    for i in range(seen):
+        store_uint16(target + 2 * i, load_uint16(source + 2 * i))
+    for i in range(max(seen, 0), count):
+        store_uint16(target + 2 * i, np.uint16(INVISIBLE))

@@ -1,6 +1,6 @@
 """Exact selection of the nearest tokens.
 
-Distances are small integers, so bisection finds the k-th smallest: one step counts the distances up
+Distances are small integers, so bisection finds the k-th smallest: each try counts the distances up
 to a bound, 64 per mask. All smaller distances are taken, and of the distances equal to the k-th
 those of the newest tokens. Two selections merge by one more selection from both. That is exact,
 because distance and age order all tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -18,8 +19,17 @@ ROWS = ("batch", "head", "token")
 
 def strides(name: str, x: Array, axes: tuple[str, ...] = ROWS) -> dict[str, Argument]:
     """x, and its strides in elements along its first axes, under the names <name>_<axis>."""
-    steps = zip(axes, x.strides, strict=False)  # the kernel knows the strides of the other axes
-    return {name: x, **{f"{name}_{axis}": step // x.itemsize for axis, step in steps}}
+    size = x.itemsize
+    named: dict[str, Argument] = {name: x}
+    for stride_name, step in zip(_stride_names(name, axes), x.strides, strict=False):
+        named[stride_name] = step // size  # the kernel knows the strides of the other axes
+    return named
+
+
+@cache
+def _stride_names(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Made once per name, because launches are frequent."""
+    return tuple(f"{name}_{axis}" for axis in axes)
 
 
 def four_axes(x: Array) -> Array:

@@ -7,11 +7,10 @@ variants for every architecture, and the tests build all of them for the CPU.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,15 +36,8 @@ class Parameter(NamedTuple):
     kind: str  # "pointer", "int" (64 bits) or "float" (32 bits)
 
 
-def _array(x: Any) -> Any:
-    if isinstance(x, (int, float)):
-        raise TypeError(f"{x!r} cannot be interpreted as an array")
-    return x
-
-
-# By kind: the value of an argument that is not given, and the check of one that is given.
-_MISSING: dict[str, Any] = {"pointer": None, "int": 0, "float": 0.0}
-_CHECKED: dict[str, Callable[[Any], Any]] = {"pointer": _array, "int": index, "float": float}
+# The value of an argument that is not given, by the kind of its parameter.
+_MISSING = {"pointer": None, "int": 0, "float": 0.0}
 
 
 @dataclass(frozen=True)
@@ -82,22 +74,21 @@ class Kernel:
         return tuple(_parameter(text) for text in found[1].split(","))
 
     @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(p.name for p in self.parameters)
+    def _missing(self) -> dict[str, Any]:
+        """The value of each argument if it is not given, in the order of the parameters."""
+        return {name: _MISSING[kind] for name, kind in self.parameters}
 
     def ordered(self, arguments: Mapping[str, Any]) -> list[Any]:
-        """Arguments by name, in the order of the parameters.
+        """The values of arguments by name, in the order of the parameters.
 
-        A pointer that is not given is None and a number that is not given is 0. Raises TypeError
-        if the kernel has no parameter of a name, or an argument is not of the parameter's kind.
+        A pointer that is not given is None and a number that is not given is 0. TypeError if the
+        kernel has no parameter of a name.
         """
-        if not arguments.keys() <= self._names:
-            unknown = ", ".join(sorted(arguments.keys() - self._names))
+        values = {**self._missing, **arguments}
+        if len(values) > len(self._missing):
+            unknown = ", ".join(sorted(values.keys() - self._missing.keys()))
             raise TypeError(f"kernel {self.name} has no parameter {unknown}")
-        return [
-            _CHECKED[kind](arguments[name]) if name in arguments else _MISSING[kind]
-            for name, kind in self.parameters
-        ]
+        return list(values.values())
 
 
 def _parameter(text: str) -> Parameter:

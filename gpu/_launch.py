@@ -64,7 +64,7 @@ class CupyDevice:
         import cupy
 
         self.xp = cupy
-        self._functions: dict[tuple[int, Kernel, Variant], Any] = {}
+        self._functions: dict[tuple[int, str, Variant], Any] = {}
 
     def launch(
         self,
@@ -75,14 +75,13 @@ class CupyDevice:
         arguments: Mapping[str, Argument],
         shared: int = 0,
     ) -> None:
-        key = (self.xp.cuda.runtime.getDevice(), kernel, variant)
+        key = (self.xp.cuda.runtime.getDevice(), kernel.name, variant)
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._load(kernel, variant)
         if shared > SHARED_FREE and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
-        converted = tuple(map(_converted, kernel.ordered(arguments)))
-        function(grid, (threads,), converted, shared_mem=shared)
+        function(grid, (threads,), _converted(kernel, arguments), shared_mem=shared)
 
     def multiprocessors(self) -> int:
         return int(self.xp.cuda.Device().attributes["MultiProcessorCount"])
@@ -113,12 +112,20 @@ def cupy_device() -> CupyDevice:
     return CupyDevice()
 
 
-def _converted(argument: Argument) -> Any:
-    """As CuPy passes it: null, 64 bits, 32 bits, or the address of an array."""
-    if argument is None:
-        return np.uint64(0)
-    if isinstance(argument, int):
-        return np.int64(argument)
-    if isinstance(argument, float):
-        return np.float32(argument)
-    return argument
+_NULL = np.uint64(0)
+
+
+def _converted(kernel: Kernel, arguments: Mapping[str, Argument]) -> tuple[Any, ...]:
+    """Arguments as CuPy passes them: the address of an array or null, 64 bits, 32 bits.
+
+    Kinds are not checked here, to save time. The tests run every launcher on a device that does.
+    """
+    passed = kernel.ordered(arguments)
+    for i, (_, kind) in enumerate(kernel.parameters):
+        if kind == "int":
+            passed[i] = np.int64(passed[i])
+        elif kind == "float":
+            passed[i] = np.float32(passed[i])
+        elif passed[i] is None:
+            passed[i] = _NULL
+    return tuple(passed)

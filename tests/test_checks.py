@@ -296,7 +296,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "select group and refine": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, group=True, k=kv),
         ValueError,
-        "Selection: group=True with refine=2; expected refine=0, because refine ranks tokens for each",
+        "Selection: group=True with refine=2; expected refine=0, because refine ranks tokens",
     ),
     "select group of three": (
         lambda: ac.select_topk(query(), codes(), 8, group=3),  # type: ignore[arg-type]

@@ -81,10 +81,18 @@ def test_a_right_kernel(programs: Any) -> None:
     [
         ("  __syncthreads();\n", "", "depends on the order"),
         ("N - 1 - threadIdx.x", "N - threadIdx.x", "index 64 out of bounds"),
-        ("numbers[threadIdx.x] =", "int* p = numbers; p[threadIdx.x + 1] =", "global-buffer-overflow"),
+        (
+            "numbers[threadIdx.x] =",
+            "int* p = numbers; p[threadIdx.x + 1] =",
+            "global-buffer-overflow",
+        ),
         ("y[blockIdx.x * N", "y[1 + blockIdx.x * N", "AddressSanitizer: heap-buffer-overflow"),
         ("= x[blockIdx", "= x[-1 + blockIdx", "AddressSanitizer"),
-        ("numbers[threadIdx.x] =", "if (threadIdx.x) numbers[threadIdx.x] =", "depends on the order"),
+        (
+            "numbers[threadIdx.x] =",
+            "if (threadIdx.x) numbers[threadIdx.x] =",
+            "depends on the order",
+        ),
         ("  __syncthreads();", "  if (threadIdx.x < 9) __syncthreads();\n  else\n__syncthreads();",
          r"line 8 meets that of line|line \d+ meets that of line"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import FOLDER, HADAMARD, KERNELS, MERGE_CANDIDATES, Kernel
+from adamas_core.gpu._launch import _converted
 
 KINDS = {"Int": "int", "float": "float"}
 
@@ -46,12 +47,13 @@ def test_an_unknown_name_is_refused() -> None:
         HADAMARD.ordered({"x_heads": 1, "spam": 2, "x_head": 3})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("x", 3), ("rows", 1.5), ("rows", None), ("hadamard_scale", "a")]
-)
-def test_an_argument_of_another_kind_is_refused(name: str, value: object) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        HADAMARD.ordered({name: value})
+def test_arguments_as_cupy_passes_them() -> None:
+    """By the kind of the parameter: an int for a float becomes a float32."""
+    x = np.zeros(1)
+    passed = _converted(HADAMARD, {"x": x, "rows": np.int32(3), "hadamard_scale": 1})
+    assert passed[0] is x
+    assert [type(a) for a in passed[1:]] == [np.int64] * 8 + [np.float32, np.uint64]
+    assert passed[6:] == (3, 0, 0, 1.0, 0)
 
 
 def test_strides_under_the_names_of_the_kernels() -> None:
@@ -70,6 +72,11 @@ def test_a_kernel_that_is_not_in_its_file() -> None:
 def test_a_variant_that_is_not_listed() -> None:
     with pytest.raises(ValueError, match="is no variant listed"):
         HADAMARD.expression(("double", 1))
+
+
+def test_names_are_unique() -> None:
+    """The device keeps compiled kernels by name and variant."""
+    assert len({kernel.name for kernel in KERNELS}) == len(KERNELS)
 
 
 def test_every_file_is_in_the_registry() -> None:
