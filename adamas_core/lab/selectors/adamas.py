@@ -75,10 +75,10 @@ class Adamas:
     def _by_tiles(self, q: Array, k: Array, K: int) -> Indices:
         """Indices (H, L, K) by centered codes, each query over the codes of its own step.
 
-        A token gets its final code when its tile becomes full, and that code depends on tokens
-        which an earlier query must not see. So keys are appended up to the next token that fills a
-        tile, and the queries in between are searched together: among them only the number of
-        tokens differs.
+        When a tile becomes full, its tokens are coded again, relative to their mean. Earlier
+        queries must not see these codes, because they depend on later tokens. So keys are appended
+        until just before the next tile becomes full, and the queries up to there are searched
+        together. They share all codes; only the number of visible tokens differs.
         """
         H, L, _ = q.shape
         S = k.shape[1]
