@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import exact_attention
+from oracles import assert_attention, exact_attention
 from strategies import UNIT, Case, cases
-from tolerances import assert_attention
 
 from adamas_core import reference
 

@@ -16,7 +16,7 @@ import pytest
 from cuda_on_cpu import machine
 from cuda_on_cpu.arrays import DeviceArray
 from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
-from tolerances import assert_attention, assert_same_bits
+from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, gpu, reference
 from adamas_core.codes import RMS_SHARE

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import decode_by_reference
+from oracles import assert_attention, assert_same_bits, decode_by_reference
 from strategies import DTYPES, Case, cases, head_dims, seeds
-from tolerances import assert_attention, assert_same_bits
 
 from adamas_core import (
     KVCache,

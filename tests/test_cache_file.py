@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tolerances import assert_same_bits
+from oracles import assert_same_bits
 
 from adamas_core import KVCache, Selection, cache_file, calibrate, decode_attention
 from adamas_core.dispatch import on_host

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from oracles import assert_same_bits
 from strategies import DTYPES, FINITE, VALUES, head_dims, laid_out, layouts, seeds, values
-from tolerances import assert_same_bits
 
 from adamas_core import reference
 from adamas_core.codes import RMS_SHARE

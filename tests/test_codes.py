@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tolerances import assert_same_bits
+from oracles import assert_same_bits
 
 from adamas_core import KVCache, calibrate, decode_attention, encode
 from adamas_core.codes import KeyCodes

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import exact_attention
+from oracles import assert_attention, exact_attention
 from strategies import dtypes, seeds
-from tolerances import assert_attention
 
 from adamas_core import Selection, gpu, reference
 from adamas_core.dispatch import on_host

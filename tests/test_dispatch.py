@@ -13,9 +13,8 @@ import pytest
 from conftest import moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import exact_attention
+from oracles import assert_attention, assert_same_bits, exact_attention
 from strategies import FINITE, cases, metrics
-from tolerances import assert_attention, assert_same_bits
 
 import adamas_core as ac
 import adamas_core.gpu

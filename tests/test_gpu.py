@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import assert_same_bits
 from strategies import cases, distances, selections, thresholds
-from tolerances import assert_same_bits
 
 import adamas_core.gpu
 from adamas_core import Selection, reference

@@ -10,8 +10,8 @@ import pytest
 import scipy.linalg
 from hypothesis import given
 from numpy.typing import NDArray
+from oracles import assert_same_bits
 from strategies import FINITE, vectors
-from tolerances import assert_same_bits
 
 from adamas_core import hadamard, reference
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import coordinates
+from oracles import assert_same_bits, coordinates
 from strategies import FINITE, cases, thresholds, transformed, vectors
-from tolerances import assert_same_bits
 
 from adamas_core import PAPER, reference
 from adamas_core.reference.layout import TILE

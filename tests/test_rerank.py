@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from oracles import assert_same_bits
 from strategies import UNIT, VALUES, Case, cases, selections
-from tolerances import assert_same_bits
 
 from adamas_core import Selection, reference
 from adamas_core.reference.rerank import inner_products

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import coordinates, query_planes
+from oracles import assert_same_bits, coordinates, query_planes
 from scipy.spatial.distance import cdist
 from strategies import cases, metrics
-from tolerances import assert_same_bits
 
 from adamas_core import Selection, reference
 from adamas_core.reference.quantize import from_planes, to_planes

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import query_planes
+from oracles import assert_same_bits, query_planes
 from strategies import UNIT, cases, metrics, selections
-from tolerances import assert_same_bits
 
 from adamas_core import Selection, encode, reference, select_topk
 

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from oracles import assert_same_bits
 from strategies import distances, selections
-from tolerances import assert_same_bits
 
 from adamas_core import Selection, reference
 
