@@ -12,8 +12,8 @@ from adamas_core import KVCache, Selection, reference
 from adamas_core.reference.quantize import unpack_bits
 from adamas_core.reference.score import visible_tokens
 
-# The error of attend against float64, on inputs of unit scale: the error of its sums, and half a unit
-# in the last place of the dtype of out.
+# The error of attend against float64, on inputs of unit scale: the error of its sums, and half a
+# unit in the last place of the dtype of out.
 ATTEND = 2e-6
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Half the distance of float16's subnormals.

@@ -1,4 +1,4 @@
-"""The wheel holds the whole tree. Every way to install works, at the root of the tree and elsewhere."""
+"""The wheel holds the whole tree, and every way to install works, at its root and elsewhere."""
 
 from __future__ import annotations
 
