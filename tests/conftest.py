@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> ModuleType:
-    """The backends of NumPy's arrays, held against an oracle from elsewhere or a known answer."""
+    """A backend of NumPy's arrays, to be held against another oracle or a known answer."""
     return load(request.param)
 
 
@@ -72,7 +72,7 @@ def gpu(device: Any) -> Any:
 
 @pytest.fixture(scope="session", params=["cpu", GPU])
 def place(request: pytest.FixtureRequest) -> Callable[[np.ndarray[Any, Any]], Any]:
-    """A function that puts an array where a backend computes; dispatch.on_host fetches it."""
+    """A function that puts an array on the CPU or on the GPU; dispatch.on_host fetches it."""
     if request.param == "cpu":
         return lambda x: x
     request.getfixturevalue("device")
@@ -81,7 +81,7 @@ def place(request: pytest.FixtureRequest) -> Callable[[np.ndarray[Any, Any]], An
 
 @pytest.fixture(scope="session", params=["cpu", GPU])
 def kernels(request: pytest.FixtureRequest) -> Any:
-    """Every backend but the reference, to be held against it."""
+    """A backend other than the reference, to be held against the reference."""
     if request.param == "gpu":
         return request.getfixturevalue("gpu")
     return load(request.param)
@@ -89,7 +89,7 @@ def kernels(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session", params=["cpu", GPU, "reference"])
 def every(request: pytest.FixtureRequest) -> Any:
-    """Every backend, the reference and the GPU's included."""
+    """Any backend: cpu, gpu or reference."""
     return request.getfixturevalue("gpu") if request.param == "gpu" else load(request.param)
 
 
@@ -110,7 +110,7 @@ def score_bpe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class OnDevice:
-    """The GPU backend for NumPy arrays: put on the device, and copied back where written."""
+    """The GPU backend for NumPy arrays: they go to the device, and changes come back."""
 
     def __init__(self, backend: ModuleType) -> None:
         self._backend = backend
@@ -143,7 +143,7 @@ class OnDevice:
 
 
 def moved(x: np.ndarray[Any, Any]) -> Any:
-    """A device array of x's numbers at x's strides, in an allocation of its own."""
+    """A device array with the numbers and strides of x, in an allocation of its own."""
     from cuda_on_cpu.arrays import XP, DeviceArray
     from cuda_on_cpu.machine import extent
 
@@ -166,7 +166,7 @@ def moved_codes(codes: Codes) -> Codes:
 
 
 def moved_centers(centers: Centers, there: dict[int, Any]) -> Centers:
-    """Of the device arrays that stand for its own."""
+    """Centers of the device arrays that stand for these arrays."""
     return Centers(*(there[id(x)] for x in centers))
 
 

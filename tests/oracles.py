@@ -12,11 +12,11 @@ from adamas_core import KVCache, Selection, reference
 from adamas_core.reference.quantize import unpack_bits
 from adamas_core.reference.score import visible_tokens
 
-# attend against float64, on inputs of unit scale: the sums' own error, and half a unit in the last
-# place of the dtype that out is rounded to.
+# The error of attend against float64, on inputs of unit scale: the error of its sums, and half a
+# unit in the last place of the dtype of out.
 ATTEND = 2e-6
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# Where float16's spacing is that of its subnormals.
+# Half the distance of float16's subnormals.
 SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}
 
 

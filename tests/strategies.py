@@ -17,7 +17,7 @@ DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float3
 HEAD_DIMS = [1, 2, 3, 8, 16, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 160, 256, 300, 512]
 VALUES = ["normal", "wide", "small integers", "equal", "zeros", "specials", "subnormal"]
 FINITE = ["normal", "wide", "small integers", "equal", "zeros", "subnormal"]
-# Of unit scale, which the tolerances of attention are for.
+# Values of unit scale, for which the tolerances of attention are stated.
 UNIT = [kind for kind in FINITE if kind != "wide"]
 LAYOUTS = ["contiguous", "transposed", "sliced", "read-only"]
 
@@ -25,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 head_dims = st.sampled_from(HEAD_DIMS)
 dtypes = st.sampled_from(DTYPES)
 layouts = st.sampled_from(LAYOUTS)
-# Around the sizes of a group, a tile, a vector of 64 tokens and several of them.
+# Numbers near the sizes of a group, of one tile of 64 tokens, and of several tiles.
 lengths = st.one_of(st.integers(0, 70), st.sampled_from([127, 128, 129, 191, 192, 193, 256, 300]))
 
 
@@ -88,7 +88,7 @@ def transformed(draw: st.DrawFn) -> NDArray[np.float32]:
 
 @st.composite
 def thresholds(draw: st.DrawFn, heads: int) -> NDArray[np.float32]:
-    """Ascending thresholds (3,) or (heads, 3), often small integers, which data then hits."""
+    """Ascending thresholds (3,) or (heads, 3), often small integers, which also occur in data."""
     shape = (3,) if draw(st.booleans()) else (heads, 3)
     kind = draw(st.sampled_from(["normal", "small integers", "zeros"]))
     return np.sort(values(kind, shape, DTYPES[2], draw(seeds)), axis=-1)
@@ -111,7 +111,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) -> Case:
-    """Queries, keys, values and codes; MHA, GQA and MQA; one length or one a sequence."""
+    """Queries, keys, values and codes; MHA, GQA and MQA; one length, or one per sequence."""
     B, H_kv, G = (
         draw(st.integers(1, 2)),
         draw(st.integers(1, 3)),

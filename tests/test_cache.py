@@ -37,7 +37,7 @@ def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
 
 
 def same(got: Any, expected: Any) -> None:
-    """Of one kind, and of the same bits."""
+    """Arrays of one library with the same bits."""
     assert type(got) is type(expected)
     assert_same_bits(on_host(got), on_host(expected))
 
@@ -60,7 +60,7 @@ def test_appends_equal_one_encode(
     capacity: int,
     seed: int,
 ) -> None:
-    """However the tokens arrive, k, v and codes are those of the whole."""
+    """k, v and codes do not depend on how the tokens are divided among appends."""
     (B, H_kv, D), S = shape, sum(chunks)
     k, v = (place(normal(B, H_kv, S, D, dtype=dtype, seed=s)) for s in (seed, 0))
     cache = KVCache(thresholds=[-0.9, 0, 0.9] if given_thresholds else None, capacity=capacity)
@@ -113,7 +113,7 @@ def test_decode_is_select_then_attend(place: Place, G: int, metric: str) -> None
 
 @given(case=cases(["normal"]), budget=st.sampled_from([1, 16, 100, None]), dense=st.booleans())
 def test_decode_is_the_reference(place: Place, case: Case, budget: int | None, dense: bool) -> None:
-    """Ragged or not, causal, sparse or dense: what the specification says, within tolerance."""
+    """Ragged or not, sparse or dense: equal to the specification, within tolerance."""
     L = case.q.shape[2]
     count = None if np.ndim(case.length) == 0 else np.maximum(case.length, L)
     if case.k.shape[2] < L:
@@ -207,7 +207,7 @@ def test_truncate_then_append(place: Place) -> None:
 
 
 def test_growth_is_amortised() -> None:
-    """2000 appends of one token move the buffers a few times, not each time."""
+    """2000 appends of one token move the buffers only a few times."""
     cache = KVCache(thresholds=[-1, 0, 1])
     keys, planes = set(), set()
     token = normal(1, 1, 8)

@@ -28,7 +28,7 @@ def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
 
 
 def same(got: Any, expected: Any) -> None:
-    """Of one kind, and of the same bits."""
+    """Arrays of one library with the same bits."""
     assert type(got) is type(expected)
     assert_same_bits(on_host(got), on_host(expected))
 

@@ -34,7 +34,7 @@ def empty(B: int, H_kv: int, S: int, D: int) -> tuple[NDArray[np.uint64], Center
 def appends(
     draw: st.DrawFn,
 ) -> list[tuple[NDArray[Any], int | NDArray[np.int64], int | NDArray[np.int64]]]:
-    """Keys (B, H_kv, S, D), where they start and how many count, one call after the other."""
+    """The arguments of several calls in order: keys (B, H_kv, S, D), start, count."""
     B, H_kv, D = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(head_dims)
     kind, dtype, ragged = (
         draw(st.sampled_from(VALUES)),
@@ -72,7 +72,7 @@ def test_bits(kernels: ModuleType, calls: list[Any]) -> None:
 @settings(max_examples=100)
 @given(calls=appends())
 def test_however_they_come(backend: ModuleType, calls: list[Any]) -> None:
-    """In one call or in many: the same codes, relative to the same means."""
+    """One call and many calls give the same codes, relative to the same means."""
     B, H_kv, _, D = calls[0][0].shape
     counts = sum(np.broadcast_to(count, B) for _, _, count in calls)
     S = int(counts.max())
@@ -128,7 +128,7 @@ def test_the_reference(kind: str, S: int, D: int, seed: int) -> None:
 
 
 def test_scales() -> None:
-    """All bytes stand for scales of their own, and each is the nearest to itself."""
+    """Each byte has a scale of its own, and the nearest byte to that scale is the same byte."""
     every = np.arange(256, dtype=np.uint8)
     scales = scale_of(every)
     assert (np.diff(scales) > 0).all()
@@ -159,7 +159,7 @@ def test_golden(every: ModuleType) -> None:
 
 
 def test_a_mean_that_is_no_number_is_0(every: ModuleType) -> None:
-    """Nor does float16 hold 65520 or more."""
+    """float16 cannot hold 65520 or more either."""
     for values_, mean in ([65519], 65504), ([65520], 0), ([1, -np.inf], 0), ([np.nan, 1], 0):
         k = np.ones((1, 1, 64, 1), np.float32) * np.float32(values_[-1])
         k[0, 0, 3] = values_[0]

@@ -37,7 +37,7 @@ def test_only_the_default_of_selection_differs(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(adamas_core.__all__) - {"__version__", "PAPER"}))
 def test_docstring(name: str) -> None:
-    """Every public function tells its parameters, by name, and what it raises."""
+    """The docstring names all parameters, and has the sections that it needs."""
     thing = getattr(adamas_core, name)
     text = inspect.getdoc(thing)
     assert text

@@ -25,7 +25,7 @@ Put = Callable[[Any], Any]
 
 
 def native(x: Any) -> Any:
-    """What a backend is given of x."""
+    """x as its backend gets it."""
     return views(x=x)[0]
 
 
@@ -33,7 +33,7 @@ def as_numpy(x: Any) -> np.ndarray[Any, Any]:
     return on_host(native(x))
 
 
-# CuPy's arrays, and NumPy's beside them
+# CuPy's arrays and NumPy's
 
 
 @settings(max_examples=50)
@@ -146,7 +146,7 @@ def cache_of(k: Any, **options: Any) -> ac.KVCache:
 )
 @pytest.mark.parametrize("swapped", [False, True])
 def test_two_devices(device: Any, call: Callable[[Any, Any], Any], swapped: bool) -> None:
-    """One sentence with the array, its shape, dtype and device, whichever is where."""
+    """The error shows the array, its shape, dtype and device, in either order of devices."""
     puts: list[Any] = [np.asarray, moved]
     with pytest.raises(
         ValueError,
@@ -245,7 +245,7 @@ def torch() -> Any:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.shim)])
 def put(request: pytest.FixtureRequest, torch: Any, monkeypatch: Any) -> Put:
-    """Puts a tensor on a device; without a GPU, one that says so of itself."""
+    """Puts a tensor on a device. Without a GPU the tensor only says that it is on one."""
     if request.param == "cpu":
         return lambda x: x
     device = request.getfixturevalue("device")

@@ -17,7 +17,7 @@ from adamas_core.reference.layout import INVISIBLE
 
 @given(case=cases(UNIT, centered=True), data=st.data())
 def test_a_group_takes_what_its_heads_attend_to(case: Any, data: st.DataObject) -> None:
-    """As the mean of float64 softmaxes would rank tokens, but for the quarters of an octave."""
+    """The tokens with the most attention by float64 softmax, up to a quarter of an octave."""
     B, H, L, D = case.q.shape
     H_kv, S = case.k.shape[1], case.tokens
     G = H // H_kv

@@ -1,4 +1,4 @@
-"""What ``import adamas_core`` loads, and what it offers."""
+"""The modules that ``import adamas_core`` loads, and its public names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel holds the tree, and every way of installing it works, at the tree's root and away."""
+"""The wheel holds the whole tree, and every way to install works, at its root and elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLDERS = {
 }
 SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed"}
 
-# What an installation must do, wherever Python is started. Only append needs the compiled module.
+# An installation must run this wherever Python starts. Only append needs the compiled module.
 USE = """
 from importlib.metadata import version
 
@@ -74,13 +74,13 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, *what: object, cwd: Path) -> None:
-    """Install into an environment from what is at hand, downloading nothing."""
+    """Install into an environment without any download."""
     options = ["-q", "--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]
     run(sys.executable, "-m", "pip", "--python", python, "install", *options, *what, cwd=cwd)
 
 
 def used_files(python: Path, cwd: Path) -> list[Path]:
-    """Where the package, its reference and its compiled module come from, seen from a folder."""
+    """The files of the package, its reference and its compiled module, as imported in a folder."""
     return [Path(line).resolve() for line in run(python, "-c", USE, cwd=cwd).splitlines()]
 
 

@@ -37,7 +37,7 @@ def test_encode_bits(kernels: ModuleType, case: Any, data: st.DataObject) -> Non
 
 @given(case=cases(), data=st.data())
 def test_encode_in_place(kernels: ModuleType, case: Any, data: st.DataObject) -> None:
-    """New tokens land in their slots, the slots around them keep what they held."""
+    """New tokens are written to their slots. All other slots keep their contents."""
     B, H_kv, S, _ = case.k.shape
     t = data.draw(thresholds(H_kv))
     start = np.array(data.draw(st.lists(st.integers(0, 130), min_size=B, max_size=B)))
@@ -46,7 +46,7 @@ def test_encode_in_place(kernels: ModuleType, case: Any, data: st.DataObject) ->
         0, 2**64, (2, B, H_kv, T + 1, *case.codes.planes.shape[4:]), np.uint64
     )
     planes, expected = room.copy(), room.copy()
-    inner = (slice(None), slice(None), slice(None), slice(0, T))  # a view with spare tiles behind
+    inner = (slice(None), slice(None), slice(None), slice(0, T))  # a view with one tile to spare
     assert kernels.encode(case.k, t, planes[inner], start).base is planes
     reference.encode(case.k, t, expected[inner], start)
     assert_same_bits(planes, expected)

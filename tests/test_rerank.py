@@ -22,7 +22,7 @@ EXACT = ["small integers", "equal", "zeros"]
 
 @st.composite
 def chosen(draw: st.DrawFn, case: Case) -> NDArray[np.int32]:
-    """Ascending indices (B, H, L, M), of each row another number, -1 behind the last one."""
+    """Ascending indices (B, H, L, M). Rows hold different numbers of them and end with -1."""
     rows, S = case.q.shape[:3], case.k.shape[2]
     M = draw(st.sampled_from([0, 1, 2, 7, 33, 64, 99, 100, 101, 130, 300]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -72,7 +72,7 @@ def test_is_a_sort_of_integers(case: Case, data: st.DataObject) -> None:
 
 @given(case=cases(UNIT), data=st.data())
 def test_nothing_clearly_better_is_left(case: Case, data: st.DataObject) -> None:
-    """By products in float64, in which an error of float32's sum is bounded."""
+    """Compared by products in float64, within the bound of the error of a float32 sum."""
     indices = data.draw(chosen(case))
     K, selection = data.draw(selections(indices.shape[-1]))
     got = reference.rerank(case.q, case.k, indices, K, selection)
@@ -90,14 +90,14 @@ def test_nothing_clearly_better_is_left(case: Case, data: st.DataObject) -> None
         if left and free:
             keys = k[b, h // G]
             size = np.abs(keys[left + free]) @ np.abs(q[b, h, l])
-            # A rounding a product and less than D / 16 + 4 additions, and products of subnormals.
+            # One rounding per product, fewer than D / 16 + 4 additions, and products of subnormals.
             bound = 2 * ((D / 16 + 5) * 2.0**-24 * size.max() + D * 2.0**-149)
             assert (keys[free] @ q[b, h, l]).min() >= (keys[left] @ q[b, h, l]).max() - bound
 
 
 @given(case=cases(VALUES), data=st.data())
 def test_order_of_the_sum(case: Case, data: st.DataObject) -> None:
-    """Sixteen sums in turn, one number after the other; then their halves."""
+    """Sixteen sums take the numbers in turn. Then the upper half is added to the lower."""
     if not case.k.shape[2]:
         return
     key = data.draw(st.integers(0, case.k.shape[2] - 1))
@@ -114,7 +114,7 @@ def test_order_of_the_sum(case: Case, data: st.DataObject) -> None:
 @settings(max_examples=50)
 @given(case=cases(), data=st.data())
 def test_refining_everything_is_exact(kernels: Any, case: Case, data: st.DataObject) -> None:
-    """With refine * budget tokens and more the codes decide nothing."""
+    """Where refine * budget covers all tokens, the codes decide nothing."""
     S = case.tokens
     K, selection = data.draw(selections(S))
     selection = replace(selection, refine=-(-max(S, 1) // K))
@@ -141,7 +141,7 @@ def test_golden(every: ModuleType) -> None:
     assert every.rerank(q, k, indices, 3, Selection(sinks=1, recent=1)).tolist() == [[[[0, 7, 11]]]]
     assert every.rerank(q, k, indices, 3, Selection(sinks=2, recent=1)).tolist() == [[[[0, 1, 11]]]]
     assert every.rerank(q, k, indices[..., :0], 2, Selection()).tolist() == [[[[-1, -1]]]]
-    # Products 2^24, 1 and -2^24: 1 is lost in one lane and stays in lanes of their own.
+    # Products 2^24, 1 and -2^24: in one lane the 1 is lost, in separate lanes it stays.
     q = np.full((1, 1, 1, 33), 1, np.float32)
     k = np.zeros((1, 1, 2, 33), np.float32)
     k[0, 0, 0, [0, 1, 16]] = k[0, 0, 1, [0, 16, 32]] = 2.0**24, 1, -(2.0**24)

@@ -25,7 +25,7 @@ def test_bits(kernels: ModuleType, case: Any, form: Selection) -> None:
 
 @given(case=cases(), form=metrics)
 def test_words_random(kernels: ModuleType, case: Any, form: Selection) -> None:
-    """Every bit pattern, also those that no query or key quantizes to."""
+    """Every bit pattern, also those that quantize never gives."""
     rng = np.random.default_rng(case.q.size)
     query = rng.integers(0, 2**64, query_planes(case, form).shape, np.uint64)
     planes = rng.integers(0, 2**64, case.codes.planes.shape, np.uint64)

@@ -66,7 +66,7 @@ def test_attention_over_centered_codes(
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("order", ["equal", "ascending", "descending", "two values"])
 def test_many_tokens(kernels: ModuleType, order: str, centered: bool) -> None:
-    """Beyond a chunk, in orders that make selections work hardest, with and without a group."""
+    """More tokens than a chunk, in the orders that are hardest to select from."""
     S = 70_000 if isinstance(kernels, ModuleType) else 5_000  # chunks are smaller in the shim
     D = 32
     rng = np.random.default_rng(1)
