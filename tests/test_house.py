@@ -27,8 +27,6 @@ FLOORS = {
 OPTIONS = {field.name for field in fields(Selection)}
 MOST_PARAMETERS = 10
 MOST_LINES = 60
-# Numba kernels: one function is one parallel region or one loop that is compiled as a whole.
-LONG_KERNELS: set[str] = set()
 
 
 def floor_of(module: str) -> str:
@@ -125,7 +123,7 @@ def test_functions_are_short(module: str) -> None:
         assert function.end_lineno is not None
         lines = function.end_lineno - body[0].lineno + 1 if body else 0
         name = f"{module}.{function.name}"
-        assert lines <= MOST_LINES or name in LONG_KERNELS, f"{name} has {lines} lines"
+        assert lines <= MOST_LINES, f"{name} has {lines} lines"
 
 
 def test_every_file_has_its_tests() -> None:
