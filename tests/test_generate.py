@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_model import MODELS, DenseAttention, by_hand, needs_models, tiny
 
-from adamas_core import KVCache
+from adamas_core import KVCache, Selection
 from adamas_core.llama import Sampling, generate, load, load_tokenizer
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
@@ -127,7 +127,7 @@ def test_stories(budget: int | None, metric: str, backend_name: str) -> None:
     """The known greedy text, byte for byte, densely and where the budget covers the context."""
     model = load(MODELS / "stories260K.bin")
     tokenizer = load_tokenizer(MODELS / "tok512.bin")
-    cache = KVCache(model.config.layers, metric=metric, backend=backend_name)
+    cache = KVCache(model.config.layers, selection=Selection(metric), backend=backend_name)
     tokens = generate(model, [tokenizer.bos], cache.attention(budget), max_tokens=200)
     expected = (MODELS / "stories260K.greedy.txt").read_bytes()
     assert tokenizer.decode(tokens).encode() == expected
