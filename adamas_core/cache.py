@@ -108,7 +108,8 @@ class KVCache:
         if centered:
             checks.centered_metric(where, selection)
             checks.no_thresholds(where, thresholds)
-        unknown = [i for i in dense_layers if i not in range(layers)]
+        dense = [checks.integer(where, "an item of dense_layers", i) for i in dense_layers]
+        unknown = [i for i in dense if i not in range(layers)]
         if unknown:
             raise ValueError(
                 f"{where}: dense_layers holds {unknown}; expected layers 0 to {layers - 1}"
@@ -120,7 +121,7 @@ class KVCache:
             load(backend)
         self.selection = selection
         self.centered = bool(centered)
-        self.dense_layers = frozenset(int(i) for i in dense_layers)
+        self.dense_layers = frozenset(dense)
         self.backend = backend
         self._layers = [
             LayerCache(thresholds, i in self.dense_layers, int(capacity), self.centered)
@@ -156,7 +157,7 @@ class KVCache:
             first append fixes B, H_kv, D, the dtype and the device. Keep arrays of another library
             on a GPU alive until CuPy's current stream has read them.
         layer : int
-        count : array (B,) of integers, optional
+        count : int or array (B,) of integers, optional
             How many of the S tokens each sequence really has: its first ones.
 
         Raises
@@ -178,9 +179,22 @@ class KVCache:
         self.backend = backend
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens` tokens of every layer."""
+        """Forget all but the first `tokens` tokens of every layer.
+
+        Raises
+        ------
+        ValueError
+            A layer has fewer tokens. Then no layer changes.
+        """
+        checks.integer("KVCache.truncate", "tokens", tokens)
+        for i, layer in enumerate(self._layers):
+            if not 0 <= tokens <= layer.tokens:
+                raise ValueError(
+                    f"KVCache.truncate: tokens={tokens}; expected 0 to {layer.tokens}, the tokens "
+                    f"of layer {i}"
+                )
         for layer in self._layers:
-            layer._truncate(tokens)
+            layer._truncate(int(tokens))
 
     def attention(self, budget: int | None) -> Callable[[int, NDArray, NDArray, NDArray], NDArray]:
         """The function ``f(layer, q, k, v)`` that a decoder calls: append, then attend.
@@ -232,13 +246,18 @@ class KVCache:
             The file was not written by `save`, has another version, is cut or damaged.
         """
         header, arrays = cache_file.read(path)
-        cache = cls(
-            header["layers"],
-            Selection(**header["selection"]),
-            centered=header["centered"],
-            dense_layers=header["dense_layers"],
-            backend=backend,
-        )
+        try:
+            cache = cls(
+                header["layers"],
+                Selection(**header["selection"]),
+                centered=header["centered"],
+                dense_layers=header["dense_layers"],
+                backend=backend,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} has a header that this release cannot read: {error!r}"
+            ) from error
         for i, (layer, state) in enumerate(zip(cache._layers, header["states"], strict=True)):
             prefix = f"{i}."
             own = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
@@ -288,7 +307,7 @@ class LayerCache:
 
     @property
     def length(self) -> int | NDArray:
-        """Tokens: an int, or (B,) where appends had a `count`."""
+        """Tokens: an int, or (B,) where an append had an array `count`."""
         return self._lengths.given()
 
     @property
@@ -318,6 +337,8 @@ class LayerCache:
         B, H_kv, S, D = k.shape
         place = BACKENDS[backend] if self._k is None else checks.device(self._k)
         checks.lies_on(where, "k", k, place)
+        added = checks.length(where, "count", added, B, S, "k")
+        checks.tokens(where, self.tokens + S)
         if self._k is None or self._v is None:
             if self._thresholds is not None:
                 checks.thresholds(where, self._thresholds, H_kv)
@@ -335,8 +356,6 @@ class LayerCache:
             raise TypeError(
                 f"{where}: {checks.shown('k', k)}; expected {self._k.dtype}, as the layer has"
             )
-        added = checks.length(where, added, B, S)
-        checks.tokens(where, self.tokens + S)
         lengths = self._lengths.plus(added)
         self._write(k, v, lengths.ragged)
         self._lengths = lengths
@@ -369,8 +388,6 @@ class LayerCache:
             self._calibrated = self._calibrated or enough
 
     def _truncate(self, tokens: int) -> None:
-        if not 0 <= checks.integer("KVCache.truncate", "tokens", tokens) <= self.tokens:
-            raise ValueError(f"KVCache.truncate: tokens={tokens}; expected 0 to {self.tokens}")
         self._lengths = self._lengths.cut(tokens)
         if self.codes is not None:
             self.codes.truncate(tokens, self._k)
@@ -461,13 +478,14 @@ def decode_attention(
     held = cache[layer]
     if held.tokens == 0:
         raise ValueError(
-            f"{where}: layer {layer} of the cache is empty; append the tokens of "
-            f"{checks.shown('q', a)} first"
+            f"{where}: layer {layer} of the cache is empty, and {checks.shown('q', a)}; expected "
+            "the keys and values of these tokens to be appended first"
         )
     shape = held.k.shape
     checks.heads(where, "q and the cache", q4.shape, shape)
     checks.same_head_dim(where, a, "the cache", shape[-1])
     checks.lies_on(where, "q", a, checks.device(held.k))
+    checks.real(where, "scale", scale)
     if budget is not None:
         checks.at_least(where, "budget", budget, 1)
         checks.forced(where, budget, cache.selection)

@@ -90,7 +90,10 @@ def _checked_header(path: str, raw: NDArray) -> tuple[dict[str, Any], int]:
         raise ValueError(f"{path} is cut: it has {len(raw)} bytes, less than its fixed parts")
     version = int.from_bytes(raw[len(MAGIC) : len(MAGIC) + 4].tobytes(), "little")
     if version != VERSION:
-        raise ValueError(f"{path} has version {version}; this release reads version {VERSION}")
+        raise ValueError(
+            f"{path} has version {version}; expected version {VERSION}, the only one that this "
+            "release reads"
+        )
     if hashlib.sha256(raw[:-_DIGEST].data).digest() != raw[-_DIGEST:].tobytes():
         raise ValueError(f"{path} is cut or damaged: its checksum does not match its contents")
     size = int.from_bytes(raw[_FIXED - 8 : _FIXED].tobytes(), "little")

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -194,6 +194,15 @@ def centered_metric(where: str, selection: Selection) -> None:
         )
 
 
+def option_names(where: str, options: Mapping[str, object], known: Iterable[str]) -> None:
+    """Reject a keyword that is not an option of a selection."""
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"{where}: no option {', '.join(map(repr, unknown))}; expected {', '.join(known)}"
+        )
+
+
 def searchable(where: str, selection: Selection, head_dim: int, centered: bool) -> None:
     """Reject a selection that codes of this head_dim and kind do not support."""
     if selection.metric == "weighted":
@@ -205,7 +214,9 @@ def searchable(where: str, selection: Selection, head_dim: int, centered: bool) 
 def instance(where: str, name: str, value: object, kind: type, expected: str) -> None:
     """Reject an object of another type."""
     if not isinstance(value, kind):
-        raise TypeError(f"{where}: {name} is a {type(value).__qualname__}; expected {expected}")
+        raise TypeError(
+            f"{where}: {name} is of type {type(value).__qualname__}; expected {expected}"
+        )
 
 
 def true_or_false(where: str, name: str, value: object) -> None:
@@ -219,6 +230,14 @@ def integer(where: str, name: str, value: object) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{where}: {name}={value!r}; expected an integer")
     return int(value)
+
+
+def real(where: str, name: str, value: object) -> None:
+    """Reject a value that is neither None nor a real number."""
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float, np.number))
+    ):
+        raise TypeError(f"{where}: {name}={value!r}; expected a number or None")
 
 
 def at_least(where: str, name: str, value: object, low: int) -> int:
@@ -247,21 +266,19 @@ def forced(where: str, K: int, selection: Selection) -> None:
         )
 
 
-def length(where: str, n: object, B: int, capacity: int) -> int | NDArray:
-    """Return a length, one number or (B,); reject one that is not 0 to `capacity` tokens."""
+def length(where: str, name: str, n: object, B: int, limit: int, holder: str) -> int | NDArray:
+    """Return a length or count, one number or (B,); reject one above the tokens of its holder."""
     if isinstance(n, np.ndarray):
         if n.dtype.kind not in "iu":
-            raise TypeError(f"{where}: {shown('length', n)}; expected integers")
+            raise TypeError(f"{where}: {shown(name, n)}; expected integers")
         if n.shape != (B,):
-            raise ValueError(f"{where}: {shown('length', n)}; expected shape ({B},)")
+            raise ValueError(f"{where}: {shown(name, n)}; expected shape ({B},)")
         low, high = int(n.min(initial=0)), int(n.max(initial=0))
         value: int | NDArray = n
     else:
-        low = high = value = integer(where, "length", n)
-    if low < 0 or high > capacity:
-        raise ValueError(
-            f"{where}: length={n}; expected 0 to {capacity}, the tokens that there is room for"
-        )
+        low = high = value = integer(where, name, n)
+    if low < 0 or high > limit:
+        raise ValueError(f"{where}: {name}={n}; expected 0 to {limit}, the tokens of {holder}")
     return value
 
 

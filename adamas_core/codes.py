@@ -65,7 +65,8 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     checks.floats("calibrate", "k", a, (3, 4))
     a = a[None] if a.ndim == 3 else a
     B, S = a.shape[0], a.shape[2]
-    n = checks.length("calibrate", S if length is None else int_or_view("length", length), B, S)
+    n = S if length is None else int_or_view("length", length)
+    n = checks.length("calibrate", "length", n, B, S, "k")
     return returner(k)(_calibrated(a, np.broadcast_to(n, (B,)), rule))
 
 
@@ -164,11 +165,12 @@ class KeyCodes:
         checks.words_per_plane(where, buffer, head_dim)
         t = on_host_thresholds(thresholds)
         checks.thresholds(where, t, H_kv)
-        n = checks.length(where, int_or_view("length", length), B, TILE * T)
+        n = checks.length(where, "length", int_or_view("length", length), B, TILE * T, "planes")
         backend = backend or backend_of(buffer)
         load(backend)
         checks.lies_on(where, "planes", buffer, BACKENDS[backend])
         if centers is not None:
+            checks.instance(where, "centers", centers, Centers, "Centers")
             centers = Centers(*views(**centers._asdict()))
             checks.centers(where, centers, buffer, head_dim)
         self._hold(buffer, Lengths.of(n, B), t, int(head_dim), backend, centers)
@@ -205,6 +207,8 @@ class KeyCodes:
         capacity: int = 0,
     ) -> KeyCodes:
         """Plain codes of no token yet, with room for `capacity` tokens."""
+        checks.head_dim("KeyCodes.empty", head_dim)
+        checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
         shape = (2, B, H_kv, tiles(capacity), 8, words(head_dim), 8)
         planes = array_module(backend).zeros(shape, np.uint64)
         return cls(planes, 0, thresholds, head_dim, backend)
@@ -267,7 +271,7 @@ class KeyCodes:
         ----------
         k : array (B, H_kv, S, D)
             float16, bfloat16 or float32; B may be absent where it is 1.
-        count : array (B,) of integers, optional
+        count : int or array (B,) of integers, optional
             How many of the S tokens each sequence really has: its first ones.
 
         Raises
@@ -280,13 +284,15 @@ class KeyCodes:
         where = "KeyCodes.append"
         a = self._keys(where, k)
         B, S = a.shape[0], a.shape[2]
-        added = checks.length(where, S if count is None else int_or_view("count", count), B, S)
+        added = S if count is None else int_or_view("count", count)
+        added = checks.length(where, "count", added, B, S, "k")
+        checks.tokens(where, self.tokens + S)
         self._append(a, added, self._lengths.plus(added))
 
     def _append(self, k: Any, added: int | NDArray, lengths: Lengths) -> None:
         """Encode checked keys; `lengths` are those after it."""
         start = self._lengths.each if lengths.ragged else self.tokens
-        self.reserve(self.tokens + k.shape[2])
+        self._make_room(self.tokens + k.shape[2])
         home = load(self.backend)
         if self._centers is None:
             home.encode(k, self.thresholds, self._buffer, start)
@@ -295,7 +301,7 @@ class KeyCodes:
         self._lengths = lengths
 
     def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
-        """Keys as a view (B, H_kv, S, D) that fits the codes and has at least so many tokens."""
+        """Keys as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
         (a,) = views(k=k)
         checks.floats(where, "k", a, (3, 4))
         a = a[None] if a.ndim == 3 else a
@@ -310,7 +316,11 @@ class KeyCodes:
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
+        checks.at_least("KeyCodes.reserve", "tokens", tokens, 0)
         checks.tokens("KeyCodes.reserve", tokens)
+        self._make_room(tokens)
+
+    def _make_room(self, tokens: int) -> None:
         held = self._buffer.shape[3]
         needed = tiles(tokens)
         # A caller's arrays may be read-only; CuPy's never are.
@@ -366,7 +376,7 @@ class KeyCodes:
 
     def _code_again(self, sequences: NDArray, tokens: int, k: Any) -> None:
         """Code the last tile again, as an open one: relative to the mean of the tile before it."""
-        self.reserve(self.tokens)  # the buffers must be writable
+        self._make_room(self.tokens)  # the buffers must be writable
         assert self._centers is not None
         first = tokens // TILE * TILE
         for b in map(int, sequences):
@@ -425,7 +435,8 @@ def encode(
     load(backend)
     checks.lies_on(where, "k", a, BACKENDS[backend])
     checks.true_or_false(where, "centered", centered)
-    n = checks.length(where, S if length is None else int_or_view("length", length), B, S)
+    n = S if length is None else int_or_view("length", length)
+    n = checks.length(where, "length", n, B, S, "k")
     t = None
     if centered:
         checks.no_thresholds(where, thresholds)

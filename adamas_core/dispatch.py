@@ -41,7 +41,7 @@ _DEVICES = {_CPU: "cpu", _CUDA: "cuda", 3: "cuda-host", 8: "metal", 10: "rocm", 
 def load(backend: str) -> ModuleType:
     """The module of a backend by its name; a RuntimeError says why the GPU backend cannot run."""
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: expected one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"backend={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
     home = _module(backend)
     if backend == "gpu":
         home.array_module()
@@ -82,6 +82,8 @@ def views(**arrays: Array) -> list[Any]:
 
 def int_or_view(name: str, value: int | Array) -> Any:
     """A count: a number stays a number, an array becomes one of NumPy on the host."""
+    if isinstance(value, (float, list, tuple)):
+        raise TypeError(f"{name}={value!r}; expected an integer or an array of integers")
     return value if isinstance(value, (int, np.integer)) else on_host(views(**{name: value})[0])
 
 

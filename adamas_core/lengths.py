@@ -41,5 +41,5 @@ class Lengths:
         return Lengths(self.each + added, self.ragged or np.ndim(added) == 1)
 
     def cut(self, tokens: int) -> Lengths:
-        """Lengths of at most so many tokens."""
+        """Lengths of at most `tokens` tokens."""
         return Lengths(np.minimum(self.each, tokens), self.ragged)

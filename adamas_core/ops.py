@@ -174,7 +174,7 @@ def score(query: Array, planes: Array, length: int | Array, metric: str = "weigh
         )
     if metric == "weighted":
         checks.distances_fit("score", "query_bits", width // P, 64 * P)
-    n = checks.length("score", n, q4.shape[0], TILE * p7.shape[3])
+    n = checks.length("score", "length", n, q4.shape[0], TILE * p7.shape[3], "planes")
     result = load(backend_of(q)).score(q4, p7, n, metric)
     return returner(query)(result.reshape(*q.shape[:-1], result.shape[-1]))
 
@@ -275,12 +275,14 @@ def attend(
     checks.keys_values("attend", b, c, (a.ndim,))
     q4, k4, v4 = (x[None] if a.ndim == 3 else x for x in (a, b, c))
     checks.heads("attend", "q and k", q4.shape, k4.shape)
+    checks.real("attend", "scale", scale)
     checks.same_head_dim("attend", a, "k", b.shape[-1])
     if i is not None:
         checks.dtype("attend", "indices", i, "int32")
         if i.shape[:-1] != a.shape[:-1]:
             raise ValueError(
-                f"attend: {checks.shown('indices', i)}; expected {(*a.shape[:-1], 'K')}, as q has"
+                f"attend: {checks.shown('indices', i)}; expected "
+                f"({', '.join(map(str, a.shape[:-1]))}, K), as q has"
             )
         checks.contiguous("attend", "indices", i)
         i = i[None] if a.ndim == 3 else i

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from . import checks
@@ -69,7 +69,9 @@ def select_topk(
     where = "select_topk"
     checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k) returns")
     checks.instance(where, "selection", selection, Selection, "a Selection")
-    selection = replace(selection, **options) if options else selection
+    if options:
+        checks.option_names(where, options, [field.name for field in fields(Selection)])
+        selection = replace(selection, **options)
     (a,) = views(q=q)
     checks.floats(where, "q", a, (3, 4))
     q4 = a[None] if a.ndim == 3 else a
@@ -93,14 +95,4 @@ def _coded_keys(codes: KeyCodes, k: Array | None, selection: Selection) -> Array
             f"select_topk: refine={selection.refine} without k; expected the keys of codes "
             f"{codes.shape}"
         )
-    (a,) = views(k=k)
-    checks.floats("select_topk", "k", a, (3, 4))
-    a4 = a[None] if a.ndim == 3 else a
-    checks.lies_on("select_topk", "k", a, codes.device)
-    B, H_kv, S, D = codes.shape
-    if a4.shape[:2] != (B, H_kv) or a4.shape[2] < S or a4.shape[3] != D:
-        raise ValueError(
-            f"select_topk: {checks.shown('k', a)} and codes of shape {codes.shape}; expected the "
-            "keys that were coded, with at least as many tokens"
-        )
-    return a4
+    return codes._keys("select_topk", k, codes.tokens)

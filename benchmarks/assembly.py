@@ -18,7 +18,7 @@ from numba.core.registry import cpu_target
 from adamas_core.cpu._lookup import AVAILABLE
 from adamas_core.cpu.score import score_tile
 
-# Triple, processor, features; and what each calls counting bits and looking nibbles up.
+# Triple, processor, features, and the instructions that count bits and look up nibbles.
 TARGETS = {
     "x86-64-v3 (AVX2)": ("x86_64-unknown-linux-gnu", "x86-64-v3", ""),
     "x86-64-v4 (AVX-512)": ("x86_64-unknown-linux-gnu", "x86-64-v4", ""),

@@ -2,10 +2,10 @@
 
     python benchmarks/cpu_call.py
 
-`decode_attention` over one tile of 64 tokens for a budget of 1, which one thread does: hot, and
-cold, when the interpreter and the kernels come from memory. And a kernel of no work on all threads
-right behind another, and after the caller alone was busy for --busy seconds, in which the other
-threads have gone to sleep.
+Times `decode_attention` over one tile of 64 tokens with a budget of 1, on one thread: hot, and
+cold, where the interpreter and the kernels come from memory. Also times an empty kernel on all threads:
+directly after another kernel, and after --busy seconds of work by the caller alone, in which the
+other threads go to sleep.
 """
 
 from __future__ import annotations

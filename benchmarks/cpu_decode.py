@@ -103,7 +103,7 @@ def selections(args: argparse.Namespace) -> list[Selection]:
 
 
 def settings(args: argparse.Namespace, report: Report) -> Iterator[tuple[dict[str, Any], Setting]]:
-    """The cases of the command line, H/H_kv/S or BxH/H_kv/S, and what their rows say of them."""
+    """The cases of the command line, H/H_kv/S or BxH/H_kv/S, and their columns."""
     for case in args.cases:
         batch, _, shape = case.rpartition("x")
         B = int(batch or 1)

@@ -44,7 +44,7 @@ _BYTES = ir.VectorType(ir.IntType(8), 64)
 
 @inlined
 def usable(P, weights):
-    """Whether look-ups serve queries of P words and so many weight planes, and are faster."""
+    """Whether look-ups serve queries of P words and `weights` weight planes, and are faster."""
     return AVAILABLE and P in SIZES and weights >= 2 and P * ((1 << weights) - 1) <= 31
 
 
@@ -127,7 +127,7 @@ def zero_costs(builder: Any) -> Any:
 
 @operation(U8x16, U8x16, types.uint64, types.uint64)
 def twice_plus_plane(builder: Any, costs: Any, sign: Any, weight: Any) -> Any:
-    """2 costs + the number of bits of `weight`, of its low four, where a nibble is not the sign."""
+    """Twice the costs, plus the low bits of `weight` at which the nibble differs from the sign."""
     nibbles = ir.Constant(U8x16.ir, list(range(16)))
     octets = [builder.trunc(word, ir.IntType(8)) for word in (sign, weight)]
     sign, weight = (splat(builder, U8x16.ir, octet) for octet in octets)

@@ -18,7 +18,7 @@ def per_lane(D: int) -> int:
 
 
 def blocks(rows: int) -> tuple[int]:
-    """The grid for so many rows."""
+    """The grid for `rows` rows."""
     return (-(-rows * LANES // THREADS),)
 
 

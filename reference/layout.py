@@ -44,5 +44,5 @@ def words(head_dim: int) -> int:
 
 
 def tiles(tokens: int) -> int:
-    """T: tiles that hold so many tokens."""
+    """T: tiles that hold `tokens` tokens."""
     return -(-tokens // TILE)

@@ -70,7 +70,7 @@ def test_report_of_times(benchmark: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps({"device": "none", "date": "never", "results": results}))
     benchmark.main(["--report", str(path)])
     last = path.with_suffix(".md").read_text().splitlines()[-1]
-    # Codes of 8 heads at 32 bytes a token, and 32 heads' 128 rows of k and v at 512 bytes.
+    # Codes of 8 heads at 32 bytes per token, and 128 rows of k and v at 512 bytes for 32 heads.
     step, dense = 8 * 32768 * 32 + 32 * 128 * 512, 8 * 32768 * 512
     assert last == (
         "| 32/8 | 1 | 32768 | 128 | weighted | 0.0100 "

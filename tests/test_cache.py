@@ -225,3 +225,24 @@ def test_input_is_not_changed_and_not_kept() -> None:
     cache = KVCache()
     cache.append(k, k)
     assert not np.shares_memory(cache[0].k, k)
+
+
+def test_a_refused_truncate_changes_no_layer(place: Place) -> None:
+    k = place(normal(2, 300, 64))
+    cache = KVCache(2)
+    cache.append(k, k, 0)
+    cache.append(k[:, :10], k[:, :10], 1)
+    with pytest.raises(ValueError, match="tokens=100; expected 0 to 10, the tokens of layer 1"):
+        cache.truncate(100)
+    assert (cache[0].length, cache[1].length) == (300, 10)
+    assert cache[0].codes.tokens == 300
+
+
+def test_a_refused_first_append_settles_nothing(place: Place) -> None:
+    k = place(normal(2, 5, 64))
+    cache = KVCache()
+    with pytest.raises(ValueError, match="count"):
+        cache.append(k, k, count=np.array([6]))
+    assert cache[0].shape is None
+    cache.append(k[:1], k[:1])
+    assert cache[0].shape == (1, 1, 5, 64)

@@ -129,3 +129,18 @@ def test_header_and_arrays_come_back(tmp_path: Path) -> None:
     for name, x in arrays.items():
         assert_same_bits(back[name], np.ascontiguousarray(x))
     assert (tmp_path / "x").stat().st_size % 64 == 32  # aligned arrays, then the digest
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ({"hello": 1}, r"KeyError\('layers'\)"),
+        ({"layers": 1, "selection": {"later": 3}}, "unexpected keyword argument 'later'"),
+    ],
+)
+def test_a_header_of_another_kind(tmp_path: Path, header: dict[str, Any], told: str) -> None:
+    cache_file.write(tmp_path / "x", header, {})
+    with pytest.raises(
+        ValueError, match=rf"x has a header that this release cannot read: .*{told}"
+    ):
+        KVCache.load(tmp_path / "x")

@@ -122,22 +122,22 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unknown option": (
         lambda: ac.select_topk(query(), codes(), 5, prefilter=8),
         TypeError,
-        "unexpected keyword argument 'prefilter'",
+        "select_topk: no option 'prefilter'; expected metric, query_bits, sinks, recent",
     ),
     "no selection": (
         lambda: ac.select_topk(query(), codes(), 5, "manhattan"),  # type: ignore[arg-type]
         TypeError,
-        "select_topk: selection is a str; expected a Selection",
+        "select_topk: selection is of type str; expected a Selection",
     ),
     "cache without a selection": (
         lambda: ac.KVCache(1, 4),  # type: ignore[arg-type]
         TypeError,
-        "KVCache: selection is a int; expected a Selection",
+        "KVCache: selection is of type int; expected a Selection",
     ),
     "topk without a selection": (
         lambda: ac.topk(distances, 8, 5),  # type: ignore[arg-type]
         TypeError,
-        "topk: selection is a int; expected a Selection",
+        "topk: selection is of type int; expected a Selection",
     ),
     "query bits too many for the codes": (
         lambda: ac.select_topk(query(2, 6, 1, 1024), codes(D=1024), 5, query_bits=6),
@@ -179,7 +179,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "score length": (
         lambda: ac.score(words, planes, 129),
         ValueError,
-        "length=129; expected 0 to 128",
+        "score: length=129; expected 0 to 128, the tokens of planes",
     ),
     "score length shape": (
         lambda: ac.score(words, planes, np.array([1, 2, 3])),
@@ -189,7 +189,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "score length float": (
         lambda: ac.score(words, planes, 9.0),
         TypeError,
-        "length is a builtins.float",
+        r"length=9.0; expected an integer or an array",
     ),
     "score metric": (
         lambda: ac.score(words, planes, 9, "l2"),
@@ -221,7 +221,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "sinks=-1; expected at least 0",
     ),
     # select_topk
-    "select codes": (lambda: ac.select_topk(query(), planes, 8), TypeError, "codes is a ndarray"),
+    "select codes": (
+        lambda: ac.select_topk(query(), planes, 8),
+        TypeError,
+        "codes is of type ndarray",
+    ),
     "select empty": (
         lambda: ac.select_topk(query(), ac.KeyCodes.empty(2, 3, 64, [-1, 0, 1]), 8),
         ValueError,
@@ -266,17 +270,17 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "select k of fewer tokens": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv[:, :, :99]),
         ValueError,
-        r"k is float32 \(2, 3, 99, 64\) and codes of shape \(2, 3, 100, 64\)",
+        r"k is float32 \(2, 3, 99, 64\); expected \(2, 3, S, 64\) with at least 100 tokens",
     ),
     "select k of other heads": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv[:, :2]),
         ValueError,
-        r"k is float32 \(2, 2, 100, 64\) and codes of shape \(2, 3, 100, 64\)",
+        r"k is float32 \(2, 2, 100, 64\); expected \(2, 3, S, 64\) with at least 100 tokens",
     ),
     "select k of another head_dim": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv[..., :32]),
         ValueError,
-        r"k is float32 \(2, 3, 100, 32\) and codes of shape \(2, 3, 100, 64\)",
+        r"k is float32 \(2, 3, 100, 32\); expected \(2, 3, S, 64\) with at least 100 tokens",
     ),
     "select k of another dtype": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, k=kv.astype(F64)),
@@ -367,7 +371,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "attend indices shape": (
         lambda: ac.attend(query(), kv, kv, index[:, :3]),
         ValueError,
-        r"indices is int32 \(2, 3, 1, 8\); expected \(2, 6, 1, 'K'\)",
+        r"indices is int32 \(2, 3, 1, 8\); expected \(2, 6, 1, K\)",
     ),
     "attend index": (lambda: ac.attend(query(), kv, kv, index + 100), IndexError, "100"),
     "attend dense": (
@@ -387,12 +391,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "encode length": (
         lambda: ac.encode(kv, length=101),
         ValueError,
-        "length=101; expected 0 to 100",
+        "encode: length=101; expected 0 to 100, the tokens of k",
     ),
     "encode backend": (
         lambda: ac.encode(kv, backend="tpu"),
         ValueError,
-        "backend='tpu': expected one",
+        "backend='tpu'; expected one",
     ),
     "codes append": (
         lambda: codes().append(kv[:, :2]),
@@ -409,11 +413,42 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "cache empty": (
         lambda: ac.decode_attention(query(6, 1, 64), ac.KVCache(), 8),
         ValueError,
-        r"layer 0 of the cache is empty; append the tokens of q is float32 \(6, 1, 64\) first",
+        r"layer 0 of the cache is empty, and q is float32 \(6, 1, 64\); expected the keys and val",
     ),
     "cache k empty": (lambda: ac.KVCache()[0].k, ValueError, "the layer is empty and has no k"),
     "cache layer": (lambda: filled()[2], IndexError, "layer=2; expected 0 to 1"),
     "cache layers": (lambda: ac.KVCache(0), ValueError, "layers=0; expected at least 1"),
+    "cache count": (
+        lambda: ac.KVCache().append(kv[0], kv[0], count=np.array([101])),
+        ValueError,
+        r"KVCache.append: count=\[101\]; expected 0 to 100, the tokens of k",
+    ),
+    "cache count float": (
+        lambda: ac.KVCache().append(kv[0], kv[0], count=3.5),  # type: ignore[arg-type]
+        TypeError,
+        "count=3.5; expected an integer or an array of integers",
+    ),
+    "cache scale": (
+        lambda: ac.decode_attention(query(6, 1, 64), filled(), 8, scale="a"),  # type: ignore[arg-type]
+        TypeError,
+        "decode_attention: scale='a'; expected a number or None",
+    ),
+    "attend scale": (
+        lambda: ac.attend(query(), kv, kv, index, "a"),  # type: ignore[arg-type]
+        TypeError,
+        "attend: scale='a'; expected a number or None",
+    ),
+    "cache dense layer of no number": (
+        lambda: ac.KVCache(2, dense_layers=[0.0]),  # type: ignore[list-item]
+        TypeError,
+        "an item of dense_layers=0.0; expected an integer",
+    ),
+    "codes reserve": (lambda: codes().reserve(-1), ValueError, "reserve: tokens=-1; expected at"),
+    "codes centers": (
+        lambda: ac.KeyCodes(planes, 9, [-1, 0, 1], 64, centers=3),  # type: ignore[arg-type]
+        TypeError,
+        "KeyCodes: centers is of type int; expected Centers",
+    ),
     "cache dense layer": (lambda: ac.KVCache(2, dense_layers=[5]), ValueError, r"holds \[5\]"),
     "cache thresholds": (
         lambda: ac.KVCache(thresholds=[2, 1, 0]),
@@ -459,7 +494,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "cache no cache": (
         lambda: ac.decode_attention(query(6, 1, 64), kv, 8),  # type: ignore[arg-type]
         TypeError,
-        "cache is a ndarray; expected KVCache",
+        "cache is of type ndarray; expected KVCache",
     ),
 }
 

@@ -20,10 +20,16 @@ from adamas_core.reference.layout import Centers, Codes
     [(1, 1, 1, 1, 1), (1, 1, 3, 2, 2), (1, 3, 2, 1, 3), (2, 1, ROWS + 1, 3, 1), (3, 1, 4, 1, 2)],
 )
 @pytest.mark.parametrize(
-    "refine, centered, group",
-    [(0, False, False), (2, False, False), (0, True, False), (2, True, False), (0, True, True)],
+    "options, centered",
+    [
+        ({}, False),
+        ({"refine": 2}, False),
+        ({}, True),
+        ({"refine": 2}, True),
+        ({"group": True}, True),
+    ],
 )
-def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, refine, centered, group):
+def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, options, centered):
     """Parts of heads, merged; heads that no number of threads divides; ragged lengths."""
     rng = np.random.default_rng(7)
     S = 2 * CHUNK + 100
@@ -41,10 +47,10 @@ def test_fused_selection_split_over_threads(threads, B, H_kv, G, L, P, refine, c
     codes = Codes(planes, length, thresholds, centers if centered else None)
     q = rng.standard_normal((B, H_kv * G, L, 64 * P)).astype(np.float32)
     k = None
-    if refine:  # all heads share the keys, which saves memory
+    if options.get("refine"):  # all heads share the keys, which saves memory
         k = rng.standard_normal((1, 1, S, 64 * P), np.float32).astype(np.float16)
         k = np.broadcast_to(k, (B, H_kv, S, 64 * P))
-    arguments = q, codes, 50, Selection(sinks=3, recent=4, refine=refine, group=group), k
+    arguments = q, codes, 50, Selection(sinks=3, recent=4, **options), k
     expected = reference.select_topk(*arguments)
     before = numba.get_num_threads()
     try:

@@ -15,7 +15,7 @@ from adamas_core.cpu.score import add_tables, query_bytes, score_tile, table_byt
 
 @numba.njit
 def _generic(high, low, query, P, weights, distances):
-    """By popcounts in loops over P and weights that nothing knows in advance."""
+    """Popcounts, with P and the number of weights known only at run time."""
     if weights == 0:
         manhattan_tile(high, low, query, P, distances)
     else:

@@ -53,7 +53,7 @@ ORDERS = {
 
 @numba.njit
 def _newest_first(distances, n, chunk, k, room, indices, ranks):
-    """As the fused step does: chunks from the newest on, each under the bound of those before."""
+    """Chunks from the newest to the oldest, each with the bound of the chunks before it."""
     count, bound = 0, INVISIBLE - 1
     for first in range((n - 1) // chunk * chunk, -1, -chunk):
         end = min(first + chunk, n)

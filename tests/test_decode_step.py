@@ -75,7 +75,7 @@ def test_steps_of_a_growing_cache(
 
 
 @pytest.mark.parametrize("selection", [Selection(refine=2), Selection(group=True)])
-def test_what_a_step_cannot_do_is_refused(device: Any, selection: Selection) -> None:
+def test_unsupported_options_are_refused(device: Any, selection: Selection) -> None:
     cache = device_cache(1, 1, 32, np.dtype(np.float32), 64, np.array([-1, 0, 1], np.float32))
     with pytest.raises(ValueError, match=r"DecodeStep: .* expected refine=0 and group=False"):
         DecodeStep(2, 1, cache, 8, selection)

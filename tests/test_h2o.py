@@ -59,7 +59,7 @@ def test_h2o_goes_on_from_its_prefix() -> None:
     fitted = H2O().fit(case.q0, case.k0)
     with pytest.raises(ValueError, match=r"24 tokens, but q is float32 \(2, 6, 16\).* of 29"):
         fitted(case.q, case.k[:, 1:], 8)
-    # Two blocks are not one, since sums are not handed on, but a block is its own beginning.
+    # Sums are not passed from block to block, so two blocks differ from one.
     np.testing.assert_array_equal(
         fitted(case.q[:, :3], case.k[:, :27], 8), fitted(case.q, case.k, 8)[:, :3]
     )

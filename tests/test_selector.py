@@ -45,7 +45,7 @@ ALL: dict[str, Any] = {
 }
 
 
-SINGLE_STEPS = [name for name in ALL if name != "h2o"]  # whose sums a single step does not have
+SINGLE_STEPS = [name for name in ALL if name != "h2o"]  # H2O needs sums that a single step lacks
 
 
 @pytest.mark.parametrize("name", ALL)

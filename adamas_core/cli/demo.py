@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .. import checks
 from ..cache import KVCache
 from ..lab.meter import Meter
 from ..lab.texts import python_documentation
@@ -19,6 +20,7 @@ from .progress import bar
 
 BUDGET = 128
 ANSWER = 48  # tokens at most
+LEAST = 256  # tokens of a context that has room for a question, an answer and some text
 QUESTION = "In one sentence, what is the text above about?"
 
 
@@ -34,15 +36,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--budget", type=int, default=BUDGET, help=f"tokens per query head ({BUDGET})")
     add("--question", default=QUESTION, help="another question about the text")
+    add("--tokens", type=int, default=8192, help=f"context in tokens, {LEAST} to 8192 (8192)")
 
 
 def run(args: argparse.Namespace) -> int:
+    checks.at_least("demo", "--tokens", args.tokens, LEAST)
     with bar("Loading the model"):
         path = fetch.smollm2()
         model = load(path)
         tokenizer = load_tokenizer(path)
-    prompt = with_documentation(tokenizer, args.question, model.config.context - ANSWER)
-    cache = KVCache(model.config.layers, capacity=model.config.context)
+    context = min(args.tokens, model.config.context)
+    prompt = with_documentation(tokenizer, args.question, context - ANSWER)
+    cache = KVCache(model.config.layers, capacity=context)
     begin = time.perf_counter()
     with bar(f"Reading {len(prompt)} tokens") as move:
         read(model, prompt[:-1], cache, move)

@@ -49,7 +49,7 @@ class Captured(NamedTuple):
     mass: Array  # share of the softmax that the chosen tokens have
     relative: Array  # mass, divided by the mass of the oracle's choice
     recall: Array  # share of the oracle's tokens that were chosen
-    error: Array  # L2 distance of the output from full attention's, relative to the latter's norm
+    error: Array  # L2 distance of the output from full attention's, in units of its norm
     seconds: float  # CPU time to choose for a layer's block
 
 
