@@ -3,9 +3,9 @@
     python benchmarks/cpu_call.py
 
 Times `decode_attention` over one tile of 64 tokens with a budget of 1, on one thread: hot, and
-cold, where the interpreter and the kernels come from memory. Also times an empty kernel on all threads:
-directly after another kernel, and after --busy seconds of work by the caller alone, in which the
-other threads go to sleep.
+cold, where the interpreter and the kernels come from memory. Also times an empty kernel on all
+threads: directly after another kernel, and after --busy seconds of work by the caller alone, in
+which the other threads go to sleep.
 """
 
 from __future__ import annotations
