@@ -321,6 +321,7 @@ class KeyCodes:
         self._make_room(tokens)
 
     def _make_room(self, tokens: int) -> None:
+        """Grow the buffers, or copy those that are read-only, for a checked number of tokens."""
         held = self._buffer.shape[3]
         needed = tiles(tokens)
         # A caller's arrays may be read-only; CuPy's never are.

@@ -82,9 +82,11 @@ def views(**arrays: Array) -> list[Any]:
 
 def int_or_view(name: str, value: int | Array) -> Any:
     """A count: a number stays a number, an array becomes one of NumPy on the host."""
-    if isinstance(value, (float, list, tuple)):
+    if isinstance(value, (int, np.integer)):
+        return value
+    if not hasattr(value, "__dlpack_device__"):
         raise TypeError(f"{name}={value!r}; expected an integer or an array of integers")
-    return value if isinstance(value, (int, np.integer)) else on_host(views(**{name: value})[0])
+    return on_host(views(**{name: value})[0])
 
 
 def on_host(view: Array) -> np.ndarray[Any, Any]:
