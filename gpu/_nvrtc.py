@@ -82,9 +82,7 @@ def compile_variant(kernel: Kernel, variant: Variant, architecture: str) -> Bina
         else:
             text = nvrtc.getPTX(program)
             code = text if isinstance(text, bytes) else text.encode()
-        return Binary(
-            code, nvrtc.getLoweredName(program, expression), nvrtc.getProgramLog(program)
-        )
+        return Binary(code, nvrtc.getLoweredName(program, expression), nvrtc.getProgramLog(program))
     finally:
         nvrtc.destroyProgram(program)
 
