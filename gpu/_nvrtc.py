@@ -103,7 +103,8 @@ def elf_size(file: bytes) -> int:
     """Bytes of a 64-bit ELF file, up to the end of its section and program headers."""
     tables = struct.unpack_from("<QQ", file, 32)  # program headers, section headers
     sizes = struct.unpack_from("<HHHH", file, 54)  # bytes and number of the ones, then the others
-    return max(tables[0] + sizes[0] * sizes[1], tables[1] + sizes[2] * sizes[3])
+    ends = tables[0] + sizes[0] * sizes[1], tables[1] + sizes[2] * sizes[3]
+    return int(max(ends))
 
 
 def architecture_for(capability: str) -> str:
