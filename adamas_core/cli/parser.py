@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse hides that it cannot be written
+
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
         if message.endswith("expected one argument"):

@@ -10,7 +10,10 @@ from .terminal import console
 
 @contextmanager
 def steps() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for the block, which moves it by calling (text, done, total or None)."""
+    """A progress bar for the block, which moves it by calling (text, done, total or None).
+
+    Where stderr is no terminal, nothing is shown.
+    """
     where = console(stderr=True)
     from rich.progress import (
         BarColumn,
@@ -26,7 +29,8 @@ def steps() -> Iterator[Callable[[str, int, int | None], None]]:
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=where, transient=True) as progress:
+    hidden = not where.is_terminal
+    with Progress(*columns, console=where, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=None)
 
         def move(text: str, done: int, total: int | None) -> None:

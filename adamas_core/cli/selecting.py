@@ -100,7 +100,7 @@ def backend(name: str) -> str:
     if name in BACKENDS:
         try:
             load(name)
-        except (ImportError, RuntimeError) as error:
+        except (ImportError, RuntimeError, ValueError) as error:
             raise argparse.ArgumentTypeError(f"{name} cannot be used: {error}") from None
     return name
 
