@@ -11,7 +11,8 @@ import numpy as np
 from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
 from .config import Config
 from .extra import needs_extra
-from .settings import CheckpointError, Settings, read_json
+from .json_file import read_json
+from .settings import CheckpointError, Settings
 from .weights import Array, Weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..extra import needs_extra
-from ..settings import CheckpointError, read_json
+from ..json_file import read_json
+from ..settings import CheckpointError
 from . import byte_level, sentencepiece
 from .library_encoder import library_encoder
 from .tokenizer import Tokenizer
