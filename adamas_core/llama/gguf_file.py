@@ -26,8 +26,8 @@ from .settings import CheckpointError, Settings
 VERSIONS = (2, 3)
 MAX_AXES = 4
 MAX_NAME = 2**16 - 1  # bytes, by the format
-STRING, ARRAY = 8, 9
-NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?"}
+BOOL, STRING, ARRAY = 7, 8, 9
+NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "u1"}
 NUMBERS |= {10: "<u8", 11: "<i8", 12: "<f8"}
 
 
@@ -191,8 +191,7 @@ class _Cursor:
         dtype = np.dtype(NUMBERS[kind])
         place = self.take(count, dtype.itemsize, name)
         values = np.frombuffer(self.data, np.uint8, count * dtype.itemsize, place)
-        # A bool is any byte; NumPy's is 0 or 1.
-        return values != 0 if dtype == bool else values.view(dtype)
+        return values != 0 if kind == BOOL else values.view(dtype)
 
     def texts(self, count: int, name: str) -> list[bytes]:
         self.at = self.take(count, 8, name)  # at least their lengths must fit
