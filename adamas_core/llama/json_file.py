@@ -30,6 +30,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged: nested deeper than {MAX_NESTING} levels")
     try:
         values = json.loads(data.decode())
+        if b"\\u" in data:  # an escape may be half of a surrogate pair, which no library takes
+            json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, or cut short: {error}") from error
     if not isinstance(values, dict):
