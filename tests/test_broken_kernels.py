@@ -19,10 +19,10 @@ from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
 from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, gpu, reference
-from adamas_core.codes import RMS_SHARE
 from adamas_core.gpu import estimate, group
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import HADAMARD, Kernel, headers
+from adamas_core.reference.center import CENTERED_THRESHOLDS
 from adamas_core.reference.estimate import estimate as reference_estimate
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.group import levels as reference_levels
@@ -38,7 +38,6 @@ pytestmark = [
 ]
 
 LENGTHS = np.array([150, 97])
-THRESHOLDS = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
 FORCED = Selection(sinks=1, recent=2)
 
 
@@ -140,8 +139,8 @@ def compare_centered() -> None:
     for S, counts in [(150, [150, 30]), (42, [42, 34]), (70, [70, 64])]:
         k = rng.standard_normal((2, 1, S, 12)).astype(np.float32) + np.float32(1)
         at = starts, np.array(counts)
-        reference.encode_centered(k, THRESHOLDS, expected[0], Centers(*expected[1:]), *at)
-        there = [DeviceArray(x) for x in (k, THRESHOLDS, planes, *centers)]
+        reference.encode_centered(k, CENTERED_THRESHOLDS, expected[0], Centers(*expected[1:]), *at)
+        there = [DeviceArray(x) for x in (k, CENTERED_THRESHOLDS, planes, *centers)]
         gpu.encode_centered(*there[:3], Centers(*there[3:]), *at)
         for got, wanted in zip((planes, *centers), expected, strict=True):
             assert_same_bits(got, wanted)

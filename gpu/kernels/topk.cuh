@@ -86,15 +86,25 @@ struct Run {
   }
 };
 
+// Reads the distances as they are; see select_nearest.
+template <typename T>
+struct AsStored {
+  const T* distances;
+  __device__ unsigned operator()(int i) const { return distances[i]; }
+};
+
 // Selects up to K of n tokens by distances[0 .. n): the first `sinks` and the last `recent` visible
 // tokens, and the nearest of the other visible ones. Among equal distances the last token wins.
 // Calls emit(position, token, distance) once for each selected token, with positions 0, 1, ... in
 // the order of the tokens. Returns their number. The whole block must call it, with sinks +
 // recent <= K, and there must be a barrier between the writes to `distances` and the call. It ends
 // with a barrier.
-template <typename T, typename Emit>
+//
+// read(i) is called once for each token, before all else. It returns the distance of the token, and
+// may write it to distances[i] first. Only the thread that called it reads distances[i].
+template <typename T, typename Read, typename Emit>
 __device__ int select_nearest(
-  const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Emit emit
+  const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Read read, Emit emit
 ) {
   // Each warp has a run of consecutive tokens. Their number is a multiple of 32, except for the
   // last.
@@ -107,7 +117,7 @@ __device__ int select_nearest(
   // distance.
   unsigned seen = 0, least = NOT_THERE<T>, most = 0;
   for (int i = begin + lane; i < end; i += LANES) {
-    const unsigned d = distances[i];
+    const unsigned d = read(i);
     if (d != NOT_THERE<T>) {
       ++seen;
       least = min(least, d);
@@ -144,7 +154,8 @@ __device__ int select_nearest(
   // Find the threshold. Smaller distances are taken; of the distances equal to it all are taken
   // except the first `skipped`. A round with 2048 bins fixes 11 bits, so two rounds find the value
   // of a distance of 16 bits, and three that of 32 bits. One round is enough where the distances
-  // span less than 2048. That is always so for distances up to 7 * 3 * 64 and 3 * 512.
+  // span less than 2048. That is always so for distances up to 7 * 3 * 64 and 3 * 512. No other
+  // round is needed where all tokens of the bin are taken.
   unsigned threshold = NOT_THERE<T>, skipped = 0;
   if (visible > static_cast<unsigned>(K)) {
     const unsigned rank = K - sinks - recent;
@@ -166,11 +177,11 @@ __device__ int select_nearest(
         find_bin(s, wanted);
         first += s.bin << shift;
         wanted -= s.before;
-        if (shift == 0) break;
-        width = 1u << shift;
+        skipped = s.inside - wanted;
+        width = min(1u << shift, most - first + 1);
+        if (shift == 0 || skipped == 0) break;
       }
-      threshold = first;
-      skipped = s.inside - wanted;
+      threshold = skipped == 0 ? first + (width - 1) : first;
     }
   }
 
@@ -209,6 +220,18 @@ __device__ int select_nearest(
   return min(visible, static_cast<unsigned>(K));
 }
 
+// Tokens per chunk, in whole tiles, so that `chunks` of them hold n tokens. The grid is made for a
+// capacity and serves every length up to it.
+//
+// A short sequence takes few chunks of LEAST_TILES, and leaves the others empty. `room` is the
+// number of tokens that a chunk may have.
+constexpr int LEAST_TILES = 8;
+
+__device__ __forceinline__ int chunk_size(int n, int chunks, int room) {
+  const int even = ((n + TILE - 1) / TILE + chunks - 1) / chunks;
+  return max(even, min(LEAST_TILES, room / TILE)) * TILE;
+}
+
 // The destination of a chunk's selection. If the row has one chunk, this is the result of the row.
 // Else it is `slots` places of the row's candidates, from which merge_candidates selects again. The
 // distance of an unused place is NOT_THERE.
@@ -220,29 +243,39 @@ struct Candidates {
   int chunks, slots;
 };
 
-// Selects from a chunk whose first token is `start`, and stores the result. The whole block must
-// call it.
+// Marks the places after the first `taken` of a chunk's selection as unused.
 template <typename T>
+__device__ __forceinline__ void leave_unused(
+  int taken, Int row, int chunk, int K, const Candidates<T>& out
+) {
+  const bool whole = out.chunks == 1;
+  const Int first = (row * out.chunks + chunk) * out.slots;
+  for (int i = taken + threadIdx.x; i < (whole ? K : out.slots); i += blockDim.x) {
+    if (whole) {
+      out.indices[row * K + i] = -1;
+    } else {
+      out.distances[first + i] = NOT_THERE<T>;
+    }
+  }
+}
+
+// Selects from a chunk whose first token is `start`, and stores the result. `read` is that of
+// select_nearest. The whole block must call it.
+template <typename T, typename Read>
 __device__ __forceinline__ void select_from_chunk(
   const T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
-  SelectionScratch& s, const Candidates<T>& out
+  SelectionScratch& s, const Candidates<T>& out, Read read
 ) {
   const bool whole = out.chunks == 1;
   const Int first = (row * out.chunks + chunk) * out.slots;
   int* tokens = whole ? out.indices + row * K : out.tokens + first;
   T* near = whole ? nullptr : out.distances + first;
   const int taken = select_nearest(
-    distances, n, K, sinks, recent, s,
+    distances, n, K, sinks, recent, s, read,
     [&](int at, int i, unsigned d) {
       tokens[at] = start + i;
       if (near) near[at] = d;
     }
   );
-  for (int i = taken + threadIdx.x; i < (whole ? K : out.slots); i += blockDim.x) {
-    if (whole) {
-      tokens[i] = -1;
-    } else {
-      near[i] = NOT_THERE<T>;
-    }
-  }
+  leave_unused(taken, row, chunk, K, out);
 }
