@@ -11,7 +11,7 @@ constexpr int SUMS = 16;              // partial sums of a product, in the speci
 constexpr int SHARERS = 4;            // threads that share a product with a mean: a team
 constexpr int EACH = SUMS / SHARERS;  // neighbouring partial sums of a thread
 
-// The inner products (tiles, count) of `count` queries x (count, Dt) in shared memory and of
+// The inner products (count, tiles) of `count` queries x (count, Dt) in shared memory and of
 // `tiles` means (tiles, Dt), in the order of lane_sums in warp_row.cuh. A team of threads takes one
 // product. Teams next to each other read the same mean at the same time.
 template <int P>
@@ -23,8 +23,9 @@ __device__ __forceinline__ void multiply_means(
   for (int start = 0; start < pairs; start += teams) {
     const int pair = start + threadIdx.x / SHARERS;
     const int at = min(pair, pairs - 1);  // threads after the last pair repeat it
-    const float* const row = x + at % count * Dt;
-    const Half* const mean = means + static_cast<Int>(at / count) * Dt;
+    const int q = at % count, tile = at / count;
+    const float* const row = x + q * Dt;
+    const Half* const mean = means + static_cast<Int>(tile) * Dt;
     float sum[EACH] = {};
     if (P > 1 || Dt >= SUMS) {
 #pragma unroll(P == 2 ? 8 : 4)
@@ -52,7 +53,7 @@ __device__ __forceinline__ void multiply_means(
       }
     }
     const float total = __fadd_rn(__fadd_rn(sum[0], sum[2]), __fadd_rn(sum[1], sum[3]));
-    if (first == 0 && pair < pairs) products[pair] = total;
+    if (first == 0 && pair < pairs) products[q * tiles + tile] = total;
   }
 }
 
@@ -156,11 +157,12 @@ __global__ void __launch_bounds__(256, RESIDENT<P, QUERIES>) select_centered(
     const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
     unsigned* const own = ranks + q * step;
     const Units at = units[q];
+    const float* const own_on_means = on_means + q * tiles;
     const auto rank = [&](int i) {
       const float code = exact_float(at.weights - 2 * static_cast<int>(own[i]));
       const float rest = __fmul_rn(__fmul_rn(code, scale_of(bytes[i])), at.unit);
       // The sum is never -0, because a product with a mean is a sum that begins at +0.
-      return own[i] = rank_of(__fadd_rn(rest, on_means[i / TILE * count + q]));
+      return own[i] = rank_of(__fadd_rn(rest, own_on_means[static_cast<unsigned>(i) / TILE]));
     };
     select_from_chunk(
         own, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent, scratch, out,

@@ -11,8 +11,8 @@
 constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS;
 constexpr int MAX_WARPS = 32;
 
-struct SelectionScratch {
-  unsigned histogram[BINS];
+struct alignas(16) SelectionScratch {
+  unsigned histogram[BINS];  // first, so that four bins are aligned to 16 bytes
   unsigned counts[3][MAX_WARPS];
   unsigned bin, before, inside;  // the bin of the threshold; tokens before it and inside it
 };
@@ -23,20 +23,28 @@ __device__ __forceinline__ unsigned sum_of_warp(unsigned x) {
   return x;
 }
 
+// The sums of x over the lanes of the warp up to this one.
+__device__ __forceinline__ unsigned sum_up_to(unsigned x) {
+#pragma unroll
+  for (int stride = 1; stride < LANES; stride *= 2) {
+    const unsigned other = __shfl_up_sync(ALL_LANES, x, stride);
+    if (lane_index() >= stride) x += other;
+  }
+  return x;
+}
+
 // Finds the bin with the token number `rank`, counted from 1, from the histogram. The number of
-// threads of the block divides BINS.
+// threads of the block divides BINS / 4.
 __device__ __forceinline__ void find_bin(SelectionScratch& s, unsigned rank) {
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   const int share = BINS / blockDim.x;
   const unsigned* bins = s.histogram + threadIdx.x * share;
   unsigned own = 0;
-  for (int i = 0; i < share; ++i) own += bins[i];
-  unsigned up_to = own;  // sum over the lanes of the warp up to this one
-#pragma unroll
-  for (int stride = 1; stride < LANES; stride *= 2) {
-    const unsigned other = __shfl_up_sync(ALL_LANES, up_to, stride);
-    if (lane >= stride) up_to += other;
+  for (int i = 0; i < share; i += 4) {  // one load, because single loads meet the same banks
+    const uint4 four = *reinterpret_cast<const uint4*>(bins + i);
+    own += four.x + four.y + four.z + four.w;
   }
+  const unsigned up_to = sum_up_to(own);
   if (lane == LANES - 1) s.counts[0][warp] = up_to;
   __syncthreads();
   unsigned before = up_to - own;
@@ -66,9 +74,10 @@ struct Run {
   bool forces;
 
   // The warp visits its tokens in order, 32 at a time, with visit(token, distance, forced). Lanes
-  // after the end visit an invisible token.
+  // after the end visit an invisible token. Returns the number of visible tokens of the row before
+  // the end of the run, if tokens may be forced.
   template <typename Visit>
-  __device__ void walk(Visit visit) const {
+  __device__ unsigned walk(Visit visit) const {
     const int lane = threadIdx.x % LANES;
     unsigned rank = seen_before;  // visible tokens of the row before these 32
     for (int start = begin; start < end; start += LANES) {
@@ -82,6 +91,19 @@ struct Run {
         rank += __popc(here);
       }
       visit(i, d, forced);
+    }
+    return rank;
+  }
+
+  // Calls visit(part) for parts of `size` tokens, a multiple of 32, in order. visit returns what
+  // walk of the part returns; that is not needed where there is one part.
+  template <typename Visit>
+  __device__ void in_parts(int size, Visit visit) const {
+    Run part = *this;
+    for (int start = begin; start < end; start += size) {
+      part.begin = start;
+      part.end = min(start + size, end);
+      part.seen_before = visit(part);
     }
   }
 };
@@ -101,7 +123,7 @@ struct AsStored {
 // with a barrier.
 //
 // read(i) is called once for each token, before all else. It returns the distance of the token, and
-// may write it to distances[i] first. Only the thread that called it reads distances[i].
+// may write it to distances[i] first. No other thread reads distances[i] before the next barrier.
 template <typename T, typename Read, typename Emit>
 __device__ int select_nearest(
   const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Read read, Emit emit
@@ -111,7 +133,6 @@ __device__ int select_nearest(
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   const int run = (n + blockDim.x - 1) / blockDim.x * LANES;
   const int begin = min(warp * run, n), end = min(begin + run, n);
-  const unsigned below_lane = (1u << lane) - 1;
 
   // Count the visible tokens, before this warp and in total; find their smallest and largest
   // distance.
@@ -169,7 +190,7 @@ __device__ int select_nearest(
         for (int i = threadIdx.x; i < BINS; i += blockDim.x) s.histogram[i] = 0;
         __syncthreads();
         mine.walk([&](int, unsigned d, bool forced) {
-          if (d != NOT_THERE<T> && !forced && d - first < width) {
+          if (!forced && d - first < width) {  // never true for an invisible token
             atomicAdd(&s.histogram[(d - first) >> shift], 1u);
           }
         });
@@ -185,12 +206,35 @@ __device__ int select_nearest(
     }
   }
 
-  // Count the tokens below the threshold and those equal to it, before each warp.
+  // A lane gets the marks of 32 tokens: those below the threshold, and those equal to it. So the
+  // warp marks 1024 tokens at a time. If the run is longer, they are marked again below.
+  constexpr int MARKED = LANES * LANES;
+  unsigned below_marks, equal_marks;
+  const auto mark = [&](Run<T> part) {
+    below_marks = equal_marks = 0;
+    int owner = 0;
+    return part.walk([&](int, unsigned d, bool forced) {
+      const unsigned below_here = __ballot_sync(ALL_LANES, forced || d < threshold);
+      const unsigned equal_here =
+          __ballot_sync(ALL_LANES, !forced && d == threshold && d != NOT_THERE<T>);
+      if (lane == owner) {
+        below_marks = below_here;
+        equal_marks = equal_here;
+      }
+      ++owner;
+    });
+  };
+
+  // Count the marked tokens before each warp.
   unsigned below = 0, equal = 0;
-  mine.walk([&](int, unsigned d, bool forced) {
-    below += __popc(__ballot_sync(ALL_LANES, forced || d < threshold));
-    equal += __popc(__ballot_sync(ALL_LANES, !forced && d == threshold && d != NOT_THERE<T>));
+  mine.in_parts(MARKED, [&](Run<T> part) {
+    const unsigned seen_before_next = mark(part);
+    below += __popc(below_marks);
+    equal += __popc(equal_marks);
+    return seen_before_next;
   });
+  below = sum_of_warp(below);
+  equal = sum_of_warp(equal);
   __syncthreads();  // all threads have read the counts of find_bin
   if (lane == 0) {
     s.counts[0][warp] = below;
@@ -203,18 +247,24 @@ __device__ int select_nearest(
     equal += s.counts[1][w];
   }
 
-  mine.walk([&](int i, unsigned d, bool forced) {
-    const bool is_below = forced || d < threshold;
-    const bool is_equal = !forced && d == threshold && d != NOT_THERE<T>;
-    const unsigned below_here = __ballot_sync(ALL_LANES, is_below);
-    const unsigned equal_here = __ballot_sync(ALL_LANES, is_equal);
-    const unsigned own_below = below + __popc(below_here & below_lane);
-    const unsigned own_equal = equal + __popc(equal_here & below_lane);
-    if (is_below || (is_equal && own_equal >= skipped)) {
-      emit(static_cast<int>(own_below + max(own_equal, skipped) - skipped), i, d);
+  mine.in_parts(MARKED, [&](Run<T> part) {
+    const unsigned seen_before_next = end - begin > MARKED ? mark(part) : 0;
+    const unsigned below_up_to = sum_up_to(__popc(below_marks));
+    const unsigned equal_up_to = sum_up_to(__popc(equal_marks));
+    unsigned own_below = below + below_up_to - __popc(below_marks);
+    unsigned own_equal = equal + equal_up_to - __popc(equal_marks);
+    for (unsigned marks = below_marks | equal_marks; marks != 0; marks &= marks - 1) {
+      const int bit = __ffs(marks) - 1, i = part.begin + LANES * lane + bit;
+      const bool is_equal = equal_marks >> bit & 1;
+      if (!is_equal || own_equal >= skipped) {
+        emit(static_cast<int>(own_below + max(own_equal, skipped) - skipped), i, distances[i]);
+      }
+      own_below += !is_equal;
+      own_equal += is_equal;
     }
-    below += __popc(below_here);
-    equal += __popc(equal_here);
+    below += __shfl_sync(ALL_LANES, below_up_to, LANES - 1);
+    equal += __shfl_sync(ALL_LANES, equal_up_to, LANES - 1);
+    return seen_before_next;
   });
   __syncthreads();
   return min(visible, static_cast<unsigned>(K));
