@@ -22,6 +22,7 @@ from .dispatch import (
 )
 from .lengths import Lengths
 from .ops import hadamard
+from .reference.center import RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, padded, tiles, words
 
 NDArray = np.ndarray[Any, Any]
@@ -29,10 +30,6 @@ NDArray = np.ndarray[Any, Any]
 # The thresholds of the published code, the same for queries and keys (arXiv 2510.18413).
 PAPER = np.array([-10, 0, 10], np.float32)
 PAPER.setflags(write=False)
-
-# The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
-# in four levels is at 0.9816 (Max 1960); 0.996 was measured best on real keys.
-RMS_SHARE = 0.996
 
 SAMPLE = 1024  # leading tokens per sequence that `encode` calibrates from
 
