@@ -67,7 +67,7 @@ def selection(args: argparse.Namespace) -> Selection:
     try:
         chosen = Selection(**{field.name: getattr(args, field.name) for field in fields(Selection)})
         checks.forced("Selection", args.budget, chosen)
-        KVCache(1, chosen, **codes(args))
+        KVCache(1, chosen, centered=args.centered)
     except ValueError as error:
         raise ValueError(re.sub(r"^(Selection|KVCache): ", "", str(error))) from None
     return chosen
@@ -85,17 +85,12 @@ def cache(
     return KVCache(
         layers,
         chosen,
+        centered=args.centered,
         dense_layers=range(args.dense_layers),
         windows=config.windows,
         capacity=capacity,
         backend=backend,
-        **codes(args),
     )
-
-
-def codes(args: argparse.Namespace) -> dict[str, Any]:
-    """The kind of codes, if one was chosen, as an argument of `KVCache`."""
-    return {} if args.centered is None else {"centered": args.centered}
 
 
 def backend(name: str) -> str:
