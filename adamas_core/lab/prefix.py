@@ -57,7 +57,8 @@ class Prefix:
 
         def reading(layer: int, q: Array, k: Array, v: Array) -> NDArray[Any]:
             parts[layer].append(q)
-            return dense(layer, q, k, v)
+            out: NDArray[Any] = dense(layer, q, k, v)
+            return out
 
         for first in range(0, len(ids), CHUNK):
             chunk = ids[first : first + CHUNK]
