@@ -379,6 +379,21 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "has 9 tokens and k 5",
     ),
+    "attend window 0": (
+        lambda: ac.attend(query(), kv, kv, None, window=0),
+        ValueError,
+        "attend: window=0; expected at least 1",
+    ),
+    "attend window type": (
+        lambda: ac.attend(query(), kv, kv, None, window=1.5),  # type: ignore[arg-type]
+        TypeError,
+        "attend: window=1.5; expected an integer",
+    ),
+    "attend window and indices": (
+        lambda: ac.attend(query(), kv, kv, index, window=3),
+        ValueError,
+        "attend: window=3 with indices; expected window=None",
+    ),
     # codes
     "calibrate nothing": (lambda: ac.calibrate(kv[:, :, :0]), ValueError, "at least one token"),
     "calibrate rule": (lambda: ac.calibrate(kv, "median"), ValueError, "rule='median'"),

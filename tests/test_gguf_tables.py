@@ -16,7 +16,7 @@ pytest.importorskip("tokenizers", reason='needs the extra "llama"')
     ("extra", "message"),
     [
         ({"tokenizer_pre": "mystery", "token_merges": []}, "pre-tokenizer 'mystery' is not one of"),
-        ({"token_merges": []}, r"tokenizer\.ggml\.pre is missing"),
+        ({"token_merges": []}, r"tokenizer\.ggml\.merges is missing"),
         ({"tokenizer_pre": "gpt-2"}, r"tokenizer\.ggml\.merges is missing"),
         ({"tokenizer_pre": "gpt-2", "token_merges": ["x y"]}, r"tokenizer\.ggml\.merges"),
         (

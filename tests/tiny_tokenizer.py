@@ -122,12 +122,17 @@ SCORES = [-9, -9, -9, -9, -3, -2, -4, -5, -6, -7, -1, -9, 0, -9, -8]
 
 
 def load_score_bpe(folder):
-    """A tokenizer of PIECES and SCORES, after three control tokens and 256 bytes."""
+    """The tokenizer of `write_score_bpe`."""
+    return load_tokenizer(write_score_bpe(folder / "x.gguf"))
+
+
+def write_score_bpe(path):
+    """A GGUF file of PIECES and SCORES, after three control tokens and 256 bytes."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
     types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(PIECES)
     types[259 + PIECES.index("<tool>")] = USER_DEFINED
-    path = write_tables(
-        folder / "x.gguf",
+    return write_tables(
+        path,
         "llama",
         tokens,
         types,
@@ -135,7 +140,6 @@ def load_score_bpe(folder):
         bos_token_id=1,
         eos_token_id=2,
     )
-    return load_tokenizer(path)
 
 
 def write_tokenizer_bin(path):

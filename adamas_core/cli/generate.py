@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     prompt = args.prompt_file.read_text(encoding="utf-8") if args.prompt_file else args.prompt
     model = load(args.model)
-    tokenizer = load_tokenizer(args.tokenizer or args.model)
+    tokenizer = load_tokenizer(args.tokenizer or args.model).padded(model.config.vocab)
     if args.chat:
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
     else:

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import rope
 from .config import Config
+from .library_errors import library_errors
 from .settings import CheckpointError
 from .weights import Array, Layer, Weights
 
@@ -31,6 +32,11 @@ class Tensor:
     file: Path
     shape: tuple[int, ...]
     read: Callable[[], Array]
+
+    def values(self, name: str) -> Array:
+        """What `read` returns, with errors that give the name of the tensor."""
+        with library_errors(f"{self.file}: tensor {name} cannot be read"):
+            return self.read()
 
 
 @dataclass(frozen=True)
@@ -124,12 +130,7 @@ class _Source:
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} has shape {tensor.shape}, expected {shape}"
             )
-        try:
-            return tensor.read()
-        except Exception as error:  # a file's reader may raise anything for damaged data
-            raise CheckpointError(
-                f"{tensor.file}: tensor {name} cannot be read: {error}"
-            ) from error
+        return tensor.values(name)
 
     def refuse_unread(self, ignored: Callable[[str], bool]) -> None:
         unknown = sorted(n for n in self.tensors if n not in self.names_read and not ignored(n))

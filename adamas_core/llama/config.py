@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _COUNTS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
+MAX_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Config:
     Raises
     ------
     ValueError
-        A size is less than 1, D is odd, or H is not a multiple of H_kv.
+        A size is less than 1 or above 2^31 - 1, D is odd, H is not a multiple of H_kv, or another
+        number is not finite.
     """
 
     layers: int
@@ -53,9 +56,13 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {MAX_SIZE}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, expected even: RoPE rotates pairs")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} KV heads")
+        if not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps is {self.norm_eps}, expected a finite number from 0 on")
+        if not all(map(math.isfinite, (*self.frequencies, self.rope_gain))):
+            raise ValueError("RoPE's frequencies or its gain are not finite")

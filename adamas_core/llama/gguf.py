@@ -11,7 +11,7 @@ import numpy as np
 from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
 from .config import Config
 from .extra import needs_extra
-from .gguf_file import open_gguf
+from .gguf_file import GgufTensor, open_gguf
 from .settings import CheckpointError, Settings
 from .weights import Array, Weights
 
@@ -62,8 +62,8 @@ def load(path: Path) -> tuple[Config, Weights]:
     return config, assemble_weights(path, config, traits, tensors, TENSOR_NAMES)
 
 
-def read_later(path: Path, tensor: Any) -> Tensor:
-    """A tensor of the `gguf` package's reader. Its values are dequantized when they are read."""
+def read_later(path: Path, tensor: GgufTensor) -> Tensor:
+    """A tensor of a GGUF file. Its values are dequantized when they are read."""
     shape = tuple(int(n) for n in reversed(tensor.shape))  # the format's first axis is the fastest
 
     def read() -> Array:
@@ -84,7 +84,7 @@ def _config(settings: Settings, arch: str, embedding: Tensor | None) -> Config:
         if settings.get(f"{arch}.{name}", int, head_dim) != head_dim:
             raise CheckpointError(f"{path}: {arch}.{name} differs from the head_dim, {head_dim}")
     context = settings.get(f"{arch}.context_length", int)
-    refuse_window(path, settings.lookup(f"{arch}.attention.sliding_window"), context)
+    refuse_window(path, settings.optional(f"{arch}.attention.sliding_window", int), context)
     return assemble_config(
         path,
         theta=settings.get(f"{arch}.rope.freq_base", float, 10000.0),
@@ -116,7 +116,7 @@ def _rope_scaling(settings: Settings, arch: str, context: int) -> dict[str, Any]
             prefix + "original_context_length", int, context
         )
         for name in ("beta_fast", "beta_slow"):
-            scaling[name] = settings.lookup(f"{prefix}yarn_{name}")
+            scaling[name] = settings.optional(f"{prefix}yarn_{name}", float)
     return scaling
 
 
@@ -126,5 +126,8 @@ def _divide_frequencies(path: Path, config: Config, divisors: Tensor) -> Config:
         raise CheckpointError(
             f"{path}: tensor rope_freqs.weight has shape {divisors.shape}, expected {half}"
         )
-    frequencies = np.divide(config.frequencies, divisors.read())  # (D / 2,)
+    values = divisors.values("rope_freqs.weight")  # (D / 2,)
+    if not ((values > 0) & (values < np.inf)).all():
+        raise CheckpointError(f"{path}: tensor rope_freqs.weight is not finite and above 0")
+    frequencies = np.divide(config.frequencies, values)  # (D / 2,)
     return replace(config, frequencies=tuple(frequencies.tolist()))

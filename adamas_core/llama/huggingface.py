@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
-from .config import Config
+from .config import MAX_SIZE, Config
 from .extra import needs_extra
-from .settings import CheckpointError, Settings, read_json
+from .files import regular
+from .json_file import read_json
+from .library_errors import library_errors
+from .settings import CheckpointError, Settings
 from .weights import Array, Weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -61,6 +65,9 @@ def load(folder: Path) -> tuple[Config, Weights]:
         return name.endswith("rotary_emb.inv_freq") or (traits.tied and name == "lm_head.weight")
 
     tensors = _tensors(folder)
+    embedding, head = TENSOR_NAMES["embedding"], TENSOR_NAMES["head"]
+    if traits.tied and embedding not in tensors and head in tensors:
+        tensors[embedding] = tensors.pop(head)  # one array may be saved under either name
     return config, assemble_weights(folder, config, traits, tensors, TENSOR_NAMES, ignored)
 
 
@@ -80,12 +87,12 @@ def _config(settings: Settings, family: str) -> Config:
     head_dim = settings.get("head_dim", int, hidden // max(heads, 1))
     context = settings.get("max_position_embeddings", int)
     if settings.get("use_sliding_window", bool, family == "mistral"):
-        refuse_window(settings.path, settings.lookup("sliding_window"), context)
+        refuse_window(settings.path, settings.optional("sliding_window", int), context)
     theta, scaling = _rope_settings(settings, context)
     if scaling and scaling["rope_type"] == "yarn":
         # Some folders declare the context before yarn lengthens it, others the one after.
         longer = scaling["factor"] * scaling["original_max_position_embeddings"]
-        context = max(context, int(longer))
+        context = max(context, int(min(longer, MAX_SIZE + 1)))  # Config refuses the larger ones
     return assemble_config(
         settings.path,
         theta=theta,
@@ -106,47 +113,59 @@ def _rope_settings(settings: Settings, context: int) -> tuple[float, dict[str, A
     """RoPE's theta and scaling. transformers 5 changed the place and the names of both."""
     given: dict[str, Any] = dict(settings.get("rope_parameters", dict, {}))
     given = given or dict(settings.get("rope_scaling", dict, {}))
-    theta = given.pop("rope_theta", None) or settings.get("rope_theta", float, 10000.0)
-    if (given.pop("partial_rotary_factor", None) or 1) != 1:
+    inner = Settings(settings.path, given.get)
+    theta = inner.optional("rope_theta", float) or settings.get("rope_theta", float, 10000.0)
+    if inner.get("partial_rotary_factor", float, 1.0) != 1:
         raise CheckpointError(f"{settings.path}: partial_rotary_factor is not supported")
-    kind = given.pop("type", None)
-    kind = given.pop("rope_type", None) or kind or "default"
+    kind = inner.optional("rope_type", str) or inner.optional("type", str) or "default"
     if kind == "default":
         return theta, None
     if kind == "yarn":
-        if not given.get("original_max_position_embeddings"):
-            given["original_max_position_embeddings"] = context
-        scales = given.pop("mscale", None), given.pop("mscale_all_dim", None)
-        if all(scales) and not given.get("attention_factor"):
-            above, below = (0.1 * m * math.log(given["factor"]) + 1 for m in scales)
-            given["attention_factor"] = above / below
-    return theta, {"rope_type": kind, **given}
+        factor, original = inner.get("factor", float), "original_max_position_embeddings"
+        given[original] = inner.optional(original, int) or context
+        scales = [inner.optional(name, float) for name in ("mscale", "mscale_all_dim")]
+        if all(scales) and not given.get("attention_factor") and factor > 0:
+            above, below = (0.1 * (m or 0) * math.log(factor) + 1 for m in scales)
+            given["attention_factor"] = above / (below or math.nan)
+    read = {"rope_theta", "partial_rotary_factor", "type", "rope_type"}
+    read |= {"mscale", "mscale_all_dim"} if kind == "yarn" else set()
+    numbers = {name: value for name, value in given.items() if name not in read}
+    return theta, {"rope_type": kind, **numbers}
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of model.safetensors, or of the files in the folder's index."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        file_of: dict[str, str] = Settings(index, read_json(index).get).get("weight_map", dict)
-        files = sorted(set(file_of.values()))
-    else:
-        files = ["model.safetensors"]
     needs_extra("ml_dtypes")  # it gives NumPy the bfloat16 that safetensors asks for
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return _tensors_of_file(folder / "model.safetensors")
+    file_of: dict[str, Any] = Settings(index, read_json(index).get).get("weight_map", dict)
+    for name, file in file_of.items():
+        if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
+            raise CheckpointError(
+                f"{index}: the file of {name} is {reprlib.repr(file)}, expected one in the folder"
+            )
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= _tensors_of_file(folder / file)
+    for file in sorted(set(file_of.values())):
+        part = _tensors_of_file(folder / file)
+        if twice := tensors.keys() & part.keys():
+            raise CheckpointError(f"{folder / file}: {min(twice)} is in another file, too")
+        tensors |= part
+    for name, file in file_of.items():
+        if name not in tensors or tensors[name].file != folder / file:
+            raise CheckpointError(f"{index}: {name} is not in {file}")
     return tensors
 
 
 def _tensors_of_file(path: Path) -> dict[str, Tensor]:
     safetensors = needs_extra("safetensors")
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with library_errors(f"{path}: damaged, or cut short"):
+            file = safetensors.safe_open(regular(path), framework="numpy")
+            names = file.keys()  # a list; the file is no mapping
+            slices = {name: file.get_slice(name) for name in names}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged, or cut short: {error}") from error
 
     def tensor(name: str, part: Any) -> Tensor:
         def read() -> Array:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .assemble import Tensor, Traits, assemble_config, assemble_weights
 from .config import Config
+from .files import regular
 from .settings import CheckpointError
 from .weights import Weights
 
@@ -50,7 +51,7 @@ def load(path: Path) -> tuple[Config, Weights]:
 
 def _header(path: Path) -> tuple[Config, bool]:
     """The config, and whether the head is tied to the embedding."""
-    header = np.fromfile(path, "<i4", HEADER)
+    header = np.fromfile(regular(path), "<i4", HEADER)
     if header.size < HEADER:
         raise CheckpointError(f"{path}: cut short; not even the header is there")
     if header[0] == LATER_VERSIONS:

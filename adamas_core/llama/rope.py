@@ -7,6 +7,7 @@ L tokens, D head_dim.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .weights import Array
+
+KINDS = ("linear", "llama3", "yarn")
+LARGEST = 1e9  # of a setting; products of a few such numbers are finite
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -56,11 +60,16 @@ def frequencies(
     Raises
     ------
     ValueError
-        The type is unknown, one of its settings is missing, or there is an unknown setting.
+        The type is unknown, one of its settings is missing or not a finite number above 0, there
+        is an unknown setting, or theta is not a finite number above 0.
     """
+    if not 0 < theta < math.inf:
+        raise ValueError(f"RoPE's theta is {theta}, expected a finite number above 0")
     base = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)  # (D / 2,)
     given = dict(scaling or {"rope_type": "default"})
     kind = given.pop("rope_type")
+    if kind in KINDS:
+        _refuse_bad_numbers(kind, given)
     gain = 1.0
     try:
         if kind == "default":
@@ -80,6 +89,14 @@ def frequencies(
     if given:
         raise ValueError(f"RoPE scaling {kind!r} has unknown settings: {sorted(given)}")
     return tuple(scaled.tolist()), gain
+
+
+def _refuse_bad_numbers(kind: str, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None and not (type(value) in (int, float) and 0 < value < LARGEST):
+            raise ValueError(
+                f"RoPE scaling {kind!r}: {name} is {reprlib.repr(value)}, expected a number above 0"
+            )
 
 
 def _llama3(base: NDArray[np.float64], given: dict[str, Any]) -> NDArray[np.float64]:

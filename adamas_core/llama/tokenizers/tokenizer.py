@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import chatml
 from .stream import Stream
@@ -48,6 +48,14 @@ class Tokenizer:
         """Ids that end a model's turn."""
         named = {i for i in self.control if self.pieces[i] in ENDS}
         return frozenset(named if self.eos is None else named | {self.eos})
+
+    def padded(self, vocab: int) -> Tokenizer:
+        """The same tokenizer for a model with `vocab` ids.
+
+        Many models have more ids than tokens, because their matrices are padded. Without padding
+        the decoding of such an id is an error. With it the id has no text.
+        """
+        return replace(self, pieces=self.pieces + [b""] * (vocab - len(self.pieces)))
 
     def encode(self, text: str, bos: bool | None = None, special: bool = True) -> list[int]:
         """Token ids of a text.
