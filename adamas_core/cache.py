@@ -382,7 +382,7 @@ class KVCache:
                 windows=[o.window for o in options],
                 backend=backend,
             )
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{os.fspath(path)} has contents that this release cannot take: {error}"
             ) from error

@@ -26,6 +26,7 @@ from .window_layer import WindowLayer
 NDArray = np.ndarray[Any, Any]
 
 MAX_LAYERS = 4096
+FIELDS = {"layers", "selection", "centered", "dense_layers", "windows", "ragged"}
 WHERE = "KVCache.load"
 
 
@@ -53,7 +54,9 @@ def to_file(
 def from_file(
     header: Mapping[str, Any], arrays: Mapping[str, NDArray], backend: str
 ) -> tuple[Selection, list[Options], list[Layer]]:
-    """The contents of a file, checked; a ValueError, TypeError or KeyError says what is wrong."""
+    """The contents of a file, checked; a ValueError or TypeError says what is wrong."""
+    if header.keys() != FIELDS:
+        raise ValueError(f"header has {sorted(header)}; expected {sorted(FIELDS)}")
     count = header["layers"]
     if not 1 <= checks.integer(WHERE, "layers", count) <= MAX_LAYERS:
         raise ValueError(f"layers={count}; expected 1 to {MAX_LAYERS}")

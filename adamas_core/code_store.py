@@ -6,8 +6,8 @@ must also write over tokens that the old one holds: a centered tile that becomes
 again, and dropped slots are cleared. Then the operation first hands over an `Undo`. If it does not
 end, the undo puts the old bytes back.
 
-In every state, each free slot of planes and scales is 0. So equal tokens give equal arrays,
-whatever was appended and dropped before.
+In every state, each free slot of planes and scales is 0, and the mean of each tile without tokens.
+So equal tokens give equal arrays, whatever was appended and dropped before.
 """
 
 from __future__ import annotations
@@ -172,7 +172,10 @@ def reserve(state: Coded, tokens: int) -> Coded:
 
 
 def clear(state: Coded, first: NDArray, end: NDArray) -> None:
-    """Set planes and scales of the tokens first to end - 1 of each sequence to 0."""
+    """Set planes and scales of the tokens first to end - 1 of each sequence to 0.
+
+    So are the means of tiles that begin with one of them.
+    """
     for one, start, stop in _ranges(first, np.minimum(end, TILE * state.planes.shape[3])):
         tile, slot = divmod(start, TILE)
         group, lane = divmod(slot, 8)
@@ -182,9 +185,10 @@ def clear(state: Coded, first: NDArray, end: NDArray) -> None:
         planes[:, :, :, tile, group + 1 :] = 0
         planes[:, :, :, tile + 1 : last] = 0
         if state.centers is not None:
-            scales = state.centers.scales[one]
+            scales, means = state.centers.scales[one], state.centers.means[one]
             scales[:, :, tile, slot:] = 0
             scales[:, :, tile + 1 : last] = 0
+            means[:, :, tiles(start) : last] = 0
 
 
 def _ranges(first: NDArray, end: NDArray) -> Iterator[tuple[slice, int, int]]:

@@ -144,22 +144,8 @@ class WindowLayer(NamedTuple):
                 parts.append(no_attention(xp, q[one]))
                 continue
             k, v = self.k[one, :, start:end], self.v[one, :, start:end]
-            parts.append(self._attended(home, xp, q[one], k, v, scale))
+            parts.append(home.attend(q[one], k, v, None, scale, True, self.window))
         return parts[0] if len(parts) == 1 else joined(xp, parts)
-
-    def _attended(
-        self, home: Any, xp: Any, q: Any, k: Any, v: Any, scale: float | None
-    ) -> tuple[Any, Any]:
-        """Attention of q to keys and values that begin with the window of the first query."""
-        B, H, L, _ = q.shape
-        S, window = k.shape[2], self.window
-        if window >= S:  # every query sees all tokens up to itself
-            return home.attend(q, k, v, None, scale, True)  # type: ignore[no-any-return]
-        own = np.arange(S - L, S)[:, None]
-        token = own - np.arange(window - 1, -1, -1)  # (L, window)
-        indices = xp.asarray(np.where(token < 0, -1, token).astype(np.int32))
-        every = xp.ascontiguousarray(xp.broadcast_to(indices, (B, H, L, window)))
-        return home.attend(q, k, v, every, scale, True)  # type: ignore[no-any-return]
 
     def reaches(self, L: int) -> bool:
         """Whether the windows of the last L tokens of each sequence are there."""

@@ -27,12 +27,12 @@ def ranks(x: Array, query: Array, distances: Array, codes: Codes) -> Array:
     return _estimate(x, query, distances, codes, np.uint32)
 
 
-def levels(x: Array, query: Array, distances: Array, codes: Codes, D: int) -> Array:
-    """Logits (B, H, L, S) at head_dim D, int16, in units of ln 2 / STEPS.
+def levels(x: Array, query: Array, distances: Array, codes: Codes, scale: float) -> Array:
+    """Logits scale q.k (B, H, L, S), int16, in units of ln 2 / STEPS.
 
     Arguments as for `ranks`. The level of an invisible token has no meaning.
     """
-    levels_per_unit = float(STEPS / np.log(2) * D**-0.5)  # a launch rounds it to float32
+    levels_per_unit = float(STEPS / np.log(2) * scale)  # a launch rounds it to float32
     return _estimate(x, query, distances, codes, np.int16, levels_per_unit)
 
 

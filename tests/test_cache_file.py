@@ -134,13 +134,23 @@ def test_header_and_arrays_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ({"hello": 1}, r"KeyError\('layers'\)"),
-        ({"layers": 1, "selection": {"later": 3}}, "unexpected keyword argument 'later'"),
+        ({"hello": 1}, r"header has \['hello'\]; expected \['centered', .*\]"),
+        (
+            {
+                "layers": 1,
+                "selection": {"later": 3},
+                "centered": True,
+                "dense_layers": [],
+                "windows": [None],
+                "ragged": [False],
+            },
+            "unexpected keyword argument 'later'",
+        ),
     ],
 )
 def test_a_header_of_another_kind(tmp_path: Path, header: dict[str, Any], told: str) -> None:
     cache_file.write(tmp_path / "x", header, {})
     with pytest.raises(
-        ValueError, match=rf"x has a header that this release cannot read: .*{told}"
+        ValueError, match=rf"x has contents that this release cannot take: .*{told}"
     ):
         KVCache.load(tmp_path / "x")
