@@ -220,15 +220,20 @@ class KVCache:
         kept = int_or_view_or_row("tokens", tokens)
         for i, layer in enumerate(self._layers.all()):
             holder = f", the tokens of layer {i}"
-            checked = checks.cut(where, kept, layer.lengths.each, holder)
-            after = np.minimum(layer.lengths.each, checked)
-            early = (after < layer.earliest()) & (after > 0) & (after < layer.lengths.each)
+            each = layer.lengths.each
+            if layer.k is None and np.ndim(kept):  # it may become a batch of any size
+                each = np.zeros(np.shape(kept), int)
+            checked = checks.cut(where, kept, each, holder)
+            if layer.k is None:
+                continue
+            after = np.minimum(each, checked)
+            early = (after < layer.earliest()) & (after > 0) & (after < each)
             if early.any():
                 b = int(np.flatnonzero(early)[0])
                 raise ValueError(
                     f"{where}: tokens={tokens} for sequence {b} of layer {i}, which has a window "
                     f"of {layer.options.window} tokens and has let go of earlier ones; expected 0, "
-                    f"or {layer.earliest()[b]} to {layer.lengths.each[b]}"
+                    f"or {layer.earliest()[b]} to {each[b]}"
                 )
         self._layers.cut([kept] * len(self))
 
@@ -382,7 +387,7 @@ class KVCache:
                 windows=[o.window for o in options],
                 backend=backend,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"{os.fspath(path)} has contents that this release cannot take: {error}"
             ) from error

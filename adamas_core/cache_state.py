@@ -54,7 +54,7 @@ def to_file(
 def from_file(
     header: Mapping[str, Any], arrays: Mapping[str, NDArray], backend: str
 ) -> tuple[Selection, list[Options], list[Layer]]:
-    """The contents of a file, checked; a ValueError or TypeError says what is wrong."""
+    """The contents of a file, checked; a ValueError, TypeError or IndexError says what is wrong."""
     if header.keys() != FIELDS:
         raise ValueError(f"header has {sorted(header)}; expected {sorted(FIELDS)}")
     count = header["layers"]

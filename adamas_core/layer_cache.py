@@ -163,6 +163,8 @@ class FullLayer(NamedTuple):
 
     def cut(self, tokens: int | NDArray, guard: Guard) -> FullLayer:
         """The layer with at most `tokens` tokens: one number, or (B,)."""
+        if self.k is None:
+            return self
         lengths = self.lengths.cut(tokens)
         if (lengths.each == self.lengths.each).all():
             return self

@@ -26,7 +26,7 @@ Layer: TypeAlias = FullLayer | WindowLayer
 class Slot:
     """One layer, and how an operation on its codes that did not end is undone."""
 
-    __slots__ = ("_undo", "now")
+    __slots__ = ("__weakref__", "_undo", "now")
 
     def __init__(self, layer: Layer) -> None:
         self.now = layer

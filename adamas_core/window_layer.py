@@ -110,6 +110,8 @@ class WindowLayer(NamedTuple):
 
     def cut(self, tokens: int | NDArray, guard: Guard) -> WindowLayer:
         """The layer with at most `tokens` tokens, checked against `earliest`."""
+        if self.k is None:
+            return self
         lengths = self.lengths.cut(tokens)
         if lengths.longest == 0:
             return WindowLayer(self.options)
