@@ -249,8 +249,7 @@ def test_leftovers_of_a_killed_save_are_removed_at_the_next(tmp_path: Path) -> N
     for name in ("chat.kv", "chat.kv", "other.kv"):
         killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
         assert killed.returncode == -9
-    prefix = next(tmp_path.iterdir()).name.rpartition("-")[0]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2  # the second save removed what the first left
 
     class Saving(dict[str, Any]):
         """Arrays that are being written while another process saves."""
@@ -263,7 +262,6 @@ def test_leftovers_of_a_killed_save_are_removed_at_the_next(tmp_path: Path) -> N
     names = sorted(x.name for x in tmp_path.iterdir())
     assert len(names) == 2  # the file, and the leftover of the other one
     assert names[1] == "chat.kv"
-    assert prefix
     assert cache_file.read(path)[0] == {"header": 1}  # the last one to end
 
 

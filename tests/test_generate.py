@@ -143,7 +143,7 @@ BAD_LOGITS = {
 @pytest.mark.parametrize("name", BAD_LOGITS)
 @pytest.mark.parametrize("temperature", [0.0, 1e-320, 1.0])
 def test_logits_without_a_likeliest_token_are_an_error(name, temperature):
-    with pytest.raises(ValueError, match="logits is float32 .* expected one row of numbers"):
+    with pytest.raises(ValueError, match=r"logits is float32 .* expected one row of numbers"):
         Sampling(temperature).choose(BAD_LOGITS[name], np.random.default_rng(0))
 
 
