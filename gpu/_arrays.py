@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 
+from adamas_core.reference.layout import Centers
+
 from . import _launch
 from ._kernels import ELEMENTS
 from ._launch import Argument, Array
@@ -68,6 +70,14 @@ def head_thresholds(thresholds: Array) -> dict[str, Argument]:
 def key_planes(planes: Array) -> dict[str, Argument]:
     """Planes (2, B, H_kv, T, 8, P, 8) with their strides."""
     return strides("planes", planes, ("plane", "batch", "head"))
+
+
+def head_centers(centers: Centers, *more: str) -> dict[str, Argument]:
+    """The means and scales of centered codes, and `more` of their arrays, with their strides."""
+    named: dict[str, Argument] = {}
+    for name in ("means", "scales", *more):
+        named |= strides(name, getattr(centers, name), ("batch", "head"))
+    return named
 
 
 def sequence_lengths(length: int | Array) -> dict[str, Argument]:

@@ -81,7 +81,7 @@ EARLY = [
     (["--metric=manhattan", "--centered"], "metric='manhattan' with centered codes"),
 ]
 LATE = [
-    (["--chat"], "chat template is not ChatML"),
+    (["--chat"], "chat template is neither ChatML nor"),
     (["--prompt=" + "a" * 300], "do not fit the model's context of 256"),
     (["--dense-layers=9"], "--dense-layers: 9; expected 0 to 2"),
     (["--dense-layers=2147483647"], "--dense-layers: 2147483647; expected 0 to 2"),

@@ -151,6 +151,7 @@ def test_errors_come_before_the_model_is_loaded(
     [
         (["--context=9000"], "a context of 9000 is more than the 8192 of the model SmolLM2-135M"),
         (["--contexts", "9000"], "a context of 9000 is more than the 8192"),
+        (["--model=gemma3-270m", "--contexts", "40000"], "40000 is more than the 32768"),
         (["--tasks", "--contexts", "9000"], "a context of 9000 is more than the 8192"),
         (["--tasks", "--text=pydoc"], "--text with --tasks; expected one of them"),
         (["--tasks", "--ablations"], "--ablations with --tasks; expected one of them"),
@@ -167,7 +168,7 @@ def test_errors_come_before_the_download(
     out_of: OutOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fetch, "smollm2", None)
+    monkeypatch.setattr(fetch, "fetch", None)
     status, _, err = out_of("compare", f"--out={tmp_path / 'out'}", *options)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err

@@ -44,9 +44,11 @@ def test_demo_without_a_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tokens=255"], "--tokens: 255; expected 256 to 8192"),
+        (["--tokens=255"], "--tokens: 255; expected 256 to 32768"),
+        (["--model=gemma3-270m", "--tokens=32769"], "--tokens: 32769; expected 256 to 32768"),
+        (["--model=other"], "--model: invalid choice: 'other'"),
         (["--tokens=8193"], "--tokens: 8193; expected 256 to 8192"),
-        (["--tokens", "-1e3"], "--tokens: -1e3; expected a whole number, 256 to 8192"),
+        (["--tokens", "-1e3"], "--tokens: -1e3; expected a whole number, 256 to 32768"),
         (["--budget=0"], "--budget: 0; expected at least 1"),
         (["--sinks=128", "--recent=1"], "are 129 tokens; expected at most budget=128"),
         (["--question=caf\udce9"], "--question: 'caf\\udce9'; expected text in UTF-8"),
@@ -56,7 +58,7 @@ def test_demo_without_a_network(tmp_path: Path) -> None:
 def test_errors_come_before_the_download(
     options: list[str], message: str, out_of: OutOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "smollm2", None)
+    monkeypatch.setattr(fetch, "fetch", None)
     status, out, err = out_of("demo", *options)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("adamas-core demo: ")
@@ -64,7 +66,7 @@ def test_errors_come_before_the_download(
 
 
 def test_without_rich_nothing_is_downloaded(out_of: OutOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "smollm2", None)
+    monkeypatch.setattr(fetch, "fetch", None)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     status, _, err = out_of("demo")
     assert (status, err.count("rich is missing")) == (2, 1)

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 from .. import checks
 from ..cache import KVCache
 from ..dispatch import BACKENDS, load
+from ..llama import Config
 from ..selection import Selection
 from .parser import real, whole, words
 
@@ -73,9 +74,10 @@ def selection(args: argparse.Namespace) -> Selection:
 
 
 def cache(
-    args: argparse.Namespace, chosen: Selection, layers: int, capacity: int, backend: str
+    args: argparse.Namespace, chosen: Selection, config: Config, capacity: int, backend: str
 ) -> KVCache:
-    """The cache of a model with these many layers."""
+    """The cache of a model."""
+    layers = config.layers
     if args.dense_layers > layers:
         raise ValueError(
             f"--dense-layers: {args.dense_layers}; expected 0 to {layers}, the layers of the model"
@@ -85,6 +87,7 @@ def cache(
         chosen,
         centered=args.centered,
         dense_layers=range(args.dense_layers),
+        windows=config.windows,
         capacity=capacity,
         backend=backend,
     )
