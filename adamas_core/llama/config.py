@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .settings import MAX_SIZE
+
 _COUNTS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
-MAX_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)

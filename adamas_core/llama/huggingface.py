@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
-from .config import MAX_SIZE, Config
+from .config import Config
 from .extra import needs_extra
 from .files import regular
 from .json_file import read_json
 from .library_errors import library_errors
-from .settings import CheckpointError, Settings
+from .settings import MAX_SIZE, CheckpointError, Settings
 from .weights import Array, Weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -82,10 +82,10 @@ def _refuse_unsupported(settings: Settings) -> None:
 
 
 def _config(settings: Settings, family: str) -> Config:
-    hidden = settings.get("hidden_size", int)
-    heads = settings.get("num_attention_heads", int)
-    head_dim = settings.get("head_dim", int, hidden // max(heads, 1))
-    context = settings.get("max_position_embeddings", int)
+    hidden = settings.size("hidden_size")
+    heads = settings.size("num_attention_heads")
+    head_dim = settings.size("head_dim", hidden // heads)
+    context = settings.size("max_position_embeddings")
     if settings.get("use_sliding_window", bool, family == "mistral"):
         refuse_window(settings.path, settings.optional("sliding_window", int), context)
     theta, scaling = _rope_settings(settings, context)
@@ -97,13 +97,13 @@ def _config(settings: Settings, family: str) -> Config:
         settings.path,
         theta=theta,
         scaling=scaling,
-        layers=settings.get("num_hidden_layers", int),
+        layers=settings.size("num_hidden_layers"),
         hidden=hidden,
-        ffn=settings.get("intermediate_size", int),
+        ffn=settings.size("intermediate_size"),
         heads=heads,
-        kv_heads=settings.get("num_key_value_heads", int, heads),
+        kv_heads=settings.size("num_key_value_heads", heads),
         head_dim=head_dim,
-        vocab=settings.get("vocab_size", int),
+        vocab=settings.size("vocab_size"),
         context=context,
         norm_eps=settings.get("rms_norm_eps", float, 1e-6),
     )
@@ -111,9 +111,9 @@ def _config(settings: Settings, family: str) -> Config:
 
 def _rope_settings(settings: Settings, context: int) -> tuple[float, dict[str, Any] | None]:
     """RoPE's theta and scaling. transformers 5 changed the place and the names of both."""
-    given: dict[str, Any] = dict(settings.get("rope_parameters", dict, {}))
-    given = given or dict(settings.get("rope_scaling", dict, {}))
-    inner = Settings(settings.path, given.get)
+    place = "rope_parameters" if settings.optional("rope_parameters", dict) else "rope_scaling"
+    given: dict[str, Any] = dict(settings.get(place, dict, {}))
+    inner = settings.section(place)
     theta = inner.optional("rope_theta", float) or settings.get("rope_theta", float, 10000.0)
     if inner.get("partial_rotary_factor", float, 1.0) != 1:
         raise CheckpointError(f"{settings.path}: partial_rotary_factor is not supported")
@@ -137,7 +137,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of model.safetensors, or of the files in the folder's index."""
     needs_extra("ml_dtypes")  # it gives NumPy the bfloat16 that safetensors asks for
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    if not index.exists():
         return _tensors_of_file(folder / "model.safetensors")
     file_of: dict[str, Any] = Settings(index, read_json(index).get).get("weight_map", dict)
     for name, file in file_of.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extra import needs_extra
+from ..files import regular
 from ..json_file import read_json
 from ..library_errors import library_errors
 from ..settings import CheckpointError, Settings
@@ -29,7 +30,7 @@ def load(path: Path) -> Tokenizer:
     token_bytes, strips_space = _decoder(path, spec)
     added = tokenizer.get_added_tokens_decoder()
     config_path = path.with_name("tokenizer_config.json")
-    config = Settings(config_path, (read_json(config_path) if config_path.is_file() else {}).get)
+    config = Settings(config_path, (read_json(config_path) if config_path.exists() else {}).get)
     bos = _named_token(tokenizer, config, "bos_token")
     with library_errors(f"{path}: this tokenizer cannot encode a text"):
         adds_bos = bos is not None and tokenizer.encode("").ids[:1] == [bos]
@@ -87,9 +88,8 @@ def _decoder(path: Path, spec: dict[str, Any]) -> tuple[Callable[[str], bytes], 
 
 def _named_token(tokenizer: Any, config: Settings, name: str) -> int | None:
     """The id of a token that tokenizer_config.json names, as text or as {"content": text}."""
-    token = config.lookup(name)
-    if isinstance(token, dict):
-        text = Settings(config.path, token.get).get("content", str)
+    if isinstance(config.lookup(name), dict):
+        text = config.section(name).get("content", str)
     else:
         text = config.get(name, str, "")
     found: int | None = tokenizer.token_to_id(text) if text else None
@@ -99,10 +99,10 @@ def _named_token(tokenizer: Any, config: Settings, name: str) -> int | None:
 def _template(path: Path, config: Settings) -> str | None:
     """The chat template of the model, in Jinja. A list of several templates is not read."""
     jinja = path.with_name("chat_template.jinja")
-    if not jinja.is_file():
+    if not jinja.exists():
         given = config.lookup("chat_template")
         return None if isinstance(given, list) else config.optional("chat_template", str)
     try:
-        return jinja.read_text(encoding="utf-8")
+        return regular(jinja).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{jinja}: damaged: {error}") from error
