@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from tiny_tokenizer import (
 from adamas_core import KVCache, decode_attention
 from adamas_core.llama import load, load_tokenizer
 
+# A table of 256 empty entries: it changes nothing.
+CHARSMAP = base64.b64encode((1024).to_bytes(4, "little") + bytes(1024)).decode()
 SMALL = CONFIG | FAMILIES["llama"] | {"num_hidden_layers": 1, "rope_theta": 10000.0}
 
 
@@ -62,7 +65,8 @@ def use_tokenizer(path):
         ids = tokenizer.encode("a b 12 é漢<s>", bos=False)
     except ValueError:  # a table that lacks these characters
         ids = []
-    tokenizer.decode(ids[:20], special=True)
+    tokenizer.decode(ids[:20])
+    tokenizer.decode(range(min(len(tokenizer.pieces), 300)), special=True)
     assert all(0 <= i < len(tokenizer.pieces) for i in tokenizer.stop)
 
 
@@ -108,6 +112,31 @@ def gguf_model(kind):
     )
 
 
+def sentencepiece_json(folder):
+    """A tokenizer.json of the kind of Llama 2 and Gemma: normalizer, post-processor, decoder."""
+    write_folder(folder)
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    steps = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Precompiled", "precompiled_charsmap": CHARSMAP},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    names = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    template = {"type": "TemplateProcessing", "single": [bos, text], "pair": [bos, text]}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    spec |= {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "post_processor": template | {"special_tokens": names},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}]},
+    }
+    path.write_text(json.dumps(spec))
+    return path
+
+
 def byte_level_gguf(folder):
     tokens, types, merges = byte_level_tables()
     extra = {"token_merges": merges, "tokenizer_pre": "smollm", "chat_template": CHATML}
@@ -132,6 +161,7 @@ READERS = {
         huggingface("model.safetensors.index.json", sharded=True), use_model, "json", whole=True
     ),
     "tokenizer.json": Reader(folder_file("tokenizer.json"), use_tokenizer, "json", whole=True),
+    "tokenizer.json sentencepiece": Reader(sentencepiece_json, use_tokenizer, "json", whole=True),
     "tokenizer_config.json": Reader(
         folder_file("tokenizer_config.json"), use_tokenizer, "json", whole=True
     ),

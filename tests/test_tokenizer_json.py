@@ -164,3 +164,11 @@ def test_a_template_that_is_no_text_is_named(folder):
 def test_a_damaged_tokenizer_config_is_named(folder, content):
     (folder / "tokenizer_config.json").write_text(content)
     refused(folder, r"tokenizer_config\.json: ")
+
+
+def test_a_post_processor_that_adds_many_tokens_is_refused(folder):
+    token = {"SpecialToken": {"id": "a", "type_id": 0}}
+    ids = {"a": {"id": "a", "ids": list(range(1000)), "tokens": ["a"] * 1000}}
+    template = {"type": "TemplateProcessing", "single": [token] * 20_000, "pair": []}
+    damaged(folder, lambda spec: spec.update(post_processor=template | {"special_tokens": ids}))
+    refused(folder, r"tokenizer\.json: post_processor adds 20000000 tokens")
