@@ -76,6 +76,10 @@ def test_more_layers_than_the_file_holds_end_at_the_first_that_is_missing(tmp_pa
         ({"rope_scaling": YARN | {"factor": -4.0}}, "factor is -4.0, expected a number above 0"),
         ({"rope_scaling": YARN | {"factor": 1e300}}, "factor is 1e\\+300"),
         (
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 10**400}},
+            "rope_scaling.original_max_position_embeddings is 1000",
+        ),
+        (
             {"rope_scaling": YARN | {"factor": 1e8, "original_max_position_embeddings": 10**8}},
             "context is 2147483648",
         ),

@@ -122,7 +122,7 @@ def _rope_settings(settings: Settings, context: int) -> tuple[float, dict[str, A
         return theta, None
     if kind == "yarn":
         factor, original = inner.get("factor", float), "original_max_position_embeddings"
-        given[original] = inner.optional(original, int) or context
+        given[original] = inner.size(original, context)
         scales = [inner.optional(name, float) for name in ("mscale", "mscale_all_dim")]
         if all(scales) and not given.get("attention_factor") and factor > 0:
             above, below = (0.1 * (m or 0) * math.log(factor) + 1 for m in scales)
