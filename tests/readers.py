@@ -12,6 +12,9 @@ import numpy as np
 from tiny_model import (
     CONFIG,
     FAMILIES,
+    GEMMA3,
+    KINDS,
+    LINEAR,
     LLAMA3,
     YARN,
     DenseAttention,
@@ -36,6 +39,8 @@ from adamas_core.llama import load, load_tokenizer
 # A table of 256 empty entries: it changes nothing.
 CHARSMAP = base64.b64encode((1024).to_bytes(4, "little") + bytes(1024)).decode()
 SMALL = CONFIG | FAMILIES["llama"] | {"num_hidden_layers": 1, "rope_theta": 10000.0}
+
+GEMMA = GEMMA3 | {"num_hidden_layers": 2, "layer_types": KINDS, "rope_scaling": LINEAR}
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ def folder_file(name):
     return lambda folder: write_folder(folder) / name
 
 
-def gguf_model(kind):
-    config = SMALL | {"intermediate_size": 64}  # rows of whole blocks
+def gguf_model(kind, **changes):
+    config = SMALL | {"intermediate_size": 64} | changes  # rows of whole blocks
     return lambda folder: write_gguf(
         folder / "x.gguf", config, random_weights(shapes(config)), kind
     )
@@ -147,6 +152,7 @@ def byte_level_gguf(folder):
 READERS = {
     "gguf": Reader(gguf_model("F32"), use_model),
     "gguf Q8_0": Reader(gguf_model("Q8_0"), use_model),
+    "gguf gemma3": Reader(gguf_model("F32", **GEMMA), use_model),
     "llama2.c": Reader(
         lambda f: write_llama2c(f / "x.bin", SMALL, random_weights(shapes(SMALL))), use_model
     ),
@@ -155,6 +161,9 @@ READERS = {
     ),
     "config.json llama3": Reader(
         huggingface("config.json", rope_scaling=LLAMA3), use_model, "json", whole=True
+    ),
+    "config.json gemma3": Reader(
+        huggingface("config.json", **GEMMA), use_model, "json", whole=True
     ),
     "model.safetensors": Reader(huggingface("model.safetensors"), use_model, "headed", whole=True),
     "safetensors index": Reader(
