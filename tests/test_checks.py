@@ -522,7 +522,7 @@ def test_error(name: str) -> None:
         call()
 
 
-@pytest.mark.parametrize("function", ["hadamard", "encode", "attend", "decode"])
+@pytest.mark.parametrize("function", ["hadamard", "encode", "attend", "append"])
 def test_nan_in_checked_mode(function: str) -> None:
     bad = kv.copy()
     bad[1, 2, 3, 4] = np.nan
@@ -530,7 +530,7 @@ def test_nan_in_checked_mode(function: str) -> None:
         "hadamard": lambda: ac.hadamard(bad),
         "encode": lambda: ac.encode(bad, ac.PAPER),
         "attend": lambda: ac.attend(query(), bad, kv, index),
-        "decode": lambda: ac.KVCache(thresholds=[-1, 0, 1]).append(bad, kv),
+        "append": lambda: ac.KVCache(thresholds=[-1, 0, 1]).append(kv, bad),
     }
     calls[function]()
     with (

@@ -320,13 +320,16 @@ def interleave(rows, head_dim):
     return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, config, weights, kind="F32", extra=None):
-    """A GGUF file as llama.cpp's converter makes it; `extra` holds more metadata and tensors."""
+def write_gguf(path, config, weights, kind="F32", extra=None, split_max_tensors=0):
+    """A GGUF file as llama.cpp's converter makes it; `extra` holds more metadata and tensors.
+
+    With `split_max_tensors` it is several files of at most that many tensors.
+    """
     import gguf
 
     family = config["model_type"]
     arch = {"mistral": "llama", "gemma3_text": "gemma3"}.get(family, family)
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import compare, demo, generate, info, streams
-from .parser import Parser, UsageError, joined
+from .parser import Parser, UsageError, Version, joined
 
 COMMANDS = {"generate": generate, "compare": compare, "info": info, "demo": demo}
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "adamas-core"
     try:
         try:
-            args = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
+            args = commands().parse_args(joined(sys.argv[1:] if argv is None else argv))
             name = f"adamas-core {args.command}"
             status: int = COMMANDS[args.command].run(args)
         except SystemExit:  # --help and --version
@@ -55,19 +55,19 @@ def failed(line: str, status: int) -> int:
     return status
 
 
-def parser() -> Parser:
+def commands() -> Parser:
     """The parser of all commands."""
     whole = Parser(
         prog="adamas-core",
         description="Adamas sparse attention for long-context decoding, outside PyTorch.",
     )
-    whole.add_argument("--version", action="version", version=f"adamas-core {__version__}")
-    commands: argparse._SubParsersAction[Parser] = whole.add_subparsers(
+    whole.add_argument("--version", action=Version, const=f"adamas-core {__version__}")
+    added: argparse._SubParsersAction[Parser] = whole.add_subparsers(
         dest="command", required=True, metavar="COMMAND"
     )
     for name, module in COMMANDS.items():
         purpose = module.__doc__.splitlines()[0] if module.__doc__ else ""
-        module.arguments(commands.add_parser(name, help=purpose, description=purpose))
+        module.arguments(added.add_parser(name, help=purpose, description=purpose))
     return whole
 
 

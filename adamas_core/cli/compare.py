@@ -22,8 +22,9 @@ from ..lab.tasks import suite
 from ..lab.texts import BUILT_IN, Text, named
 from ..lab.variants import ablations, variants
 from ..llama import fetch
+from ..llama.fetch import FetchedModel
 from . import tables, terminal
-from .loading import loaded
+from .loading import NAMES, fetched, loaded, model_name
 from .parser import existing, nonempty, whole, writable
 from .progress import steps
 
@@ -57,8 +58,8 @@ HEAT = "relative_mass_by_layer_and_head"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    model = "a GGUF file or a Hugging Face folder (SmolLM2-135M, fetched)"
-    add("--model", type=existing, help=model)
+    model = f"a GGUF file, a Hugging Face folder, or {NAMES}, fetched ({fetch.DEFAULT})"
+    add("--model", type=model_name, default=fetch.MODELS[fetch.DEFAULT], help=model)
     add("--tokenizer", type=existing, help="the tokenizer, if it is not beside the model")
     add(
         "--text",
@@ -123,9 +124,7 @@ def run_texts(args: argparse.Namespace) -> None:
         plan += [(args.context, args.at, variant) for variant in ablations()]
     texts = named_texts(args.text)
     writable(args.out)
-    if args.model is None:
-        fits("SmolLM2-135M-Instruct", fetch.CONTEXT, contexts)
-    path = args.model or fetch.smollm2()
+    path = fitting(args.model, contexts)
     record = Record(args.out / "cells.jsonl", settings(path, args.positions), comparing.KEY)
     model, tokenizer = loaded(path, args.tokenizer)
     fits(path.name, model.config.context, contexts)
@@ -151,9 +150,7 @@ def run_tasks(args: argparse.Namespace) -> None:
     Budgets are --budgets and lengths are --contexts.
     """
     writable(args.out)
-    if args.model is None:
-        fits("SmolLM2-135M-Instruct", fetch.CONTEXT, args.contexts)
-    path = args.model or fetch.smollm2()
+    path = fitting(args.model, args.contexts)
     record = Record(args.out / "tasks.jsonl", settings(path, args.positions), answers.KEY)
     model, tokenizer = loaded(path, args.tokenizer)
     fits(path.name, model.config.context, args.contexts)
@@ -182,6 +179,13 @@ def named_texts(names: list[str]) -> list[Text]:
     if twice:
         raise ValueError(f"--text: two texts are called {twice[0]}; expected different names")
     return texts
+
+
+def fitting(model: Path | FetchedModel, contexts: Iterable[int]) -> Path:
+    """The path of a model. The contexts are checked before a download."""
+    if isinstance(model, FetchedModel):
+        fits(model.title, model.context, contexts)
+    return fetched(model)
 
 
 def fits(model: str, limit: int, contexts: Iterable[int]) -> None:

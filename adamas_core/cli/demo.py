@@ -22,7 +22,8 @@ from .progress import bar
 
 BUDGET = 128
 ANSWER = 48  # tokens at most
-CONTEXT = 8192  # of the model
+CONTEXT = 8192  # tokens, unless --tokens asks for more
+LONGEST = max(model.context for model in fetch.MODELS.values())
 LEAST = 256  # tokens of a context that has room for a question, an answer and some text
 QUESTION = "In one sentence, what is the text above about?"
 
@@ -37,12 +38,13 @@ class Answer(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("--model", choices=fetch.MODELS, default=fetch.DEFAULT, help=f"({fetch.DEFAULT})")
     add("--question", type=words, default=QUESTION, help="another question about the text")
     add(
         "--tokens",
-        type=whole(LEAST, CONTEXT),
+        type=whole(LEAST, LONGEST),
         default=CONTEXT,
-        help=f"context in tokens, {LEAST} to {CONTEXT} ({CONTEXT})",
+        help=f"context in tokens, {LEAST} to that of the model ({CONTEXT})",
     )
     selecting.arguments(parser, BUDGET)
 
@@ -50,15 +52,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     selection = selecting.selection(args)
     terminal.console()  # without rich the command ends here, and not after the download
-    model, tokenizer = loaded(fetch.smollm2(), None)
-    context = min(args.tokens, model.config.context)
+    chosen = fetch.MODELS[args.model]
+    if args.tokens > chosen.context:
+        raise ValueError(f"--tokens: {args.tokens}; expected {LEAST} to {chosen.context}")
+    model, tokenizer = loaded(fetch.fetch(chosen), None)
+    context = args.tokens
     prompt = with_documentation(tokenizer, args.question, context - ANSWER)
-    cache = selecting.cache(args, selection, model.config.layers, context, "cpu")
+    cache = selecting.cache(args, selection, model.config, context, "cpu")
     begin = time.perf_counter()
     with bar(f"Reading {len(prompt)} tokens") as move:
         read(model, prompt[:-1], cache, move)
     print(
-        f"SmolLM2-135M-Instruct has read {len(prompt)} tokens of your Python's documentation in "
+        f"{chosen.title} has read {len(prompt)} tokens of your Python's documentation in "
         f"{time.perf_counter() - begin:.0f} s.\n\n{args.question}\n"
     )
     answers = {}
@@ -75,6 +80,9 @@ def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[i
     text = python_documentation()
 
     def asked(length: int) -> list[int]:
+        if tokenizer.template is None:  # a model that continues texts and does not chat
+            content = f"{text[:length]}\n\nQuestion: {question}\nAnswer:"
+            return tokenizer.encode(content, special=False)
         content = f"{text[:length]}\n\n{question}"
         return tokenizer.chat([{"role": "user", "content": content}])
 
@@ -89,7 +97,7 @@ def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[i
     tokens = asked(fits)
     if len(tokens) > room:
         raise ValueError(
-            f"--question: {len(tokens)} tokens with the chat template; expected at most {room}"
+            f"--question: {len(tokens)} tokens with the words around it; expected at most {room}"
         )
     return tokens
 

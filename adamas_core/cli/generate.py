@@ -15,7 +15,7 @@ from ..llama import Attention, Sampling, generate
 from ..llama.tokenizers import Stream
 from . import selecting, streams
 from .amounts import amount
-from .loading import loaded
+from .loading import NAMES, fetched, loaded, model_name
 from .parser import existing, real, whole, words
 from .progress import bar
 
@@ -26,9 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        type=existing,
+        type=model_name,
         required=True,
-        help="a GGUF file, a Hugging Face folder or a llama2.c .bin file",
+        help=f"a GGUF file, a Hugging Face folder, a llama2.c .bin file, or {NAMES}, fetched",
     )
     add("--tokenizer", type=existing, help="the tokenizer, if it is not beside the model")
     prompt = parser.add_mutually_exclusive_group()
@@ -48,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     prompt = utf8(args.prompt_file) if args.prompt_file else args.prompt
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     selection = selecting.selection(args)
-    model, tokenizer = loaded(args.model, args.tokenizer)
+    model, tokenizer = loaded(fetched(args.model), args.tokenizer)
     if args.chat:
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
     else:
         tokens = tokenizer.encode(prompt, special=False)
     context, layers = model.config.context, model.config.layers
     capacity = min(len(tokens) + args.max_tokens, context)
-    cache = selecting.cache(args, selection, layers, capacity, args.backend)
+    cache = selecting.cache(args, selection, model.config, capacity, args.backend)
     checks.searchable("generate", selection, model.config.head_dim, cache.centered)
     meter = Meter(cache, args.budget if args.attention == "adamas" else None)
     text = tokenizer.stream(start=not prompt)

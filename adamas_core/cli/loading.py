@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..llama import CheckpointError, Llama, Tokenizer, load, load_tokenizer
+from ..llama import CheckpointError, Llama, Tokenizer, fetch, load, load_tokenizer
+from ..llama.fetch import FetchedModel
+from .parser import existing
 from .progress import bar
+
+NAMES = " or ".join(fetch.MODELS)
+
+
+def model_name(text: str) -> Path | FetchedModel:
+    """The type of an option that is the path of a model, or the name of one to fetch."""
+    if text in fetch.MODELS and not Path(text).exists():
+        return fetch.MODELS[text]
+    return existing(text)
+
+
+def fetched(model: Path | FetchedModel) -> Path:
+    """The path of a model, after its download if it is needed."""
+    return fetch.fetch(model) if isinstance(model, FetchedModel) else model
 
 
 def loaded(model: Path, tokenizer: Path | None) -> tuple[Llama, Tokenizer]:

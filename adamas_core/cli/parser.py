@@ -33,6 +33,17 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}")
 
 
+class Version(argparse.Action):
+    """The option that prints its `const` and ends the program."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        print(self.const)
+        parser.exit()
+
+
 def joined(argv: Sequence[str]) -> list[str]:
     """The arguments, each option with a negative number after it as --name=number.
 

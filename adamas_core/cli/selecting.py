@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 from .. import checks
 from ..cache import KVCache
 from ..dispatch import BACKENDS, load
+from ..llama import Config
 from ..selection import Selection
 from .parser import real, whole, words
 
@@ -66,16 +67,17 @@ def selection(args: argparse.Namespace) -> Selection:
     try:
         chosen = Selection(**{field.name: getattr(args, field.name) for field in fields(Selection)})
         checks.forced("Selection", args.budget, chosen)
-        KVCache(1, chosen, **codes(args))
+        KVCache(1, chosen, centered=args.centered)
     except ValueError as error:
         raise ValueError(re.sub(r"^(Selection|KVCache): ", "", str(error))) from None
     return chosen
 
 
 def cache(
-    args: argparse.Namespace, chosen: Selection, layers: int, capacity: int, backend: str
+    args: argparse.Namespace, chosen: Selection, config: Config, capacity: int, backend: str
 ) -> KVCache:
-    """The cache of a model with these many layers."""
+    """The cache of a model."""
+    layers = config.layers
     if args.dense_layers > layers:
         raise ValueError(
             f"--dense-layers: {args.dense_layers}; expected 0 to {layers}, the layers of the model"
@@ -83,16 +85,12 @@ def cache(
     return KVCache(
         layers,
         chosen,
+        centered=args.centered,
         dense_layers=range(args.dense_layers),
+        windows=config.windows,
         capacity=capacity,
         backend=backend,
-        **codes(args),
     )
-
-
-def codes(args: argparse.Namespace) -> dict[str, Any]:
-    """The kind of codes, if one was chosen, as an argument of `KVCache`."""
-    return {} if args.centered is None else {"centered": args.centered}
 
 
 def backend(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import gguf_split
 from .assemble import (
     RopeSettings,
     Tensor,
@@ -51,8 +52,9 @@ TENSOR_NAMES = {
 
 def load(path: Path) -> tuple[Config, Weights]:
     """The config and the weights of a GGUF file."""
-    reader, settings = open_gguf(path)
-    tensors = {t.name: read_later(path, t) for t in reader.tensors}
+    first, settings = open_gguf(path)
+    parts = gguf_split.parts(first)
+    tensors = {t.name: read_later(part.path, t) for part in parts for t in part.tensors}
     arch = settings.get("general.architecture", str)
     if arch not in ARCHITECTURES:
         raise CheckpointError(
