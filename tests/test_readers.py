@@ -44,7 +44,7 @@ def test_damage_is_an_error_that_names_the_file(reader, seed):
 
 
 @pytest.mark.parametrize("kind", ["empty", "FIFO", "folder", "no text"])
-def test_what_is_no_such_file_is_an_error_that_names_it(reader, kind):
+def test_another_kind_of_file_is_an_error_that_names_it(reader, kind):
     found, path, whole = reader
     path.unlink()
     try:
