@@ -59,6 +59,7 @@ class kernel:
             llvm.add_symbol(PARALLEL_FOR, own)
             try:
                 self.dispatcher.compile((numba.typeof(record),))
+                self.dispatcher.disable_compile()  # another type would be linked to Numba's loop
             finally:
                 llvm.add_symbol(PARALLEL_FOR, numbas)
 
@@ -89,7 +90,7 @@ class opaque:
         """Address of the compiled function. The first use compiles, or loads from the disk."""
         count = self._function.__code__.co_argcount
         signature = (types.int64,) * count, types.int64
-        self._compiled = CFunc(self._function, signature, {}, dict(_FLAGS))
+        self._compiled: Any = CFunc(self._function, signature, {}, dict(_FLAGS))
         self._compiled._cache = KernelCache(self._function)
         self._compiled.compile()
         return int(self._compiled.address)

@@ -41,7 +41,7 @@ _SEAL_BYTES = hashlib.sha256().digest_size
 _LEFTOVER_SECONDS = 3600  # a file that is being written is younger
 
 
-class KernelCache(_Base):
+class KernelCache(_Base):  # type: ignore[misc]
     """The compiled code of one function, in the interface that Numba's dispatchers expect."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -153,7 +153,8 @@ def folders() -> list[Path]:
     """Where kernels may lie, best place first: as Numba is told, beside the package, at home."""
     here = Path(__file__).parent
     own = f"adamas_core_{hashlib.sha256(str(here).encode()).hexdigest()[:16]}"
-    found = [Path(config.CACHE_DIR) / own] if config.CACHE_DIR else []
+    named: str = config.CACHE_DIR  # type: ignore[attr-defined]
+    found = [Path(named) / own] if named else []
     found.append(Path(cache_from_source(__file__)).parent)
     home = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):

@@ -96,7 +96,7 @@ def _start_threads() -> None:
         if own:
             del os.environ[wait]
         if free:
-            multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
+            multiprocessing.set_start_method(None, force=True)
 
 
 def _forked() -> bool:
@@ -154,8 +154,8 @@ openmp_limit = _find_openmp_limit()
 
 # Numba's own functions of these names take two locks first. A process that is forked while another
 # thread holds one of them would wait for ever.
-get_num_threads: Callable[[], int] = parallel._get_num_threads
-set_num_threads: Callable[[int], None] = parallel._set_num_threads
+get_num_threads: Callable[[], int] = parallel._get_num_threads  # type: ignore[attr-defined]
+set_num_threads: Callable[[int], None] = parallel._set_num_threads  # type: ignore[attr-defined]
 
 # A fork waits until no thread compiles. The compiler of the new process is then in order, and its
 # lock is free.

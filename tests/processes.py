@@ -12,7 +12,9 @@ import adamas_core
 HOME = Path(adamas_core.__file__).parents[1]  # the folder that holds the package
 
 
-def run(code: str, path: Path = HOME, **environment: str | None) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, path: Path = HOME, **environment: str | None
+) -> subprocess.CompletedProcess[str]:
     """Run a program with adamas_core from `path`. A variable that is None is not set there."""
     variables = {**os.environ, "PYTHONPATH": str(path), **environment}
     return subprocess.run(
@@ -20,6 +22,7 @@ def run(code: str, path: Path = HOME, **environment: str | None) -> subprocess.C
         env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
         text=True,
+        cwd="/",  # Python searches the current folder first, which may hold another adamas_core
         timeout=300,
         check=False,
     )
