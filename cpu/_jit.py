@@ -23,6 +23,8 @@ from ._threads import (
     set_num_threads,
 )
 
+_CFunc: Any = CFunc  # its attributes are not typed
+
 # Strict IEEE arithmetic: the transform's bits are part of the contract, so there is no fastmath. A
 # division by zero gives inf or NaN, as in NumPy, and never raises.
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
@@ -82,18 +84,26 @@ class opaque:
     and allocates nothing.
     """
 
+    address: int
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    @functools.cached_property
-    def address(self) -> int:
-        """Address of the compiled function. The first use compiles, or loads from the disk."""
+    def __getattr__(self, name: str) -> int:
+        """The address of the compiled function, at its first use: compile, or load from the disk.
+
+        functools.cached_property would hold a lock of its own, in which a fork could get stuck.
+        """
+        if name != "address":
+            raise AttributeError(name)
         count = self._function.__code__.co_argcount
         signature = (types.int64,) * count, types.int64
-        self._compiled: Any = CFunc(self._function, signature, {}, dict(_FLAGS))
-        self._compiled._cache = KernelCache(self._function)
-        self._compiled.compile()
-        return int(self._compiled.address)
+        with global_compiler_lock:
+            self._compiled = _CFunc(self._function, signature, {}, dict(_FLAGS))
+            self._compiled._cache = KernelCache(self._function)
+            self._compiled.compile()
+            self.address = int(self._compiled.address)
+        return self.address
 
 
 @functools.cache
