@@ -22,6 +22,7 @@ from .dispatch import (
 )
 from .lengths import Lengths
 from .ops import hadamard
+from .reference.center import RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, padded, tiles, words
 
 NDArray = np.ndarray[Any, Any]
@@ -29,10 +30,6 @@ NDArray = np.ndarray[Any, Any]
 # The thresholds of the published code, the same for queries and keys (arXiv 2510.18413).
 PAPER = np.array([-10, 0, 10], np.float32)
 PAPER.setflags(write=False)
-
-# The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
-# in four levels is at 0.9816 (Max 1960); 0.996 was measured best on real keys.
-RMS_SHARE = 0.996
 
 SAMPLE = 1024  # leading tokens per sequence that `encode` calibrates from
 
@@ -43,7 +40,8 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     Parameters
     ----------
     k : array (B, H_kv, S, D)
-        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds.
+        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds. On a GPU
+        keys below 2 ** -126 in absolute value count as 0, because CuPy flushes them.
     rule : {"rms", "quartiles"}
         "rms": (-t, 0, t), where t is 0.996 times the root mean square of the head's transformed
         keys. "quartiles": the quartiles of their coordinates.
