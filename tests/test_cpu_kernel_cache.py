@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,20 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     stored(tmp_path).save(KEY, "data")
     assert not old.exists()
     assert young.exists()
+
+
+def test_writers_at_once_leave_files_that_are_whole(tmp_path):
+    """Each reader finds what belongs to its stamp and key, or nothing."""
+
+    def work(i):
+        stamp, key = b"%d" % (i % 2), ("types", i % 3)
+        for _ in range(30):
+            stored(tmp_path, stamp).save(key, (stamp, key))
+            assert stored(tmp_path, stamp).load(key) in (None, (stamp, key))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert {p.suffix for p in tmp_path.iterdir()} == {".nbi", ".nbc"}
 
 
 def _twice(x):
