@@ -154,13 +154,21 @@ def thresholds(where: str, t: NDArray, heads: int | None) -> None:
         raise ValueError(f"{where}: {shown('thresholds', t)}, {t.tolist()}; expected ascending")
 
 
-def no_thresholds(where: str, given: object) -> None:
-    """Reject thresholds for centered codes."""
-    if given is not None:
+def centered(
+    where: str, given: object, thresholds: object, selection: Selection | None = None
+) -> bool:
+    """Whether codes are centered: as asked for, else unless thresholds or the metric forbid it."""
+    if given is None:
+        return thresholds is None and (selection is None or selection.metric == "weighted")
+    true_or_false(where, "centered", given)
+    if given and thresholds is not None:
         raise ValueError(
-            f"{where}: thresholds={given} with centered=True; expected thresholds=None, because "
-            "centered codes cut each token at its own rms"
+            f"{where}: thresholds={thresholds} with centered=True; expected thresholds=None, "
+            "because centered codes cut each token at its own rms"
         )
+    if given and selection is not None:
+        centered_metric(where, selection)
+    return bool(given)
 
 
 def metric(where: str, name: str) -> None:
@@ -190,7 +198,7 @@ def centered_metric(where: str, selection: Selection) -> None:
     if selection.metric != "weighted":
         raise ValueError(
             f"{where}: metric={selection.metric!r} with centered codes; expected "
-            "metric='weighted', because centered codes need estimates of q.k"
+            "metric='weighted', or plain codes, which centered=False makes"
         )
 
 
@@ -280,6 +288,66 @@ def length(where: str, name: str, n: object, B: int, limit: int, holder: str) ->
     if low < 0 or high > limit:
         raise ValueError(f"{where}: {name}={n}; expected 0 to {limit}, the tokens of {holder}")
     return value
+
+
+def cut(where: str, tokens: object, each: NDArray, holder: str = "") -> int | NDArray:
+    """Return the tokens to keep, one number or (B,); reject more than the sequences have (B,)."""
+    if isinstance(tokens, np.ndarray):
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"{where}: {shown('tokens', tokens)}; expected integers")
+        if tokens.shape != each.shape:
+            raise ValueError(f"{where}: {shown('tokens', tokens)}; expected shape {each.shape}")
+        kept: int | NDArray = tokens.astype(np.int64)
+    else:
+        kept = integer(where, "tokens", tokens)
+    most = each if np.ndim(kept) else np.int64(each.max(initial=0))
+    if (np.less(kept, 0) | np.greater(kept, most)).any():
+        raise ValueError(f"{where}: tokens={tokens}; expected 0 to {most}{holder}")
+    return kept
+
+
+def order(where: str, name: str, value: object, B: int, least: int = 0) -> NDArray:
+    """Return numbers of sequences as an array; reject one that is not `least` to B - 1."""
+    try:
+        numbers = np.atleast_1d(np.asarray(value))
+    except ValueError:
+        numbers = np.zeros(0)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise TypeError(f"{where}: {name}={value!r}; expected an integer or several in a row")
+    if numbers.min(initial=least) < least or numbers.max(initial=-1) >= B:
+        raise ValueError(f"{where}: {name}={value!r}; expected {least} to {B - 1}")
+    return numbers.astype(np.int64)
+
+
+def layer(where: str, value: object, layers: int) -> int:
+    """Return the number of a layer; reject one that there is not."""
+    number = integer(where, "layer", value)
+    if not 0 <= number < layers:
+        raise IndexError(f"{where}: layer={value}; expected 0 to {layers - 1}")
+    return number
+
+
+def windows(where: str, given: object, layers: int) -> tuple[int | None, ...]:
+    """Return a window per layer; reject another number of them, or a window below 1."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(
+            f"{where}: windows={given!r}; expected a list with an int or None per layer"
+        )
+    if len(given) not in (0, layers):
+        raise ValueError(f"{where}: windows has {len(given)} items; expected {layers}, or none")
+    each = tuple(x if x is None else at_least(where, "an item of windows", x, 1) for x in given)
+    return each or (None,) * layers
+
+
+def finite(where: str, name: str, x: NDArray) -> None:
+    """Reject keys that hold NaN or infinities: they have no codes."""
+    found = ~np.isfinite(x)
+    if found.any():
+        first = tuple(int(i) for i in np.argwhere(found)[0])
+        raise ValueError(
+            f"{where}: {shown(name, x)}; expected finite numbers, found {int(found.sum())} others, "
+            f"the first at {first}"
+        )
 
 
 def tokens(where: str, S: int) -> None:

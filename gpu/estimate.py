@@ -16,8 +16,8 @@ from ._warps import THREADS, per_lane
 BLOCK_TOKENS = 32 * TILE  # per block, so eight tiles per warp
 
 
-def levels(x: Array, query: Array, distances: Array, codes: Codes, D: int) -> Array:
-    """Logits (B, H, L, S) at head_dim D, int16, in units of ln 2 / STEPS.
+def levels(x: Array, query: Array, distances: Array, codes: Codes, scale: float) -> Array:
+    """Logits scale q.k (B, H, L, S), int16, in units of ln 2 / STEPS.
 
     x (B, H, L, Dt) are transformed queries, query their planes from `quantize_query`, and distances
     (B, H, L, S) their weighted distances. The level of an invisible token has no meaning.
@@ -45,7 +45,7 @@ def levels(x: Array, query: Array, distances: Array, codes: Codes, D: int) -> Ar
                 **centers,
                 **head_thresholds(codes.thresholds),
                 # A launch rounds it to float32.
-                "levels_per_unit": float(STEPS / np.log(2) * D**-0.5),
+                "levels_per_unit": float(STEPS / np.log(2) * scale),
                 "levels": found,
             },
         )

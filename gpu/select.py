@@ -111,11 +111,17 @@ def select_coded(
 
 
 def select_topk(
-    q: Array, codes: Codes, budget: int, selection: Selection, k: Array | None = None
+    q: Array,
+    codes: Codes,
+    budget: int,
+    selection: Selection,
+    k: Array | None = None,
+    scale: float | None = None,
 ) -> Array:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
     if selection.group:
-        return _select_together(q, codes, budget, selection)
+        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        return _select_together(q, codes, budget, selection, scale)
     if selection.refine and k is not None:
         nearest = min(selection.refine * budget, longest(codes.length))
         chosen = _select(q, codes, nearest, selection)
@@ -137,13 +143,13 @@ def _select(q: Array, codes: Codes, K: int, selection: Selection) -> Array:
     return indices
 
 
-def _select_together(q: Array, codes: Codes, K: int, selection: Selection) -> Array:
+def _select_together(q: Array, codes: Codes, K: int, selection: Selection, scale: float) -> Array:
     """Select K tokens for all query heads of a KV head together."""
     G = q.shape[1] // codes.planes.shape[2]
     x = hadamard(q)
     query = quantize_query(x, selection.query_bits)
     distances = score(query, codes.planes, codes.length)
-    attention = pool(levels(x, query, distances, codes, q.shape[-1]), codes.length, G)
+    attention = pool(levels(x, query, distances, codes, scale), codes.length, G)
     return _launch.device().xp.repeat(topk(attention, K, selection), G, axis=1)
 
 
@@ -157,4 +163,4 @@ def attend_topk(
     scale: float | None = None,
 ) -> tuple[Array, Array]:
     """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
-    return attend(q, k, v, select_topk(q, codes, budget, selection, k), scale, True)
+    return attend(q, k, v, select_topk(q, codes, budget, selection, k, scale), scale, True)

@@ -311,7 +311,7 @@ def test_torch_gets_what_the_backends_arrays_get(torch: Any, put: Put, dtype: st
 @pytest.mark.peers
 def test_torch_through_the_single_operations(torch: Any, put: Put) -> None:
     q, k, _ = inputs(torch, "float32", put)
-    codes = ac.encode(k)
+    codes = ac.encode(k, centered=False)
     x = ac.hadamard(q)
     planes = ac.quantize_query(x)
     assert planes.dtype == torch.uint64

@@ -16,7 +16,7 @@ pytest.importorskip("tokenizers", reason='needs the extra "llama"')
     ("extra", "message"),
     [
         ({"tokenizer_pre": "mystery", "token_merges": []}, "pre-tokenizer 'mystery' is not one of"),
-        ({"token_merges": []}, r"tokenizer\.ggml\.pre is missing"),
+        ({"token_merges": []}, r"tokenizer\.ggml\.merges is missing"),
         ({"tokenizer_pre": "gpt-2"}, r"tokenizer\.ggml\.merges is missing"),
         ({"tokenizer_pre": "gpt-2", "token_merges": ["x y"]}, r"tokenizer\.ggml\.merges"),
         (
@@ -57,5 +57,5 @@ def test_damaged_tables_are_a_clear_error_or_other_tables(place, tmp_path):
 
 @pytest.mark.model
 def test_smollm2_tokens():
-    tokenizer = load_tokenizer(fetch.smollm2())
+    tokenizer = load_tokenizer(fetch.fetch(fetch.MODELS[fetch.DEFAULT]))
     assert tokenizer.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]

@@ -31,14 +31,28 @@ class Meter:
         self._cache = cache
         self._budget = budget
         self._attend = cache.attention(budget)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from zero."""
         self.seconds = 0.0
         self.calls = 0
         self.bytes = 0
         self.dense_bytes = 0
 
+    @property
+    def tokens(self) -> int:
+        """The tokens in the cache."""
+        return self._attend.tokens
+
+    def prefill(self, layer: int, q: NDArray, k: NDArray, v: NDArray) -> NDArray:
+        """Attention for a prompt, which is dense and is not counted."""
+        out: NDArray = self._attend.prefill(layer, q, k, v)
+        return out
+
     def __call__(self, layer: int, q: NDArray, k: NDArray, v: NDArray) -> NDArray:
         begin = time.perf_counter()
-        out = self._attend(layer, q, k, v)
+        out: NDArray = self._attend(layer, q, k, v)
         if q.shape[-2] == 1:
             self.seconds += time.perf_counter() - begin
             self.calls += 1

@@ -49,15 +49,15 @@ def sample(norm: float, pairs: str, seed: int) -> Sample:
     seed : int
     """
     rng = np.random.default_rng(seed)
-    frequencies, gain = rope.frequencies(D, THETA)
+    angles = rope.scaled_rope(D, THETA)
     k = rng.standard_normal((S, 1, D), dtype=np.float32)
     q = np.float32(SPREAD) * rng.standard_normal((L, H, D), dtype=np.float32)
     offset = rng.standard_normal(D, dtype=np.float32)
     if pairs == "slow":
-        offset *= np.tile(np.array(frequencies) * S < 1, 2)  # half-split: pair i is i and i + D / 2
+        offset *= np.tile(np.array(angles.frequencies) * S < 1, 2)  # pair i is i and i + D / 2
     k += norm * offset / np.linalg.norm(offset)
-    k = rope.rotate(k, *rope.cos_sin(frequencies, gain, 0, S))
-    q = rope.rotate(q, *rope.cos_sin(frequencies, gain, S - L, L))
+    k = rope.rotate(k, *rope.cos_sin(angles, 0, S))
+    q = rope.rotate(q, *rope.cos_sin(angles, S - L, L))
     return Sample(*(np.ascontiguousarray(x.swapaxes(0, 1)) for x in (q, k)))
 
 
