@@ -40,7 +40,8 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     Parameters
     ----------
     k : array (B, H_kv, S, D)
-        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds.
+        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds. On a GPU
+        keys below 2 ** -126 in absolute value count as 0, because CuPy flushes them.
     rule : {"rms", "quartiles"}
         "rms": (-t, 0, t), where t is 0.996 times the root mean square of the head's transformed
         keys. "quartiles": the quartiles of their coordinates.

@@ -81,7 +81,7 @@ def head_centers(centers: Centers, *more: str) -> dict[str, Argument]:
 
 
 def sequence_lengths(length: int | Array) -> dict[str, Argument]:
-    """Lengths (B,) of the host or the device with the largest of them, or one length for all."""
+    """Lengths (B,), given on the host, with the largest of them; or one length for all."""
     if isinstance(length, (int, np.integer)):
         return {"length": int(length)}
     lengths = _launch.device().xp.asarray(length, np.int32)

@@ -69,7 +69,7 @@ def attend_into(
             **strides("v", v),
             **sizes,
             "indices": indices,
-            "K": 0 if indices is None else indices.shape[-1],
+            "K": -1 if indices is None else indices.shape[-1],
             "scale": D**-0.5 if scale is None else scale,
             "out": out,
             "lse": lse,
