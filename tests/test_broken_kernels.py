@@ -21,7 +21,7 @@ from oracles import assert_attention, assert_same_bits
 from adamas_core import Selection, encode, gpu, reference
 from adamas_core.gpu import estimate, group
 from adamas_core.gpu._arrays import strides
-from adamas_core.gpu._kernels import HADAMARD, Kernel, headers
+from adamas_core.gpu._kernels import FOLDER, HADAMARD, Kernel, headers
 from adamas_core.gpu.rerank import rerank_below
 from adamas_core.reference.center import CENTERED_THRESHOLDS
 from adamas_core.reference.estimate import estimate as reference_estimate
@@ -48,10 +48,12 @@ class Edited(Cpu):
     def __init__(self, file: str, right: str, wrong: str) -> None:
         super().__init__(ALL_ORDERS)
         self._file, self._right, self._wrong = file, right, wrong
+        assert (FOLDER / file).read_text().count(right) == 1
 
     def program(self, kernel: Kernel, expression: str) -> Program:
         texts = {**headers(), kernel.file: kernel.source}
-        assert texts[self._file].count(self._right) == 1
+        if self._file not in texts:
+            return super().program(kernel, expression)
         texts[self._file] = texts[self._file].replace(self._right, self._wrong)
         return Program(kernel.file, texts.pop(kernel.file), texts, [expression])
 
@@ -208,7 +210,7 @@ SHORT = partial(compare_selection, 1, 2, 6)
 WIDE = partial(compare_selection, 1, 1, 100)
 LEVELS = partial(compare_levels, 40, 1)
 SHORT_LEVELS = partial(compare_levels, 12, 1)
-HIGH_LEVELS = partial(compare_levels, 40, 30)
+HIGH_LEVELS = partial(compare_levels, 40, 60)
 FAR_LEVELS = partial(compare_levels, 40, 100)
 POOL = partial(compare_pool, 5)
 CLOSE_POOL = partial(compare_pool, 0.3)
@@ -271,7 +273,6 @@ MISTAKES = [
     ("estimate.cu", "floorf(", "rintf(", LEVELS),
     ("select_centered.cu", QUERIES_BARRIER, QUERIES_BARRIER.partition("\n")[2], FEW),
     ("select_centered.cu", RANKS_BARRIER, RANKS_BARRIER.partition("\n")[2], MANY),
-    ("select_centered.cu", "start >= n", "start > n + 64", FEW),
     ("select_centered.cu", "at / count", "at % count", MANY),
     ("select_centered.cu", "if (i < Dt) sum", "if (i <= Dt) sum", SHORT),
     ("select_centered.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", FEW),
