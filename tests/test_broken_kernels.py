@@ -210,7 +210,6 @@ SHORT = partial(compare_selection, 1, 2, 6)
 WIDE = partial(compare_selection, 1, 1, 100)
 LEVELS = partial(compare_levels, 40, 1)
 SHORT_LEVELS = partial(compare_levels, 12, 1)
-HIGH_LEVELS = partial(compare_levels, 40, 60)
 FAR_LEVELS = partial(compare_levels, 40, 100)
 POOL = partial(compare_pool, 5)
 CLOSE_POOL = partial(compare_pool, 0.3)
@@ -262,15 +261,13 @@ MISTAKES = [
     ("center.cuh", "span.begin <= open", "span.begin < open", compare_centered),
     ("center.cuh", "? means - Dt", "? means", compare_centered),
     ("center.cuh", "(bits + (1 << (SCALE_SHIFT - 1)))", "bits", compare_centered),
-    ("warp_row.cuh", "half = LANES / 4; half > 0; half /= 2", "half = 1; half < 16; half *= 2",
-     HIGH_LEVELS),
     ("warp_row.cuh", "upper ? other : own", "own", LEVELS),
     ("estimate.cu", "i < width ?", "i <= width ?", SHORT_LEVELS),
     ("estimate.cu", "int b = 1;", "int b = 0;", LEVELS),
     ("estimate.cu", "min((tile + 1) * TILE, end)", "(tile + 1) * TILE", LEVELS),
     ("estimate.cu", "fminf(level, 32767.0f)", "level", FAR_LEVELS),
     ("estimate.cu", "floorf(", "rintf(", LEVELS),
-    ("select_centered.cu", QUERIES_BARRIER, QUERIES_BARRIER.partition("\n")[2], FEW),
+    ("select_centered.cu", QUERIES_BARRIER, QUERIES_BARRIER.partition("\n")[2], MANY),
     ("select_centered.cu", RANKS_BARRIER, RANKS_BARRIER.partition("\n")[2], MANY),
     ("select_centered.cu", "at / count", "at % count", MANY),
     ("select_centered.cu", "if (i < Dt) sum", "if (i <= Dt) sum", SHORT),
@@ -296,7 +293,7 @@ MISTAKES = [
     "compare",
     [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
-        *(compare_centered, FEW, MANY, SHORT, WIDE, LEVELS, SHORT_LEVELS, HIGH_LEVELS, FAR_LEVELS),
+        *(compare_centered, FEW, MANY, SHORT, WIDE, LEVELS, SHORT_LEVELS, FAR_LEVELS),
         *(POOL, CLOSE_POOL),
     ],
 )
