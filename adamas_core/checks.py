@@ -290,6 +290,66 @@ def length(where: str, name: str, n: object, B: int, limit: int, holder: str) ->
     return value
 
 
+def cut(where: str, tokens: object, each: NDArray, holder: str = "") -> int | NDArray:
+    """Return the tokens to keep, one number or (B,); reject more than the sequences have (B,)."""
+    if isinstance(tokens, np.ndarray):
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"{where}: {shown('tokens', tokens)}; expected integers")
+        if tokens.shape != each.shape:
+            raise ValueError(f"{where}: {shown('tokens', tokens)}; expected shape {each.shape}")
+        kept: int | NDArray = tokens.astype(np.int64)
+    else:
+        kept = integer(where, "tokens", tokens)
+    most = each if np.ndim(kept) else np.int64(each.max(initial=0))
+    if (np.less(kept, 0) | np.greater(kept, most)).any():
+        raise ValueError(f"{where}: tokens={tokens}; expected 0 to {most}{holder}")
+    return kept
+
+
+def order(where: str, name: str, value: object, B: int, least: int = 0) -> NDArray:
+    """Return numbers of sequences as an array; reject one that is not `least` to B - 1."""
+    try:
+        numbers = np.atleast_1d(np.asarray(value))
+    except ValueError:
+        numbers = np.zeros(0)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise TypeError(f"{where}: {name}={value!r}; expected an integer or several in a row")
+    if numbers.min(initial=least) < least or numbers.max(initial=-1) >= B:
+        raise ValueError(f"{where}: {name}={value!r}; expected {least} to {B - 1}")
+    return numbers.astype(np.int64)
+
+
+def layer(where: str, value: object, layers: int) -> int:
+    """Return the number of a layer; reject one that there is not."""
+    number = integer(where, "layer", value)
+    if not 0 <= number < layers:
+        raise IndexError(f"{where}: layer={value}; expected 0 to {layers - 1}")
+    return number
+
+
+def windows(where: str, given: object, layers: int) -> tuple[int | None, ...]:
+    """Return a window per layer; reject another number of them, or a window below 1."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(
+            f"{where}: windows={given!r}; expected a list with an int or None per layer"
+        )
+    if len(given) not in (0, layers):
+        raise ValueError(f"{where}: windows has {len(given)} items; expected {layers}, or none")
+    each = tuple(x if x is None else at_least(where, "an item of windows", x, 1) for x in given)
+    return each or (None,) * layers
+
+
+def finite(where: str, name: str, x: NDArray) -> None:
+    """Reject keys that hold NaN or infinities: they have no codes."""
+    found = ~np.isfinite(x)
+    if found.any():
+        first = tuple(int(i) for i in np.argwhere(found)[0])
+        raise ValueError(
+            f"{where}: {shown(name, x)}; expected finite numbers, found {int(found.sum())} others, "
+            f"the first at {first}"
+        )
+
+
 def tokens(where: str, S: int) -> None:
     """Reject more tokens than an int32 index can count."""
     if S > MAX_TOKENS:

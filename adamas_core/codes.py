@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checks
+from . import checks, code_store
+from .code_store import Coded, Undo
 from .dispatch import (
     BACKENDS,
     DEFAULT_BACKEND,
@@ -15,6 +16,7 @@ from .dispatch import (
     array_module,
     backend_of,
     int_or_view,
+    int_or_view_or_row,
     load,
     on_host_thresholds,
     returner,
@@ -22,21 +24,14 @@ from .dispatch import (
 )
 from .lengths import Lengths
 from .ops import hadamard
-from .reference.layout import TILE, Centers, Codes, padded, tiles, words
+from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
+from .reference.layout import TILE, Centers, Codes, padded
 
 NDArray = np.ndarray[Any, Any]
 
 # The thresholds of the published code, the same for queries and keys (arXiv 2510.18413).
 PAPER = np.array([-10, 0, 10], np.float32)
 PAPER.setflags(write=False)
-
-# The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
-# in four levels is at 0.9816 (Max 1960); 0.996 was measured best on real keys.
-RMS_SHARE = 0.996
-
-# The thresholds of centered codes, in units of each token's rms.
-CENTERED = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
-CENTERED.setflags(write=False)
 
 SAMPLE = 1024  # leading tokens per sequence that plain codes are calibrated from
 
@@ -47,7 +42,8 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     Parameters
     ----------
     k : array (B, H_kv, S, D)
-        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds.
+        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds. On a GPU
+        keys below 2 ** -126 in absolute value count as 0, because CuPy flushes them.
     rule : {"rms", "quartiles"}
         "rms": (-t, 0, t), where t is 0.996 times the root mean square of the head's transformed
         keys. "quartiles": the quartiles of their coordinates.
@@ -83,7 +79,8 @@ def _calibrated(k: Any, counts: NDArray, rule: str = "rms") -> Any:
     xp = array_module(backend_of(k))
     t = xp.zeros((H_kv, 3), np.float32)
     if rule == "rms":
-        squares = sum(_sum_of_squares(xp, x) for x in sequences)  # (H_kv,)
+        # Sorted, so that the order of the sequences does not change the sum.
+        squares = sum(xp.sort(xp.stack([_sum_of_squares(xp, x) for x in sequences]), axis=0))
         t[:, 2] = RMS_SHARE * xp.sqrt(squares / float(counts.sum() * padded(D)))
         t[:, 0] = -t[:, 2]
     elif rule == "quartiles":
@@ -154,6 +151,8 @@ class KeyCodes:
     encode : makes codes from keys.
     """
 
+    __slots__ = ("_now", "_undo")
+
     def __init__(
         self,
         planes: Array,
@@ -179,28 +178,17 @@ class KeyCodes:
             checks.instance(where, "centers", centers, Centers, "Centers")
             centers = Centers(*views(**centers._asdict()))
             checks.centers(where, centers, buffer, head_dim)
-        self._hold(buffer, Lengths.of(n, B), t, int(head_dim), backend, centers)
+        t = head_thresholds(t, H_kv, backend)
+        self._now = Coded(buffer, centers, t, Lengths.of(n, B), int(head_dim), backend)
+        self._undo: Undo | None = None
 
-    def _hold(
-        self,
-        planes: Any,
-        lengths: Lengths,
-        thresholds: NDArray,
-        head_dim: int,
-        backend: str,
-        centers: Centers | None,
-    ) -> KeyCodes:
-        """Take checked arrays, with the thresholds on the host."""
-        heads = planes.shape[2]
-        self._buffer = planes
-        self._lengths = lengths
-        self._centers = centers
-        self.thresholds = array_module(backend).array(
-            np.broadcast_to(thresholds, (heads, 3)), order="C"
-        )
-        self.head_dim = head_dim
-        self.backend = backend
-        return self
+    @classmethod
+    def _of(cls, coded: Coded) -> KeyCodes:
+        """Take codes that are known to be right."""
+        codes = cls.__new__(cls)
+        codes._now = coded
+        codes._undo = None
+        return codes
 
     @classmethod
     def empty(
@@ -219,62 +207,103 @@ class KeyCodes:
         """
         checks.head_dim("KeyCodes.empty", head_dim)
         checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
-        T = tiles(capacity)
-        shape = (2, B, H_kv, T, 8, words(head_dim), 8)
-        planes = array_module(backend).zeros(shape, np.uint64)
         if thresholds is not None:
-            return cls(planes, 0, thresholds, head_dim, backend)
-        centers = _empty_centers(backend, B, H_kv, T, head_dim)
-        return cls(planes, 0, CENTERED, head_dim, backend, centers)
+            t = on_host_thresholds(thresholds)
+            checks.thresholds("KeyCodes.empty", t, H_kv)
+        else:
+            t = CENTERED_THRESHOLDS
+        t = head_thresholds(t, H_kv, backend)
+        return cls._of(
+            code_store.empty(B, H_kv, head_dim, t, backend, capacity, thresholds is None)
+        )
 
     @property
     def centered(self) -> bool:
         """Whether the codes are relative to the means of their tiles."""
-        return self._centers is not None
+        return self._coded().centers is not None
+
+    def _coded(self) -> Coded:
+        """The codes, after the repair of an operation that did not end."""
+        undo = self._undo
+        if undo is not None:
+            if undo.state is self._now:
+                undo.restore()
+            self._undo = None
+        return self._now
+
+    def _guard(self, undo: Undo) -> None:
+        self._undo = undo
+
+    def _commit(self, coded: Coded) -> None:
+        """Replace the codes by one store. Until then they are the old ones."""
+        self._now = coded
+        self._undo = None
+
+    @property
+    def thresholds(self) -> Any:
+        """(H_kv, 3), on the device of the planes. In NumPy the array is read-only."""
+        return self._coded().thresholds
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self._coded().head_dim
+
+    @property
+    def backend(self) -> str:
+        """The backend that searches the codes."""
+        return self._coded().backend
 
     @property
     def length(self) -> int | NDArray:
         """Tokens: an int, or (B,) where the sequences were given lengths of their own."""
-        return self._lengths.given()
+        return self._coded().lengths.given()
 
     @property
     def tokens(self) -> int:
         """The largest length."""
-        return self._lengths.longest
+        return self._coded().lengths.longest
 
     @property
     def device(self) -> str:
         """The device of the planes."""
-        return checks.device(self._buffer)
+        return checks.device(self._coded().planes)
 
     @property
     def planes(self) -> Any:
         """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
-        return self._buffer[:, :, :, : tiles(self.tokens)]
+        return self._coded().used()
 
     @property
     def centers(self) -> Centers | None:
-        """Views of the means and scales of the tiles in use, and the open tile; None if plain."""
-        if self._centers is None:
+        """Means and scales of the tiles in use, and the open tile; None if plain.
+
+        Rows of the open tile that belong to no token of it are 0.
+        """
+        coded = self._coded()
+        centers = coded.used_centers()
+        if centers is None:
             return None
-        means, scales, open_tile = self._centers
-        T = tiles(self.tokens)
-        return Centers(means[:, :, :T], scales[:, :, :T], open_tile)
+        open_tile = centers.open_tile.copy()
+        for b, n in enumerate(coded.lengths.each):
+            open_tile[b, :, n % TILE :] = 0
+        return centers._replace(open_tile=open_tile)
 
     @property
     def record(self) -> Codes:
         """Planes, length, thresholds and centers as backends read them."""
-        return Codes(self.planes, self.length, self.thresholds, self.centers)
+        return self._coded().record()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, H_kv, tokens, D)."""
-        return self._buffer.shape[1], self._buffer.shape[2], self.tokens, self.head_dim
+        coded = self._coded()
+        return *coded.planes.shape[1:3], coded.lengths.longest, coded.head_dim
 
     @property
     def nbytes(self) -> int:
         """Bytes of the planes in use, and of the centers."""
-        return int(self.planes.nbytes) + sum(int(x.nbytes) for x in self.centers or ())
+        return self._coded().nbytes()
 
     def __repr__(self) -> str:
         return (
@@ -284,6 +313,8 @@ class KeyCodes:
 
     def append(self, k: Array, count: int | Array | None = None) -> None:
         """Encode the keys of new tokens after the others, in place. Room grows by doubling.
+
+        If the call fails or is interrupted, the codes are as before.
 
         Parameters
         ----------
@@ -304,19 +335,9 @@ class KeyCodes:
         B, S = a.shape[0], a.shape[2]
         added = S if count is None else int_or_view("count", count)
         added = checks.length(where, "count", added, B, S, "k")
-        checks.tokens(where, self.tokens + S)
-        self._append(a, added, self._lengths.plus(added))
-
-    def _append(self, k: Any, added: int | NDArray, lengths: Lengths) -> None:
-        """Encode checked keys; `lengths` are those after it."""
-        start = self._lengths.each if lengths.ragged else self.tokens
-        self._make_room(self.tokens + k.shape[2])
-        home = load(self.backend)
-        if self._centers is None:
-            home.encode(k, self.thresholds, self._buffer, start)
-        else:
-            home.encode_centered(k, self.thresholds, self._buffer, self._centers, start, added)
-        self._lengths = lengths
+        coded = self._coded()
+        checks.tokens(where, coded.lengths.longest + S)
+        self._commit(code_store.append(coded, a, added, coded.lengths.plus(added), self._guard))
 
     def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
         """Keys as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
@@ -336,42 +357,23 @@ class KeyCodes:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
         checks.at_least("KeyCodes.reserve", "tokens", tokens, 0)
         checks.tokens("KeyCodes.reserve", tokens)
-        self._make_room(tokens)
+        self._commit(code_store.reserve(self._coded(), tokens))
 
-    def _make_room(self, tokens: int) -> None:
-        """Grow the buffers, or copy those that are read-only, for a checked number of tokens."""
-        held = self._buffer.shape[3]
-        needed = tiles(tokens)
-        # A caller's arrays may be read-only; CuPy's never are.
-        mine = (self._buffer, *(self._centers or ()))
-        if needed <= held and all(getattr(x.flags, "writeable", True) for x in mine):
-            return
-        T = needed if needed <= held else max(needed, 2 * held)
-        centers = self.centers
-        self._buffer = self._grown(self.planes, 3, T)
-        if centers is not None:
-            means, scales, open_tile = centers
-            self._centers = Centers(
-                self._grown(means, 2, T), self._grown(scales, 2, T), self._grown(open_tile, 2, TILE)
-            )
-
-    def _grown(self, x: Any, axis: int, size: int) -> Any:
-        """A copy of x with this size along an axis, zeros at its end."""
-        shape = list(x.shape)
-        shape[axis] = size
-        grown = array_module(self.backend).zeros(shape, x.dtype)
-        grown[(slice(None),) * axis + (slice(x.shape[axis]),)] = x
-        return grown
-
-    def truncate(self, tokens: int, k: Array | None = None) -> None:
+    def truncate(self, tokens: int | Sequence[int] | Array, k: Array | None = None) -> None:
         """Forget all but the first `tokens` tokens of every sequence.
+
+        Afterwards the codes are those of the tokens that are kept, as if no other had come. If the
+        call fails or is interrupted, the codes are as before.
 
         Parameters
         ----------
-        tokens : int
+        tokens : int, or (B,) integers
+            One number for all sequences, of which shorter ones stay as they are. Or a number per
+            sequence, at most its length.
         k : array (B, H_kv, S, D), optional
-            The coded keys, at least `tokens` of them. Centered codes need them where the cut opens
-            a full tile again, because the tokens of that tile are then coded again.
+            The coded keys, at least as many as the longest sequence keeps. Centered codes need them
+            where the cut opens a full tile again, because the tokens of that tile are then coded
+            again.
 
         Raises
         ------
@@ -379,32 +381,27 @@ class KeyCodes:
             tokens is out of range, or k is needed and not given, or has another shape.
         """
         where = "KeyCodes.truncate"
-        if not 0 <= checks.integer(where, "tokens", tokens) <= self.tokens:
-            raise ValueError(f"{where}: tokens={tokens}; expected 0 to {self.tokens}")
-        tile, rest = divmod(tokens, TILE)
-        if self._centers is not None and rest:
-            opened = np.flatnonzero(self._lengths.each // TILE > tile)
-            if len(opened) and k is None:
+        coded = self._coded()
+        old = coded.lengths
+        tokens = checks.cut(where, int_or_view_or_row("tokens", tokens), old.each)
+        lengths = old.cut(tokens)
+        keys = None
+        if coded.centers is not None and code_store.reopened(old, lengths).any():
+            if k is None:
                 raise ValueError(
                     f"{where}: tokens={tokens} cuts a full tile of centered codes of shape "
                     f"{self.shape}; expected a multiple of {TILE}, or the keys k"
                 )
-            if len(opened):
-                self._code_again(opened, tokens, self._keys(where, k, tokens))
-        self._lengths = self._lengths.cut(tokens)
+            keys = self._keys(where, k, lengths.longest)
+        self._commit(code_store.cut(coded, lengths, keys, self._guard))
 
-    def _code_again(self, sequences: NDArray, tokens: int, k: Any) -> None:
-        """Code the last tile again, as an open one: relative to the mean of the tile before it."""
-        self._make_room(self.tokens)  # the buffers must be writable
-        assert self._centers is not None
-        first = tokens // TILE * TILE
-        for b in map(int, sequences):
-            one = slice(b, b + 1)
-            means, scales, open_tile = self._centers
-            centers = Centers(means[one], scales[one], open_tile[one])
-            planes = self._buffer[:, one]
-            keys = k[one, :, first:tokens]
-            load(self.backend).encode_centered(keys, self.thresholds, planes, centers, first)
+
+def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
+    """Thresholds (H_kv, 3) on the device of a backend, in an array that nobody else holds."""
+    t = array_module(backend).array(np.broadcast_to(thresholds, (H_kv, 3)), order="C")
+    if isinstance(t, np.ndarray):
+        t.setflags(write=False)
+    return t
 
 
 def encode(
@@ -468,34 +465,31 @@ def encode(
     if thresholds is not None:
         t = on_host_thresholds(thresholds)
         checks.thresholds(where, t, H_kv)
-    return encoded(a, Lengths.of(n, B), t, backend, by_means)
+    return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, by_means))
 
 
 def encoded(
     k: Any, lengths: Lengths, thresholds: NDArray | None, backend: str, centered: bool
-) -> KeyCodes:
+) -> Coded:
     """Codes of checked keys (B, H_kv, S, D); plain codes without thresholds are calibrated."""
     B, H_kv, S, D = k.shape
-    home, xp = load(backend), array_module(backend)
-    codes = KeyCodes.__new__(KeyCodes)
-    if not centered:
-        if thresholds is None:
-            counts = np.minimum(lengths.each, SAMPLE)
-            thresholds = on_host_thresholds(_calibrated(k[:, :, :SAMPLE], counts))
-        t = np.ascontiguousarray(np.broadcast_to(thresholds, (H_kv, 3)))
-        return codes._hold(home.encode(k, t), lengths, t, D, backend, None)
-    T = tiles(S)
-    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
-    centers = _empty_centers(backend, B, H_kv, T, D)
-    home.encode_centered(k, CENTERED, planes, centers, 0, lengths.given())
-    return codes._hold(planes, lengths, CENTERED, D, backend, centers)
+    if centered:
+        rule = CENTERED_THRESHOLDS
+    elif thresholds is None:
+        rule = sample_thresholds(k, sample_of(lengths))
+    else:
+        rule = thresholds
+    t = head_thresholds(rule, H_kv, backend)
+    state = code_store.empty(B, H_kv, D, t, backend, S, centered)
+    return code_store.append(state, k, lengths.given(), lengths, lambda undo: None)
 
 
-def _empty_centers(backend: str, B: int, H_kv: int, T: int, head_dim: int) -> Centers:
-    """Centers of T tiles without tokens."""
-    xp, Dt = array_module(backend), padded(head_dim)
-    return Centers(
-        xp.zeros((B, H_kv, T, Dt), np.float16),
-        xp.zeros((B, H_kv, T, TILE), np.uint8),
-        xp.zeros((B, H_kv, TILE, Dt), np.float32),
-    )
+def sample_of(lengths: Lengths) -> NDArray:
+    """How many tokens of each sequence (B,) thresholds are calibrated from."""
+    sample: NDArray = np.minimum(lengths.each, SAMPLE)
+    return sample
+
+
+def sample_thresholds(k: Any, counts: NDArray) -> NDArray:
+    """Thresholds (H_kv, 3) on the host, from the first counts (B,) tokens of checked keys."""
+    return on_host_thresholds(_calibrated(k[:, :, :SAMPLE], counts))

@@ -89,6 +89,11 @@ def int_or_view(name: str, value: int | Array) -> Any:
     return on_host(views(**{name: value})[0])
 
 
+def int_or_view_or_row(name: str, value: Any) -> Any:
+    """As `int_or_view`; several numbers in a list or tuple become an array too."""
+    return int_or_view(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
+
+
 def on_host(view: Array) -> np.ndarray[Any, Any]:
     """One of `views` in the memory of the CPU; an array on a GPU is fetched, after a wait."""
     return view if isinstance(view, np.ndarray) else view.get()

@@ -21,6 +21,8 @@ class Lengths:
         0 where there is no sequence.
     """
 
+    __slots__ = ("each", "longest", "ragged", "shortest")
+
     def __init__(self, each: NDArray, ragged: bool) -> None:
         self.each = each.astype(int)
         self.ragged = ragged
@@ -40,6 +42,17 @@ class Lengths:
         """Lengths after an append: of one number of tokens, or of a number per sequence (B,)."""
         return Lengths(self.each + added, self.ragged or np.ndim(added) == 1)
 
-    def cut(self, tokens: int) -> Lengths:
-        """Lengths of at most `tokens` tokens."""
-        return Lengths(np.minimum(self.each, tokens), self.ragged)
+    def cut(self, tokens: int | NDArray) -> Lengths:
+        """Lengths of at most `tokens` tokens: one number, or a number per sequence (B,)."""
+        return Lengths(np.minimum(self.each, tokens), self.ragged or np.ndim(tokens) == 1)
+
+    def take(self, order: NDArray) -> Lengths:
+        """Lengths of the sequences `order`; -1 is a sequence without tokens."""
+        each = taken(self.each, order)
+        return Lengths(each, self.ragged or bool((order < 0).any()))
+
+
+def taken(counts: NDArray, order: NDArray) -> NDArray:
+    """The counts (B,) of the sequences `order`, and 0 where order is -1."""
+    kept: NDArray = np.where(order < 0, 0, counts[order] if len(counts) else 0)
+    return kept

@@ -231,6 +231,7 @@ def attend(
     indices: Array | None,
     scale: float | None = None,
     return_lse: bool = False,
+    window: int | None = None,
 ) -> Array:
     """Softmax attention to chosen tokens, over their original keys and values.
 
@@ -248,6 +249,9 @@ def attend(
         Factor of the inner products; D ** -0.5 if not given.
     return_lse : bool
         Also return the log-sum-exp, which `merge` needs.
+    window : int, optional
+        Each query sees only the last `window` tokens up to itself, itself included. It needs
+        indices=None. All tokens up to itself if not given.
 
     Returns
     -------
@@ -260,9 +264,9 @@ def attend(
     Raises
     ------
     TypeError
-        An array has another dtype.
+        An array has another dtype, or window is not an integer.
     ValueError
-        Shapes do not fit each other.
+        Shapes do not fit each other, window is below 1, or it is given together with indices.
     IndexError
         An index is S or above.
     """
@@ -277,8 +281,15 @@ def attend(
     checks.heads("attend", "q and k", q4.shape, k4.shape)
     checks.real("attend", "scale", scale)
     checks.same_head_dim("attend", a, "k", b.shape[-1])
+    if window is not None:
+        window = checks.at_least("attend", "window", window, 1)
     if i is not None:
         checks.dtype("attend", "indices", i, "int32")
+        if window is not None:
+            raise ValueError(
+                f"attend: window={window} with indices; expected window=None, because indices say "
+                "which tokens each query attends to"
+            )
         if i.shape[:-1] != a.shape[:-1]:
             raise ValueError(
                 f"attend: {checks.shown('indices', i)}; expected "
@@ -291,7 +302,7 @@ def attend(
             f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {b.shape[-2]}; "
             "expected the queries among the keys where indices is None"
         )
-    out, lse = load(backend_of(a)).attend(q4, k4, v4, i, scale, True)
+    out, lse = load(backend_of(a)).attend(q4, k4, v4, i, scale, True, window)
     give = returner(q)
     out = give(out.reshape(a.shape))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

@@ -10,7 +10,6 @@ import math
 from math import gcd
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import prange
 
@@ -31,6 +30,7 @@ from ._simd import (
     sum_of,
     to_all,
 )
+from ._threads import get_num_threads
 from ._visible import visible_tokens
 
 LOWEST = np.float32(np.finfo(np.float32).min)
@@ -39,29 +39,33 @@ BLOCK_KEYS = 128  # the logits of a block against 64 queries are 32 KiB
 
 # A thread takes 16 * vectors query rows of one KV head, and one of `splits` parts of the keys.
 Dense = Record(
-    *(*Q_FIELDS, *K_FIELDS, *V_FIELDS, "H_kv", "scale", "out", "lse"),
+    *(*Q_FIELDS, *K_FIELDS, *V_FIELDS, "H_kv", "window", "scale", "out", "lse"),
     *("vectors", "splits", "parts", "part_lse"),
     floats=("scale",),
 )
 dense_at = Dense.reader()
 
 
-def attend_dense(q_fields: dict[str, int], H_kv: int, attention: dict[str, float]) -> None:
+def attend_dense(
+    q_fields: dict[str, int], H_kv: int, attention: dict[str, float], window: int | None
+) -> None:
     """Fill out (B, H, L, D) and lse (B, H, L) for queries that are the last L of S tokens.
 
-    `attention` are the fields of keys, values, out and lse, see attend.attention_fields.
+    `attention` are the fields of keys, values, out and lse, see attend.attention_fields. A query
+    sees the last `window` tokens up to itself, or all of them.
     """
     B, H, L, D = (q_fields[name] for name in ("B", "H", "L", "D"))
     rows = H // H_kv * L  # of one KV head
     vectors = 1 if rows <= LANES else 4
     items = B * H_kv * -(-rows // (LANES * vectors))
-    threads = numba.get_num_threads()
+    threads = get_num_threads()
     # Few items (decoding) are split along the keys too, so that no thread is idle.
     splits = 1 if items >= 8 * threads else threads // gcd(items, threads)
     parts = np.empty((B * H * L, splits, -(-D // LANES) * LANES), np.float32)
     part_lse = np.empty((B * H * L, splits), np.float32)
     record = Dense(
         q_fields, attention, H_kv=H_kv, vectors=vectors, splits=splits,
+        window=attention["S"] if window is None else min(window, attention["S"]),
         parts=address_of(parts), part_lse=address_of(part_lse),
     )  # fmt: skip
     _attend_dense(record)
@@ -127,10 +131,12 @@ def _attend_block(at, item, blocks, floats, visible):
     keys = record.k + b * record.k_b + h * record.k_h
     values = record.v + b * record.v_b + h * record.v_h
     line, logits, sums = columns.line, columns.logits, columns.sums
-    seen_by_all, end = _load_queries(record, b, h, columns, visible)
-    key_blocks = (end + BLOCK_KEYS - 1) // BLOCK_KEYS
+    least, end = _load_queries(record, b, h, columns, visible)
+    window = record.window
+    skipped = max(least - window, 0) // BLOCK_KEYS  # blocks that no query sees
+    key_blocks = (end + BLOCK_KEYS - 1) // BLOCK_KEYS - skipped
     for i in range(key_blocks * split // splits, key_blocks * (split + 1) // splits):
-        start = i * BLOCK_KEYS
+        start = (skipped + i) * BLOCK_KEYS
         count = min(BLOCK_KEYS, end - start)
         source, stride = _as_float32(
             keys + start * record.k_s, record.k_s, dtype, count, D, columns.wide
@@ -144,6 +150,8 @@ def _attend_block(at, item, blocks, floats, visible):
             else:
                 add_matmul(logits, source + 4 * d, stride, 4, count, queries, depth, 1)
         for c in range(LANES * vectors):
+            for s in range(min(visible[c] - window - start, count)):
+                store_scalar_float32(logits + line * s + 4 * c, np.float32(-np.inf))
             for s in range(max(visible[c] - start, 0), count):
                 store_scalar_float32(logits + line * s + 4 * c, np.float32(-np.inf))
         _update_softmax(columns, count)
@@ -154,8 +162,10 @@ def _attend_block(at, item, blocks, floats, visible):
         source, stride = _as_float32(
             values + start * record.v_s, record.v_s, dtype, count, D, columns.wide
         )
-        if not _all_finite(source, stride, max(seen_by_all - start, 0), count, D):
-            _add_seen_values(columns, visible, start, source, stride, count, D)
+        # Rows that all queries see need no check.
+        first_unsure = 0 if start < end - window else max(least - start, 0)
+        if not _all_finite(source, stride, first_unsure, count, D):
+            _add_seen_values(columns, visible, window, start, source, stride, count, D)
         elif vectors == 4:
             add_matmul(sums, source, 4, stride, D, logits, count, 4)
         else:
@@ -243,7 +253,7 @@ def _all_finite(rows, stride, first, end, D):
 
 
 @outlined
-def _add_seen_values(columns, visible, start, values, stride, keys, D):
+def _add_seen_values(columns, visible, window, start, values, stride, keys, D):
     """Add the weighted values of a block to the sums, for each query those that it sees alone.
 
     The matrix product gives other values the weight 0, and 0 times infinity or NaN is NaN.
@@ -253,7 +263,7 @@ def _add_seen_values(columns, visible, start, values, stride, keys, D):
         for d in range(D):
             at = columns.sums + line * d + 4 * c
             total = load_scalar_float32(at)
-            for s in range(min(visible[c] - start, keys)):
+            for s in range(max(visible[c] - window - start, 0), min(visible[c] - start, keys)):
                 share = load_scalar_float32(columns.logits + line * s + 4 * c)
                 total += share * load_scalar_float32(values + stride * s + 4 * d)
             store_scalar_float32(at, total)

@@ -63,14 +63,18 @@ def attend(
     indices: NDArray[np.int32] | None,
     scale: float | None = None,
     return_lse: bool = False,
+    window: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
-    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D)."""
+    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
+
+    Without indices each query sees the last `window` tokens up to itself, or all of them.
+    """
     out = np.empty(q.shape, q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if out.size:
         attention = attention_fields(k, v, scale, out, lse)
         if indices is None:
-            attend_dense(q_fields(q), k.shape[1], attention)
+            attend_dense(q_fields(q), k.shape[1], attention, window)
         else:
             indices = np.ascontiguousarray(indices, np.int32)
             record = Step(

@@ -137,7 +137,7 @@ def _find_levels(step, layout, scratch, b, h, visible):
     distances, stride = scratch + layout.distances, 2 * step.slots
     at = step.thresholds + 12 * h
     width = (load_scalar_float32(at + 8) - load_scalar_float32(at)) * np.float32(0.5)
-    unit = np.float32(STEPS / np.log(2) * step.D**-0.5)
+    unit = np.float32(STEPS / np.log(2) * step.scale)
     for tile in range(0, visible, TILE):
         words = high + 8 * P * tile
         invoke(

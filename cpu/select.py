@@ -26,12 +26,16 @@ def select_topk(
     budget: int,
     selection: Selection,
     k: NDArray | None = None,
+    scale: float | None = None,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
     indices = np.empty((*q.shape[:3], budget), np.int32)
     if indices.size:
         refine = 0 if k is None else selection.refine
-        _run(q, codes, indices, selection, refine * budget, {} if k is None else k_fields(k))
+        others: dict[str, float] = {"scale": q.shape[3] ** -0.5 if scale is None else float(scale)}
+        if k is not None:
+            others.update(k_fields(k))
+        _run(q, codes, indices, selection, refine * budget, others)
     return indices
 
 

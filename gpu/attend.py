@@ -46,12 +46,13 @@ def attend_into(
     lse: Array,
     splits: Splits,
     beyond: Array | None = None,
+    window: int | None = None,
 ) -> None:
     """Attention into out (B, H, L, D) and lse (B, H, L). Nothing is allocated.
 
     q has the dtype of k or float32, and out has that of q. Without indices the queries are the last
-    L of S tokens. An index of S or more is ignored; the largest such index plus 1 goes to
-    beyond (1,), uint32.
+    L of S tokens, and each sees the last `window` tokens up to itself, or all. An index of S or
+    more is ignored; the largest such index plus 1 goes to beyond (1,), uint32.
     """
     B, H, L, D = q.shape
     H_kv, S = k.shape[1:3]
@@ -69,7 +70,8 @@ def attend_into(
             **strides("v", v),
             **sizes,
             "indices": indices,
-            "K": 0 if indices is None else indices.shape[-1],
+            "window": S if window is None else min(window, S),
+            "K": -1 if indices is None else indices.shape[-1],
             "scale": D**-0.5 if scale is None else scale,
             "out": out,
             "lse": lse,
@@ -87,11 +89,13 @@ def attend(
     indices: Array | None,
     scale: float | None = None,
     return_lse: bool = False,
+    window: int | None = None,
 ) -> Array | tuple[Array, Array]:
     """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
 
-    It waits for the device, to check that every index is below S. While a CUDA graph is captured it
-    cannot wait, and an index of S or more is ignored.
+    Without indices each query sees the last `window` tokens up to itself, or all of them. It waits
+    for the device, to check that every index is below S. While a CUDA graph is captured it cannot
+    wait, and an index of S or more is ignored.
     """
     device = _launch.device()
     xp = device.xp
@@ -105,8 +109,9 @@ def attend(
         if indices is not None:
             indices = xp.ascontiguousarray(indices)
             beyond = xp.zeros((1,), np.uint32)
-        splits = empty_splits(B * H * L, S if indices is None else indices.shape[-1], D)
-        attend_into(wide, k, v, indices, scale, out, lse, splits, beyond)
+        seen = S if window is None else min(window, S)
+        splits = empty_splits(B * H * L, seen if indices is None else indices.shape[-1], D)
+        attend_into(wide, k, v, indices, scale, out, lse, splits, beyond, window)
         if beyond is not None and not device.capturing() and int(beyond[0]):
             raise IndexError(f"index {int(beyond[0]) - 1} is out of range: k and v hold {S} tokens")
     out = out.astype(q.dtype, copy=False)

@@ -17,6 +17,7 @@ def attend(
     indices: NDArray[np.int32] | None,
     scale: float | None = None,
     return_lse: bool = False,
+    window: int | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float32]]:
     """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
 
@@ -25,7 +26,7 @@ def attend(
     lse = log sum over i in I of exp(scale q.k_i), scale = D ** -0.5 unless given.
     All sums are float64; out is rounded to q's dtype and lse to float32 (B, H, L). No token at
     all gives out = 0 and lse = -inf. `indices=None` is dense: the queries are the last L of S
-    tokens and each sees the tokens up to itself.
+    tokens and each sees the tokens up to itself, or with a window the last `window` of them.
     """
     B, H, L, D = q.shape
     H_kv, S = k.shape[1:3]
@@ -34,7 +35,8 @@ def attend(
     lse = np.full((B, H, L), -np.inf)
     for b, h, l in np.ndindex(B, H, L):
         if indices is None:
-            chosen = np.arange(visible_tokens(np.array([S]), L)[0, l])
+            end = visible_tokens(np.array([S]), L)[0, l]
+            chosen = np.arange(0 if window is None else max(end - window, 0), end)
         else:
             chosen = indices[b, h, l][indices[b, h, l] >= 0]
         if chosen.size == 0:

@@ -16,18 +16,18 @@ WEIGHTS = np.array([65536, 55109, 46341, 38968], np.int64)
 
 
 def pool(
-    estimates: NDArray[np.float32], seen: NDArray[np.bool_], G: int, D: int
+    estimates: NDArray[np.float32], seen: NDArray[np.bool_], G: int, scale: float
 ) -> NDArray[np.float32]:
     """Attention (B, H_kv, L, S) of groups of G heads, from estimates (B, H, L, S) of q.k.
 
-    `seen` (B, H, L, S) marks the tokens that a query sees.
+    `seen` (B, H, L, S) marks the tokens that a query sees. A logit is scale q.k.
     """
-    return attention(levels(estimates, D), seen, G)
+    return attention(levels(estimates, scale), seen, G)
 
 
-def levels(estimates: NDArray[np.float32], D: int) -> NDArray[np.int64]:
+def levels(estimates: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
     """Logits in units of ln 2 / STEPS, rounded down and clipped to int16; NaN is the lowest."""
-    unit = np.float32(STEPS / np.log(2) * D**-0.5)
+    unit = np.float32(STEPS / np.log(2) * scale)
     with np.errstate(over="ignore", invalid="ignore"):
         level = np.floor(estimates * unit)
     level = np.clip(np.where(np.isnan(level), -np.inf, level), -(2.0**15), 2.0**15 - 1)

@@ -49,6 +49,7 @@ def exact_attention(
     v: NDArray[Any],
     indices: NDArray[np.int32] | None,
     scale: float,
+    window: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Attention and lse by scipy's softmax and logsumexp, in float64."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
@@ -58,6 +59,8 @@ def exact_attention(
     for b, h, l in np.ndindex(B, H, L):
         chosen = np.arange(S - L + l + 1) if indices is None else indices[b, h, l]
         chosen = chosen[chosen >= 0]
+        if window is not None:
+            chosen = chosen[-window:]
         if chosen.size:
             with np.errstate(invalid="ignore"):
                 logits = scale * (k[b, h // G, chosen] @ q[b, h, l])

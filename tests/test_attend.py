@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import assert_attention, exact_attention
@@ -30,6 +30,12 @@ def choices(draw: st.DrawFn, case: Case) -> NDArray[np.int32] | None:
     return np.sort(indices, axis=-1)[..., ::-1].copy() if draw(st.booleans()) else indices
 
 
+def windows(case: Case) -> st.SearchStrategy[int]:
+    """From one token to more than all."""
+    S = case.k.shape[2]
+    return st.one_of(st.integers(1, S + 3), st.sampled_from([1, 64, 100, 2**40]))
+
+
 @given(case=cases(UNIT), data=st.data())
 def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
     indices = data.draw(choices(case))
@@ -41,12 +47,40 @@ def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) ->
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 
 
+@given(case=cases(UNIT), data=st.data())
+def test_a_window_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
+    assume(case.q.shape[2] <= case.k.shape[2])
+    window = data.draw(windows(case))
+    out, lse = every.attend(*case[:3], None, None, True, window)
+    expected, expected_lse = exact_attention(*case[:3], None, case.q.shape[-1] ** -0.5, window)
+    assert_attention(out, expected, case.q.dtype)
+    np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+    "S, L, G, window", [(700, 1, 4, 200), (700, 150, 2, 129), (300, 300, 1, 7)]
+)
+def test_a_window_skips_blocks(every: ModuleType, S: int, L: int, G: int, window: int) -> None:
+    """Keys and values before all windows are not finite, and change nothing."""
+    rng = np.random.default_rng(S + L)
+    q = rng.standard_normal((1, 2 * G, L, 32)).astype(np.float32)
+    k, v = rng.standard_normal((2, 1, 2, S, 32)).astype(np.float32)
+    k[:, :, : S - L - window + 1] = np.nan
+    v[:, :, : S - L - window + 1] = np.inf
+    out, lse = every.attend(q, k, v, None, None, True, window)
+    expected, expected_lse = exact_attention(q, k, v, None, 32**-0.5, window)
+    assert_attention(out, expected, q.dtype)
+    np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
+
+
 @given(case=cases(["not finite"]), data=st.data())
 def test_nan_and_infinities_flow(kernels: ModuleType, case: Case, data: st.DataObject) -> None:
     """A result is NaN exactly where the reference has NaN."""
     indices = data.draw(choices(case))
-    out, lse = kernels.attend(case.q, case.k, case.v, indices, None, True)
-    expected, expected_lse = reference.attend(case.q, case.k, case.v, indices, None, True)
+    window = None if indices is not None else data.draw(st.none() | windows(case))
+    given_ = (*case[:3], indices, None, True, window)
+    out, lse = kernels.attend(*given_)
+    expected, expected_lse = reference.attend(*given_)
     np.testing.assert_array_equal(np.isnan(lse), np.isnan(expected_lse))
     np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
 

@@ -258,3 +258,102 @@ def test_a_refused_first_append_settles_nothing(place: Place) -> None:
     assert cache[0].shape is None
     cache.append(k[:1], k[:1])
     assert cache[0].shape == (1, 1, 5, 64)
+
+
+def test_sequences_join_and_leave(place: Place) -> None:
+    """A batch as a server has it: each sequence attends as if it were alone."""
+    rng = RNG(0)
+    cache = KVCache(centered=True)
+    held: dict[int, list[NDArray[Any]]] = {b: [] for b in range(3)}
+
+    def grow(count: list[int]) -> None:
+        S = max(count)
+        k = rng.standard_normal((len(count), 2, S, 32)).astype(np.float32)
+        cache.append(place(k), place(k), count=np.array(count))
+        for b, n in enumerate(count):
+            held[b].append(k[b, :, :n])
+
+    def check() -> None:
+        q = rng.standard_normal((len(held), 4, 1, 32)).astype(np.float32)
+        out = on_host(decode_attention(place(q), cache, 12))
+        for b, parts in held.items():
+            keys = np.concatenate([np.zeros((2, 0, 32), np.float32), *parts], axis=1)
+            if keys.shape[1] == 0:
+                assert not out[b].any()
+                continue
+            alone = KVCache(centered=True)
+            alone.append(place(keys), place(keys))
+            expected = on_host(decode_attention(place(q[b]), alone, 12))
+            np.testing.assert_allclose(out[b], expected, atol=2e-6)
+
+    grow([70, 200, 1])
+    check()
+    cache.reset(1)
+    held[1] = []
+    check()
+    grow([1, 90, 1])  # another one joins
+    check()
+    cache.fork(1, copies=2)
+    held |= {3: list(held[1]), 4: list(held[1])}
+    check()
+    cache.remove([0, 3])
+    held = dict(enumerate([held[1], held[2], held[4]]))
+    grow([1, 1, 1])
+    check()
+    cache.reorder([2, -1, 0])
+    held = {0: held[2], 1: [], 2: held[0]}
+    check()
+    cache.truncate([20, 0, 90])
+    held = {b: [np.concatenate(held[b], axis=1)[:, :n]] for b, n in ((0, 20), (2, 90))} | {1: []}
+    held = dict(sorted(held.items()))
+    check()
+    cache.remove([0, 1, 2])
+    assert cache[0].shape is None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "told"),
+    [
+        (lambda c: c.reset(2), ValueError, "sequences=2; expected 0 to 1"),
+        (lambda c: c.reset(-1), ValueError, "sequences=-1; expected 0 to 1"),
+        (lambda c: c.reset("a"), TypeError, "sequences='a'; expected an integer"),
+        (lambda c: c.remove([0, 5]), ValueError, r"sequences=\[0, 5\]; expected 0 to 1"),
+        (lambda c: c.reorder([]), (TypeError, ValueError), r"order=\[\]; expected"),
+        (lambda c: c.reorder([-2]), ValueError, r"order=\[-2\]; expected -1 to 1"),
+        (lambda c: c.reorder([0.5]), TypeError, r"order=\[0.5\]; expected an integer"),
+        (lambda c: c.fork(2), ValueError, "sequence=2; expected 0 to 1"),
+        (lambda c: c.fork(0, 0), ValueError, "copies=0; expected at least 1"),
+        (lambda c: c.truncate([1, 2, 3]), ValueError, r"tokens is int64 \(3,\); expected shape"),
+        (
+            lambda c: c.truncate([1, 99]),
+            ValueError,
+            r"expected 0 to \[70 70\], the tokens of layer",
+        ),
+        (lambda c: c.truncate([1.5, 2]), TypeError, "expected integers"),
+        (lambda c: c.truncate(1.5), TypeError, "tokens=1.5; expected an integer"),
+    ],
+)
+def test_wrong_sequences(call: Callable[[KVCache], None], error: Any, told: str) -> None:
+    k = normal(2, 1, 70, 8)
+    cache = KVCache(2)
+    for layer in range(2):
+        cache.append(k, k, layer)
+    with pytest.raises(error, match=told):
+        call(cache)
+    assert [cache[i].shape for i in range(2)] == [(2, 1, 70, 8)] * 2
+
+
+def test_a_cache_without_tokens_takes_every_operation() -> None:
+    cache = KVCache(2, windows=[None, 9])
+    cache.truncate(0)
+    cache.truncate([0, 0])
+    cache.reset(0)
+    cache.remove(0)
+    cache.reorder([0])
+    cache.fork(0)
+    assert cache.nbytes == 0
+    cache.append(normal(1, 5, 8), normal(1, 5, 8))
+    with pytest.raises(ValueError, match="expected 0 to 0, the tokens of layer 1"):
+        cache.truncate(3)
+    with pytest.raises(ValueError, match=r"expected 0 to \[0\], the tokens of layer 1"):
+        cache.truncate([3])

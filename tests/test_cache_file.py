@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from cache_model import interrupted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -134,13 +141,199 @@ def test_header_and_arrays_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ({"hello": 1}, r"KeyError\('layers'\)"),
-        ({"layers": 1, "selection": {"later": 3}}, "unexpected keyword argument 'later'"),
+        ({"hello": 1}, r"header has \['hello'\]; expected \['centered', .*\]"),
+        (
+            {
+                "layers": 1,
+                "selection": {"later": 3},
+                "centered": True,
+                "dense_layers": [],
+                "windows": [None],
+                "ragged": [False],
+            },
+            "unexpected keyword argument 'later'",
+        ),
     ],
 )
 def test_a_header_of_another_kind(tmp_path: Path, header: dict[str, Any], told: str) -> None:
     cache_file.write(tmp_path / "x", header, {})
     with pytest.raises(
-        ValueError, match=rf"x has a header that this release cannot read: .*{told}"
+        ValueError, match=rf"x has contents that this release cannot take: .*{told}"
     ):
         KVCache.load(tmp_path / "x")
+
+
+def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "chat.kv"
+    old = os.umask(0o022)
+    try:
+        cache = saved(path)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    for mode in (0o600, 0o664):
+        path.chmod(mode)
+        cache.save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_file_keeps_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "chat.kv"
+    cache = saved(path)
+    try:
+        os.chown(path, 1234, 4321)
+    except PermissionError:
+        pytest.skip("only root may give a file away")
+    cache.save(path)
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321)
+
+
+def test_the_target_of_a_link_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    cache = saved(tmp_path / "there" / "real")
+    before = (tmp_path / "there" / "real").stat().st_ino
+    (tmp_path / "link").symlink_to("there/real")
+    (tmp_path / "dangling").symlink_to("there/new")
+    for name in ("link", "dangling"):
+        cache.save(tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        KVCache.load(tmp_path / name)
+    assert (tmp_path / "there" / "real").stat().st_ino != before
+    assert sorted(x.name for x in tmp_path.rglob("*")) == [
+        "dangling",
+        "link",
+        "new",
+        "real",
+        "there",
+    ]
+
+
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    cache = saved(tmp_path / "a")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "null", "folder"):
+        with pytest.raises(OSError, match=r"expected the path of a (regular )?file"):
+            cache.save(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["a", "folder", "null", "pipe"]
+
+
+def test_a_write_protected_file_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    cache = saved(tmp_path / "a")
+    whole = (tmp_path / "a").read_bytes()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everything
+    with pytest.raises(PermissionError, match="write-protected"):
+        cache.save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == whole
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    saved(tmp_path / ("n" * 255))
+    assert [len(x.name) for x in tmp_path.iterdir()] == [255]
+
+
+def test_leftovers_of_a_killed_save_are_removed_at_the_next(tmp_path: Path) -> None:
+    """But not those of a save that is still going on, and not those of other files."""
+    path = tmp_path / "chat.kv"
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from adamas_core import cache_file\n"
+        "class Killer(dict):\n"
+        "    def items(self): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cache_file.write(Path(sys.argv[1]), {}, Killer())"
+    )
+    for name in ("chat.kv", "chat.kv", "other.kv"):
+        killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+        assert killed.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 2  # the second save removed what the first left
+
+    class Saving(dict[str, Any]):
+        """Arrays that are being written while another process saves."""
+
+        def items(self) -> Any:
+            saved(path)
+            return super().items()
+
+    cache_file.write(path, {"header": 1}, Saving())
+    names = sorted(x.name for x in tmp_path.iterdir())
+    assert len(names) == 2  # the file, and the leftover of the other one
+    assert names[1] == "chat.kv"
+    assert cache_file.read(path)[0] == {"header": 1}  # the last one to end
+
+
+@pytest.mark.parametrize("moment", [1, 50, 400, 700, 900, 1200])
+def test_an_interrupted_save_leaves_nothing(tmp_path: Path, moment: int) -> None:
+    path = tmp_path / "chat.kv"
+    cache = saved(path)
+    whole = path.read_bytes()
+    interrupted(lambda: cache.save(path), moment)
+    cache.save(path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_loading_keeps_one_copy(tmp_path: Path) -> None:
+    """Each array owns its memory, so that none keeps the bytes of the others alive."""
+    saved(tmp_path / "a")
+    _, arrays = cache_file.read(tmp_path / "a")
+    assert all(x.flags.owndata or x.base.flags.owndata for x in arrays.values())
+    assert len({id(x if x.base is None else x.base) for x in arrays.values()}) == len(arrays)
+
+
+TABLES: dict[str, tuple[Any, str]] = {
+    "no table": (None, "no table of arrays"),
+    "an entry that is no mapping": ({"a": 1}, "expected its dtype, shape and offset"),
+    "a dtype": ({"a": {"dtype": "O", "shape": [8], "offset": 0}}, "expected a dtype"),
+    "a float in a shape": ({"a": {"dtype": "uint8", "shape": [8.0], "offset": 0}}, "8 sizes"),
+    "a negative size": ({"a": {"dtype": "uint8", "shape": [-1], "offset": 0}}, "8 sizes"),
+    "many axes": ({"a": {"dtype": "uint8", "shape": [1] * 9, "offset": 0}}, "8 sizes"),
+    "a huge shape": (
+        {"a": {"dtype": "uint8", "shape": [2**40] * 3, "offset": 0}},
+        "at most the 64",
+    ),
+    "an offset": ({"a": {"dtype": "uint8", "shape": [8], "offset": 64}}, "expected offset 0"),
+    "arrays on top of each other": (
+        {n: {"dtype": "uint8", "shape": [64], "offset": 0} for n in "ab"},
+        "expected offset 64",
+    ),
+    "too few arrays": ({}, "has 64 bytes of arrays; expected 0"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_does_not_fit_the_file(name: str, tmp_path: Path) -> None:
+    table, told = TABLES[name]
+    with pytest.raises(ValueError, match=told):
+        cache_file.read(forged(tmp_path / "x", json.dumps({"arrays": table}).encode()))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"[1]", "a header that is not a mapping"),
+        (b"{", "a header that is not JSON"),
+        (b"\xff", "a header that is not JSON"),
+        (b"[" * 100_000, "a header that is not JSON"),
+    ],
+)
+def test_a_header_that_is_none(text: bytes, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        cache_file.read(forged(tmp_path / "x", text))
+
+
+def test_a_header_larger_than_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a header of 1099511627776 bytes"):
+        cache_file.read(forged(tmp_path / "x", b"{}", size=2**40))
+
+
+def forged(path: Path, text: bytes, size: int | None = None) -> Path:
+    """A file with a right checksum, a header of one's own, and 64 bytes of arrays."""
+    length = len(text) if size is None else size
+    raw = b"ADAMASKV" + cache_file.VERSION.to_bytes(4, "little") + length.to_bytes(8, "little")
+    raw += text + bytes(64)
+    path.write_bytes(raw + hashlib.sha256(raw).digest())
+    return path

@@ -380,6 +380,21 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "has 9 tokens and k 5",
     ),
+    "attend window 0": (
+        lambda: ac.attend(query(), kv, kv, None, window=0),
+        ValueError,
+        "attend: window=0; expected at least 1",
+    ),
+    "attend window type": (
+        lambda: ac.attend(query(), kv, kv, None, window=1.5),  # type: ignore[arg-type]
+        TypeError,
+        "attend: window=1.5; expected an integer",
+    ),
+    "attend window and indices": (
+        lambda: ac.attend(query(), kv, kv, index, window=3),
+        ValueError,
+        "attend: window=3 with indices; expected window=None",
+    ),
     # codes
     "calibrate nothing": (lambda: ac.calibrate(kv[:, :, :0]), ValueError, "at least one token"),
     "calibrate rule": (lambda: ac.calibrate(kv, "median"), ValueError, "rule='median'"),
@@ -507,7 +522,7 @@ def test_error(name: str) -> None:
         call()
 
 
-@pytest.mark.parametrize("function", ["hadamard", "encode", "attend", "decode"])
+@pytest.mark.parametrize("function", ["hadamard", "encode", "attend", "append"])
 def test_nan_in_checked_mode(function: str) -> None:
     bad = kv.copy()
     bad[1, 2, 3, 4] = np.nan
@@ -515,7 +530,7 @@ def test_nan_in_checked_mode(function: str) -> None:
         "hadamard": lambda: ac.hadamard(bad),
         "encode": lambda: ac.encode(bad, ac.PAPER),
         "attend": lambda: ac.attend(query(), bad, kv, index),
-        "decode": lambda: ac.KVCache(thresholds=[-1, 0, 1]).append(bad, kv),
+        "append": lambda: ac.KVCache(thresholds=[-1, 0, 1]).append(kv, bad),
     }
     calls[function]()
     with (

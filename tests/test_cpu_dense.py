@@ -12,18 +12,20 @@ from adamas_core import cpu, reference
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("window", [None, 150, 9])
 @pytest.mark.parametrize("S, L, G", [(2, 2, 1), (5, 5, 4), (300, 20, 2), (140, 140, 1)])
-def test_a_token_does_not_change_the_queries_before_it(dtype, bad, S, L, G):
+def test_a_token_changes_only_the_queries_that_see_it(dtype, bad, S, L, G, window):
     rng = np.random.default_rng(S)
     q = rng.standard_normal((1, G, L, 24)).astype(dtype)
     k, v = (rng.standard_normal((1, 1, S, 24)).astype(dtype) for _ in range(2))
     first = S - L // 2  # the first half of the queries does not see it
     v[:, :, first, 3:7] = bad
-    out, lse = cpu.attend(q, k, v, None, None, True)
-    expected, expected_lse = reference.attend(q, k, v, None, None, True)
+    out, lse = cpu.attend(q, k, v, None, None, True, window)
+    expected, expected_lse = reference.attend(q, k, v, None, None, True, window)
     assert_array_equal(np.isfinite(out), np.isfinite(expected))
     assert np.isfinite(out[:, :, : L - L // 2]).all()
-    assert not np.isfinite(out[:, :, L - L // 2 :, 3:7]).any()
+    reached = slice(L - L // 2, None if window is None else L - L // 2 + window)
+    assert not np.isfinite(out[:, :, reached, 3:7]).any()
     tolerance = {np.float32: 1e-5, np.float16: 2e-3}.get(dtype, 2e-2)
     finite = np.isfinite(expected)
     assert_allclose(

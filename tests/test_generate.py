@@ -101,11 +101,82 @@ def test_generation_continues_where_the_cache_stands():
         ({"prompt": [1], "temperature": math.nan}, "temperature"),
         ({"prompt": [1], "top_p": 0.0}, "top_p"),
         ({"prompt": [1], "chunk": 0}, "chunk"),
+        ({"prompt": [1], "max_tokens": -1}, "max_tokens=-1"),
+        ({"prompt": [1], "position": -1}, "position=-1"),
+        ({"prompt": [1], "seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_options_are_an_error(options, message):
+    """When generate is called, before the first token is asked for."""
+    names = [name for name in ("temperature", "top_p", "seed") if name in options]
+    options = {"max_tokens": 12, **options}
     with pytest.raises(ValueError, match=message):
-        run(tiny(), **options)
+        chosen = Sampling(**{name: options.pop(name) for name in names})
+        generate(tiny(), options.pop("prompt"), DenseAttention(), sampling=chosen, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Sampling(temperature="1"),
+        lambda: Sampling(top_p=None),
+        lambda: Sampling(seed=1.5),
+        lambda: generate(tiny(), [1], DenseAttention(), max_tokens=2.5),
+        lambda: generate(tiny(), [1], DenseAttention(), max_tokens=2, sampling=3),
+    ],
+)
+def test_a_wrong_type_is_an_error(call):
+    with pytest.raises(TypeError, match="expected"):
+        call()
+
+
+BAD_LOGITS = {
+    "nan": np.array([0, np.nan, 1], np.float32),
+    "all nan": np.full(5, np.nan, np.float32),
+    "all minus infinity": np.full(5, -np.inf, np.float32),
+    "infinity": np.array([0, np.inf], np.float32),
+    "empty": np.zeros(0, np.float32),
+    "two axes": np.zeros((2, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGITS)
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1.0])
+def test_logits_without_a_likeliest_token_are_an_error(name, temperature):
+    with pytest.raises(ValueError, match=r"logits is float32 .* expected one row of numbers"):
+        Sampling(temperature).choose(BAD_LOGITS[name], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-6, 1.0])
+def test_a_token_of_minus_infinity_is_never_drawn(temperature):
+    logits = np.array([-np.inf, 3, -np.inf], np.float32)
+    rng = np.random.default_rng(0)
+    assert {Sampling(temperature).choose(logits, rng) for _ in range(20)} == {1}
+
+
+def test_random_numbers_come_from_a_generator():
+    with pytest.raises(TypeError, match="rng is of type RandomState; expected a NumPy Generator"):
+        Sampling(1.0).choose(LOGITS, np.random.RandomState(0))
+
+
+def test_one_cache_does_not_serve_two_texts():
+    """The second run would follow the first one's tokens, at wrong positions."""
+    model, cache = tiny(), KVCache(tiny().config.layers)
+    first = list(generate(model, [1, 2, 3], cache.attention(None), max_tokens=5))
+    second = generate(model, [1, 2, 3], cache.attention(None), max_tokens=5)
+    with pytest.raises(ValueError, match="holds 7 tokens and position=0; expected equal numbers"):
+        next(second)
+    cache.truncate(0)
+    again = list(generate(model, [1, 2, 3], cache.attention(None), max_tokens=5))
+    assert again == first
+
+
+def test_a_prompt_is_read_by_prefill():
+    """In chunks, the last of which may be a single token: all are dense."""
+    model, cache = tiny(), KVCache(tiny().config.layers)
+    sparse = cache.attention(1)
+    got = next(generate(model, [1, 2, 3, 4, 5], sparse, max_tokens=1, chunk=4))
+    assert got == next(generate(model, [1, 2, 3, 4, 5], DenseAttention(), max_tokens=1))
 
 
 @pytest.mark.model

@@ -54,7 +54,7 @@ def test_a_weight_halves_every_four_levels() -> None:
 
 def test_levels_are_quarters_of_an_octave() -> None:
     logits = np.array([0, np.log(2), -np.log(2) * 2.01, np.nan, np.inf, -np.inf], np.float32)
-    got = levels(logits * np.float32(8), 64)
+    got = levels(logits * np.float32(8), 64**-0.5)
     assert got.tolist()[:1] == [0]
     assert abs(int(got[1]) - 4) <= 1
     assert got.tolist()[2:] == [-9, -(2**15), 2**15 - 1, -(2**15)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adamas_core.llama import CheckpointError
-from adamas_core.llama.settings import Settings, read_json
+from adamas_core.llama.settings import Settings
 
 SETTINGS = Settings(Path("config.json"), {"layers": 2, "eps": 1, "name": "x"}.get)
 
@@ -31,15 +31,3 @@ def test_a_value_has_the_type_that_is_asked_for():
 def test_a_value_that_is_absent_or_of_another_type_is_an_error(name, kind, message):
     with pytest.raises(CheckpointError, match=message):
         SETTINGS.get(name, kind)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("{", "cut short"), ("[]", "a JSON object"), (None, "missing")]
-)
-def test_a_json_file_that_holds_no_object_is_named(content, message, tmp_path):
-    path = tmp_path / "config.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(CheckpointError, match=message) as error:
-        read_json(path)
-    assert str(path) in str(error.value)

@@ -122,12 +122,17 @@ SCORES = [-9, -9, -9, -9, -3, -2, -4, -5, -6, -7, -1, -9, 0, -9, -8]
 
 
 def load_score_bpe(folder):
-    """A tokenizer of PIECES and SCORES, after three control tokens and 256 bytes."""
+    """The tokenizer of `write_score_bpe`."""
+    return load_tokenizer(write_score_bpe(folder / "x.gguf"))
+
+
+def write_score_bpe(path):
+    """A GGUF file of PIECES and SCORES, after three control tokens and 256 bytes."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
     types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(PIECES)
     types[259 + PIECES.index("<tool>")] = USER_DEFINED
-    path = write_tables(
-        folder / "x.gguf",
+    return write_tables(
+        path,
         "llama",
         tokens,
         types,
@@ -135,7 +140,6 @@ def load_score_bpe(folder):
         bos_token_id=1,
         eos_token_id=2,
     )
-    return load_tokenizer(path)
 
 
 def write_tokenizer_bin(path):
@@ -155,3 +159,25 @@ def write_folder(folder):
     config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CHATML}))
     return folder
+
+
+def write_gemma(path):
+    """A GGUF file with the tables of `write_score_bpe` as Gemma has them."""
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    runs = ["  ", "\n\n"]
+    letters = [*PIECES[:12], *"defghijklmnopqrstuvwxyz"]
+    tokens = [*names, *runs, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    types = [CONTROL] * len(names) + [USER_DEFINED] * len(runs)
+    types += [BYTE] * 256 + [NORMAL] * len(letters)
+    scores = [*SCORES[:12], *[-9.0] * 23]
+    return write_tables(
+        path,
+        "llama",
+        tokens,
+        types,
+        token_scores=[0.0] * (len(tokens) - len(letters)) + [float(s) for s in scores],
+        bos_token_id=2,
+        eos_token_id=1,
+        add_bos_token=True,
+        add_space_prefix=False,
+    )

@@ -31,14 +31,28 @@ class Meter:
         self._cache = cache
         self._budget = budget
         self._attend = cache.attention(budget)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from zero."""
         self.seconds = 0.0
         self.calls = 0
         self.bytes = 0
         self.dense_bytes = 0
 
+    @property
+    def tokens(self) -> int:
+        """The tokens in the cache."""
+        return self._attend.tokens
+
+    def prefill(self, layer: int, q: NDArray, k: NDArray, v: NDArray) -> NDArray:
+        """Attention for a prompt, which is dense and is not counted."""
+        out: NDArray = self._attend.prefill(layer, q, k, v)
+        return out
+
     def __call__(self, layer: int, q: NDArray, k: NDArray, v: NDArray) -> NDArray:
         begin = time.perf_counter()
-        out = self._attend(layer, q, k, v)
+        out: NDArray = self._attend(layer, q, k, v)
         if q.shape[-2] == 1:
             self.seconds += time.perf_counter() - begin
             self.calls += 1
@@ -48,6 +62,9 @@ class Meter:
     def _count(self, layer: int, H: int) -> None:
         held = self._cache[layer]
         B, H_kv, S, D = held.k.shape
+        window = self._cache.windows[layer]
+        if window is not None:
+            S = min(S, window)  # a layer keeps more tokens than it reads
         row = 2 * D * held.k.itemsize  # a token's key and value
         dense = B * H_kv * S * row
         self.dense_bytes += dense

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import checks
 from .decoder import Attention, Llama
 from .weights import Array
 
@@ -28,8 +29,10 @@ class Sampling:
 
     Raises
     ------
+    TypeError
+        `temperature` or `top_p` is not a number, or `seed` is not an integer.
     ValueError
-        `temperature` is negative or not finite, or `top_p` is not in (0, 1].
+        `temperature` is negative or not finite, `top_p` is not in (0, 1], or `seed` is negative.
     """
 
     temperature: float = 0.0
@@ -37,16 +40,40 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if getattr(self, name) is None:
+                raise TypeError(f"Sampling: {name}=None; expected a number")
+            checks.real("Sampling", name, getattr(self, name))
+        checks.at_least("Sampling", "seed", self.seed, 0)
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
 
     def choose(self, logits: Array, rng: np.random.Generator) -> int:
-        """A token id from logits (V,)."""
+        """A token id from logits (V,), with random numbers of a generator.
+
+        Raises
+        ------
+        TypeError
+            rng is not a `numpy.random.Generator`.
+        ValueError
+            There is no logit, one is NaN or plus infinity, or all are minus infinity: then no
+            token is the likeliest.
+        """
+        checks.instance("Sampling.choose", "rng", rng, np.random.Generator, "a NumPy Generator")
+        logits = np.asarray(logits)
+        largest = logits.max() if logits.ndim == 1 and logits.size else np.nan  # NaN if one is NaN
+        if not np.isfinite(largest):
+            raise ValueError(
+                f"Sampling.choose: {checks.shown('logits', logits)} with the maximum {largest}; "
+                "expected one row of numbers, none of them NaN or plus infinity and at least one "
+                "finite"
+            )
         if self.temperature == 0:
             return int(np.argmax(logits))
-        p = np.exp((logits - logits.max()).astype(np.float64) / self.temperature)  # (V,)
+        with np.errstate(over="ignore"):  # a tiny temperature gives -inf, and p = 0
+            p = np.exp((logits - largest).astype(np.float64) / self.temperature)  # (V,)
         likeliest = np.argsort(-p, kind="stable")  # (V,)
         mass = np.cumsum(p[likeliest])  # (V,)
         count = min(int(np.searchsorted(mass, self.top_p * mass[-1])) + 1, len(mass))
@@ -78,8 +105,11 @@ def generate(
     prompt : sequence of ints
         At least one token id. They follow the tokens in the cache of `attention`.
     attention : callable
-        See `Llama.forward`.
+        See `Llama.forward`. If it has an attribute `prefill`, as `KVCache.attention` has, that
+        reads the prompt. If it has an attribute `tokens`, the tokens in its cache, `position` is
+        checked against it.
     max_tokens : int
+        At least 0.
     sampling : Sampling
     chunk : int
         Prompt tokens per forward pass.
@@ -91,34 +121,52 @@ def generate(
 
     Raises
     ------
+    TypeError
+        A number is not an integer, or sampling is not a Sampling.
     ValueError
-        `chunk` is less than 1, the prompt is empty, or the prompt does not fit the context. It is
-        raised when the first token is asked for.
+        A number is too small, the prompt is empty or does not fit the context. When the first token
+        is asked for: the cache does not hold `position` tokens, or the prompt has an id that is not
+        in the vocabulary.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}, expected at least 1")
-    total = len(prompt)
-    if total == 0:
+    where = "generate"
+    checks.at_least(where, "max_tokens", max_tokens, 0)
+    checks.at_least(where, "chunk", chunk, 1)
+    checks.at_least(where, "position", position, 0)
+    checks.instance(where, "sampling", sampling, Sampling, "a Sampling")
+    if len(prompt) == 0:
         raise ValueError("the prompt holds no token; begin with the model's BOS token")
-    room = model.config.context - position - total
-    if room < 0:
+    if position + len(prompt) > model.config.context:
         raise ValueError(
-            f"{position + total} tokens do not fit the model's context of {model.config.context}"
+            f"{position + len(prompt)} tokens do not fit the model's context of "
+            f"{model.config.context}"
         )
 
-    for start in range(0, total, chunk):
-        part = prompt[start : start + chunk]
-        logits = model.forward(part, position, attention)  # (V,)
-        position += len(part)
-        if on_prefill is not None:
-            on_prefill(start + len(part), total)
+    def read() -> Array:
+        """The logits after the prompt (V,)."""
+        held = getattr(attention, "tokens", position)
+        if held != position:
+            raise ValueError(
+                f"generate: the cache of attention holds {held} tokens and position={position}; "
+                "expected equal numbers: pass position, truncate the cache, or take a new one"
+            )
+        prefill = getattr(attention, "prefill", attention)
+        for start in range(0, len(prompt), chunk):
+            part = prompt[start : start + chunk]
+            logits = model.forward(part, position + start, prefill)  # (V,)
+            if on_prefill is not None:
+                on_prefill(start + len(part), len(prompt))
+        return logits
 
-    rng = np.random.default_rng(sampling.seed)
-    for left in reversed(range(min(max_tokens, room + 1))):
-        token = sampling.choose(logits, rng)
-        if token in stop:
-            return
-        yield token
-        if left:
-            logits = model.forward([token], position, attention)  # (V,)
-            position += 1
+    def new_tokens() -> Iterator[int]:
+        logits, end = read(), position + len(prompt)
+        rng = np.random.default_rng(sampling.seed)
+        most = min(max_tokens, model.config.context - end + 1)
+        for i in range(most):
+            token = sampling.choose(logits, rng)
+            if token in stop:
+                return
+            yield token
+            if i + 1 < most:
+                logits = model.forward([token], end + i, attention)  # (V,)
+
+    return new_tokens()

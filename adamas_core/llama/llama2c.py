@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .assemble import Tensor, Traits, assemble_config, assemble_weights
+from .assemble import RopeSettings, Tensor, Traits, assemble_config, assemble_weights
 from .config import Config
+from .files import regular
 from .settings import CheckpointError
 from .weights import Weights
 
@@ -50,7 +51,7 @@ def load(path: Path) -> tuple[Config, Weights]:
 
 def _header(path: Path) -> tuple[Config, bool]:
     """The config, and whether the head is tied to the embedding."""
-    header = np.fromfile(path, "<i4", HEADER)
+    header = np.fromfile(regular(path), "<i4", HEADER)
     if header.size < HEADER:
         raise CheckpointError(f"{path}: cut short; not even the header is there")
     if header[0] == LATER_VERSIONS:
@@ -62,8 +63,7 @@ def _header(path: Path) -> tuple[Config, bool]:
         raise CheckpointError(f"{path}: damaged, or no .bin: dim {E} is not for {H} heads")
     config = assemble_config(
         path,
-        theta=10000.0,
-        scaling=None,
+        RopeSettings(10000.0),
         layers=layers,
         hidden=E,
         ffn=F,

@@ -18,8 +18,8 @@ def load(path: str | Path) -> Llama:
     Parameters
     ----------
     path : str or Path
-        A GGUF file, a Hugging Face folder (config.json and safetensors) or a llama2.c .bin file
-        of the first version.
+        A GGUF file, or the first of several; a Hugging Face folder (config.json and safetensors);
+        or a llama2.c .bin file of the first version.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def load(path: str | Path) -> Llama:
         The file is damaged, a tensor is missing or has another shape than the config asks for, or
         the model needs a feature that this decoder does not have.
     OSError
-        The file cannot be opened.
+        The file cannot be opened, or it is no regular file.
     ImportError
         The format needs a library of the extra "llama".
     """

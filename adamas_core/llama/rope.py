@@ -7,13 +7,24 @@ L tokens, D head_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import reprlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .weights import Array
+
+KINDS = ("linear", "llama3", "yarn")
+LARGEST = 1e9  # of a setting; products of a few such numbers are finite
+
+
+class Rope(NamedTuple):
+    """The angles of one layer's positions."""
+
+    frequencies: tuple[float, ...]  # (D / 2,), radians per position
+    gain: float = 1.0  # factor of the rotated queries and keys; it is 1 except for yarn
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -22,19 +33,15 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (L, heads, D)
 
 
-def cos_sin(
-    frequencies: Sequence[float], gain: float, position: int, L: int
-) -> tuple[Array, Array]:
-    """`gain` times the cos and the sin of L positions from `position` on, each (L, 1, D / 2)."""
+def cos_sin(rope: Rope, position: int, L: int) -> tuple[Array, Array]:
+    """The gain times the cos and the sin of L positions from `position` on, each (L, 1, D / 2)."""
     # float64, because a float32 angle at position 100,000 is wrong in its third digit.
-    angles = np.outer(np.arange(position, position + L), frequencies)  # (L, D / 2)
-    cos, sin = gain * np.cos(angles), gain * np.sin(angles)  # (L, D / 2), (L, D / 2)
+    angles = np.outer(np.arange(position, position + L), rope.frequencies)  # (L, D / 2)
+    cos, sin = rope.gain * np.cos(angles), rope.gain * np.sin(angles)  # (L, D / 2), (L, D / 2)
     return cos.astype(np.float32)[:, None], sin.astype(np.float32)[:, None]  # (L, 1, D / 2) each
 
 
-def frequencies(
-    head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
-) -> tuple[tuple[float, ...], float]:
+def scaled_rope(head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Rope:
     """The angle of each pair per position, and the gain, for a model of a longer context.
 
     Parameters
@@ -48,19 +55,21 @@ def frequencies(
 
     Returns
     -------
-    frequencies : (D / 2,) floats
-        Radians per position.
-    gain : float
-        Factor of the rotated queries and keys.
+    Rope
 
     Raises
     ------
     ValueError
-        The type is unknown, one of its settings is missing, or there is an unknown setting.
+        The type is unknown, one of its settings is missing or not a finite number above 0, there
+        is an unknown setting, or theta is not a finite number above 0.
     """
+    if not 0 < theta < math.inf:
+        raise ValueError(f"RoPE's theta is {theta}, expected a finite number above 0")
     base = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)  # (D / 2,)
     given = dict(scaling or {"rope_type": "default"})
     kind = given.pop("rope_type")
+    if kind in KINDS:
+        _refuse_bad_numbers(kind, given)
     gain = 1.0
     try:
         if kind == "default":
@@ -79,7 +88,15 @@ def frequencies(
         raise ValueError(f"RoPE scaling {kind!r} needs {missing}") from None
     if given:
         raise ValueError(f"RoPE scaling {kind!r} has unknown settings: {sorted(given)}")
-    return tuple(scaled.tolist()), gain
+    return Rope(tuple(scaled.tolist()), gain)
+
+
+def _refuse_bad_numbers(kind: str, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None and not (type(value) in (int, float) and 0 < value < LARGEST):
+            raise ValueError(
+                f"RoPE scaling {kind!r}: {name} is {reprlib.repr(value)}, expected a number above 0"
+            )
 
 
 def _llama3(base: NDArray[np.float64], given: dict[str, Any]) -> NDArray[np.float64]:
@@ -90,6 +107,8 @@ def _llama3(base: NDArray[np.float64], given: dict[str, Any]) -> NDArray[np.floa
     """
     factor = given.pop("factor")
     low, high = given.pop("low_freq_factor"), given.pop("high_freq_factor")
+    if not low < high:
+        raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     turns = given.pop("original_max_position_embeddings") * base / (2 * math.pi)  # (D / 2,)
     keep = np.clip((turns - low) / (high - low), 0, 1)  # (D / 2,)
     mixed: NDArray[np.float64] = keep * base + (1 - keep) * base / factor  # (D / 2,)

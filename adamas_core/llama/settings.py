@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+MAX_SIZE = 2**31 - 1
 
 
 class CheckpointError(ValueError):
@@ -21,29 +24,50 @@ class Settings:
 
     path: Path
     lookup: Callable[[str], Any]  # it returns None for a name that is absent
+    prefix: str = ""  # the place of the values in the file, for errors
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
         """The value of `name`. It is an error if there is neither a value nor a default."""
-        value = self.lookup(name)
+        value = self.optional(name, kind)
         if value is None:
             value = default
         if value is None:
-            raise CheckpointError(f"{self.path}: {name} is missing")
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise CheckpointError(f"{self.path}: {name} is {value!r}, expected {kind.__name__}")
+            raise CheckpointError(f"{self.path}: {self.prefix}{name} is missing")
         return value
 
+    def optional(self, name: str, kind: type[T]) -> T | None:
+        """The value of `name`, or None if it is absent. A float is finite."""
+        value = self.lookup(name)
+        if value is None:
+            return None
+        if kind is float and type(value) is int and abs(value) < 2**1000:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.unexpected(name, value, kind.__name__)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.unexpected(name, value, "a finite number")
+        return value
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged, or cut short: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return values
+    def size(self, name: str, default: int | None = None) -> int:
+        """The integer `name`, of 1 to MAX_SIZE."""
+        value = self.get(name, int, default)
+        if not 1 <= value <= MAX_SIZE:
+            raise self.unexpected(name, value, f"1 to {MAX_SIZE}")
+        return value
+
+    def section(self, name: str) -> Settings:
+        """The values of the object `name`, none if it is absent."""
+        return Settings(self.path, self.get(name, dict, {}).get, f"{self.prefix}{name}.")
+
+    def items(self, name: str, kind: type[T], default: list[T] | None = None) -> list[T]:
+        """The list `name`, whose items are all of one type."""
+        values = self.get(name, list, default)
+        for i, value in enumerate(values):
+            if type(value) is not kind:
+                raise self.unexpected(f"{name}[{i}]", value, kind.__name__)
+        return values
+
+    def unexpected(self, name: str, value: object, expected: str) -> CheckpointError:
+        """The error for a value of another type or size."""
+        shown = reprlib.repr(value)
+        return CheckpointError(f"{self.path}: {self.prefix}{name} is {shown}, expected {expected}")

@@ -74,8 +74,8 @@ tokens = rng.standard_normal((PROMPT + STEPS, E), dtype=np.float32)  # stand-ins
 def decode(budget: int | None) -> Array:
     """Outputs (STEPS, E) of the tokens after the prompt, one at a time."""
     cache = KVCache(LAYERS, selection=Selection(sinks=4, recent=16))
-    attention = cache.attention(budget)  # dense for the prompt, sparse for single tokens
-    forward(tokens[:PROMPT], 0, attention)
+    attention = cache.attention(budget)
+    forward(tokens[:PROMPT], 0, attention.prefill)  # dense
     steps = range(PROMPT, PROMPT + STEPS)
     return np.concatenate([forward(tokens[n : n + 1], n, attention) for n in steps])
 

@@ -35,7 +35,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     CheckpointError
         The file is damaged, or of a kind that is not supported.
     OSError
-        The file cannot be opened.
+        The file cannot be opened, or it is no regular file.
     ImportError
         The kind needs a library of the extra "llama".
     """

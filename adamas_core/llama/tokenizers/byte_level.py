@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..extra import needs_extra
+from ..library_errors import library_errors
 from ..settings import CheckpointError, Settings
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -57,12 +58,14 @@ def byte_level_bpe(
         raise CheckpointError(
             f"{settings.path}: pre-tokenizer {pre!r} is not one of {', '.join(PATTERNS)}"
         )
-    merges = [tuple(pair.split(" ")) for pair in settings.get("tokenizer.ggml.merges", list)]
+    uncut = set(atoms)
+    # The gguf package leaves out an empty list. A file of single letters needs no merges.
+    letters_only = all(len(token) < 2 or i in uncut for i, token in enumerate(tokens))
+    pairs = settings.items("tokenizer.ggml.merges", str, [] if letters_only else None)
+    merges = [tuple(pair.split(" ")) for pair in pairs]
     vocab = {token: i for i, token in enumerate(tokens)}
-    try:
+    with library_errors(f"{settings.path}: tokenizer.ggml.merges"):
         model = lib.models.BPE(vocab, merges, ignore_merges=pre in LLAMA3_NAMES)
-    except Exception as error:  # the package raises bare Exception
-        raise CheckpointError(f"{settings.path}: tokenizer.ggml.merges: {error}") from error
     tokenizer = lib.Tokenizer(model)
     if pre == "qwen2":
         tokenizer.normalizer = lib.normalizers.NFC()  # as in the tokenizer.json of these models
@@ -75,7 +78,7 @@ def byte_level_bpe(
     tokenizer.add_tokens(
         [
             lib.AddedToken(tokens[i], special=i in special, normalized=False)
-            for i in sorted(atoms)
+            for i in sorted(uncut)
             if tokens[i]
         ]
     )

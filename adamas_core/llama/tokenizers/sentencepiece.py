@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 SPACE = "\u2581"  # it stands for a space in the tokens
+BYTE_NAMES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 def token_bytes(token: str) -> bytes:
@@ -47,8 +48,7 @@ class ScoreBPE:
         self._space_prefix = space_prefix
         self._special = {texts[i]: i for i in control if texts[i]}
         self._user_defined = {texts[i]: i for i in user_defined if texts[i]}
-        byte_names = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        self._byte = {byte_names[t]: i for i, t in enumerate(texts) if t in byte_names}
+        self._byte = {BYTE_NAMES[t]: i for i, t in enumerate(texts) if t in BYTE_NAMES}
         apart = {*self._special.values(), *self._user_defined.values(), *self._byte.values()}
         self._token: dict[str, int] = {}
         for i, text in enumerate(texts):

@@ -6,11 +6,13 @@ token.
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
+from ..files import regular
 from ..settings import CheckpointError
-from .sentencepiece import ScoreBPE, token_bytes
+from .sentencepiece import BYTE_NAMES, ScoreBPE, token_bytes
 from .tokenizer import Tokenizer
 
 UNKNOWN, BOS, EOS = 0, 1, 2  # by convention; the file does not say
@@ -19,11 +21,18 @@ UNKNOWN, BOS, EOS = 0, 1, 2  # by convention; the file does not say
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.bin."""
     texts, scores = _tables(path)
-    if len(texts) < 259:
-        raise CheckpointError(f"{path}: {len(texts)} tokens; not even the 256 bytes are there")
+    if len(texts) <= EOS:
+        raise CheckpointError(
+            f"{path}: {len(texts)} tokens, expected at least {EOS + 1}: unknown, BOS and EOS"
+        )
+    bytes_there = len(BYTE_NAMES.keys() & set(texts))
+    if bytes_there not in (0, len(BYTE_NAMES)):  # a tokenizer of characters has none
+        raise CheckpointError(f"{path}: cut short: {bytes_there} of the 256 byte tokens are there")
     control = frozenset({UNKNOWN, BOS, EOS})
     return Tokenizer(
-        pieces=[token_bytes(text) for text in texts],
+        pieces=[
+            text.encode() if i in control else token_bytes(text) for i, text in enumerate(texts)
+        ],
         control=control,
         bos=BOS,
         eos=EOS,
@@ -36,7 +45,7 @@ def load(path: Path) -> Tokenizer:
 
 def _tables(path: Path) -> tuple[list[str], list[float]]:
     """The text and the score of each token."""
-    data = path.read_bytes()
+    data = regular(path).read_bytes()
     texts: list[str] = []
     scores: list[float] = []
     offset = 4
@@ -46,6 +55,8 @@ def _tables(path: Path) -> tuple[list[str], list[float]]:
             offset += 8
             if size < 0 or offset + size > len(data):
                 raise ValueError(f"token {len(texts)} is {size} bytes long")
+            if math.isnan(score):
+                raise ValueError(f"the score of token {len(texts)} is NaN")
             texts.append(data[offset : offset + size].decode())
             scores.append(score)
             offset += size

@@ -1,0 +1,228 @@
+"""Codes in arrays with free slots: append, cut and take sequences, without damage on the way.
+
+`Coded` never changes. Each operation returns another one, and its caller replaces the old one by a
+single store. Both may share arrays, because new tokens are written into free slots. Some operations
+must also write over tokens that the old one holds: a centered tile that becomes full is coded
+again, and dropped slots are cleared. Then the operation first hands over an `Undo`. If it does not
+end, the undo puts the old bytes back.
+
+In every state, each free slot of planes and scales is 0, and the mean of each tile without tokens.
+So equal tokens give equal arrays, whatever was appended and dropped before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .dispatch import array_module, load
+from .lengths import Lengths
+from .reference.layout import TILE, Centers, Codes, padded, tiles, words
+
+NDArray = np.ndarray[Any, Any]
+Guard: TypeAlias = Callable[["Undo"], None]
+
+
+class Coded(NamedTuple):
+    """Codes of the keys of one layer."""
+
+    planes: Any  # (2, B, H_kv, T, 8, P, 8), with room for more tokens than there are
+    centers: Centers | None  # with the same room
+    thresholds: Any  # (H_kv, 3), on the device of the planes
+    lengths: Lengths
+    head_dim: int
+    backend: str
+
+    def record(self) -> Codes:
+        """The codes as backends read them."""
+        return Codes(self.used(), self.lengths.given(), self.thresholds, self.used_centers())
+
+    def nbytes(self) -> int:
+        """Bytes of the tiles in use, and of the open tile."""
+        return sum(int(x.nbytes) for x in (self.used(), *(self.used_centers() or ())))
+
+    def used(self) -> Any:
+        """The planes of the tiles in use."""
+        return self.planes[:, :, :, : tiles(self.lengths.longest)]
+
+    def used_centers(self) -> Centers | None:
+        """Means and scales of the tiles in use, and the open tile."""
+        if self.centers is None:
+            return None
+        means, scales, open_tile = self.centers
+        T = tiles(self.lengths.longest)
+        return Centers(means[:, :, :T], scales[:, :, :T], open_tile)
+
+
+class Undo(NamedTuple):
+    """How arrays get back to a state that an operation has begun to write over."""
+
+    state: Coded
+    end: NDArray  # (B,): free slots before it may have been written
+    saved: list[tuple[Any, Any]]  # views of the arrays, and what they held
+
+    def restore(self) -> None:
+        for view, before in self.saved:
+            view[...] = before
+        clear(self.state, self.state.lengths.each, self.end)
+
+
+def empty(
+    B: int, H_kv: int, D: int, thresholds: Any, backend: str, capacity: int, centered: bool
+) -> Coded:
+    """Codes of no token, with room for `capacity` tokens; thresholds are on the device."""
+    xp = array_module(backend)
+    T, Dt = tiles(capacity), padded(D)
+    centers = None
+    if centered:
+        centers = Centers(
+            xp.zeros((B, H_kv, T, Dt), np.float16),
+            xp.zeros((B, H_kv, T, TILE), np.uint8),
+            xp.zeros((B, H_kv, TILE, Dt), np.float32),
+        )
+    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
+    return Coded(planes, centers, thresholds, Lengths.of(0, B), D, backend)
+
+
+def append(state: Coded, k: Any, added: int | NDArray, lengths: Lengths, guard: Guard) -> Coded:
+    """Encode checked keys (B, H_kv, S, D) after the others. `lengths` are those after it."""
+    if not np.ndim(added):
+        k = k[:, :, :added]
+    old, S = state.lengths, k.shape[2]
+    room = reserve(state, old.longest + S)
+    home = load(state.backend)
+    start = old.each if lengths.ragged else old.longest
+    end = old.each + S
+    if room is state:  # else the old arrays are not touched
+        filled = [] if state.centers is None else _filled_tiles(old, lengths)
+        guard(Undo(state, end, _saved(state, filled)))
+    if room.centers is None:
+        home.encode(k, room.thresholds, room.planes, start)
+        if np.ndim(added):
+            clear(room, lengths.each, end)  # this kernel codes all S keys of each sequence
+    else:
+        home.encode_centered(k, room.thresholds, room.planes, room.centers, start, added)
+    return room._replace(lengths=lengths)
+
+
+def cut(state: Coded, lengths: Lengths, k: Any, guard: Guard) -> Coded:
+    """Drop all tokens after `lengths`. Keys (B, H_kv, S, D) are needed where `reopened` is true."""
+    old = state.lengths
+    room = reserve(state, old.longest)
+    if room is state:
+        dropped = _ranges(lengths.each // TILE, -(-old.each // TILE))
+        guard(Undo(state, old.each, _saved(state, list(dropped))))
+    clear(room, lengths.each, old.each)
+    if room.centers is not None:
+        for b in np.flatnonzero(reopened(old, lengths)):
+            one, n = slice(b, b + 1), int(lengths.each[b])
+            first = n // TILE * TILE
+            means, scales, open_tile = room.centers
+            centers = Centers(means[one], scales[one], open_tile[one])
+            load(state.backend).encode_centered(
+                k[one, :, first:n], room.thresholds, room.planes[:, one], centers, first
+            )
+    return room._replace(lengths=lengths)
+
+
+def reopened(old: Lengths, new: Lengths) -> NDArray:
+    """The sequences (B,) whose cut opens a full tile again: its tokens need another mean."""
+    inside: NDArray = (new.each % TILE != 0) & (old.each // TILE > new.each // TILE)
+    return inside
+
+
+def take(state: Coded, order: NDArray) -> Coded:
+    """Codes of the sequences `order` (B',), in arrays of their own; -1 is an empty sequence."""
+    xp = array_module(state.backend)
+    centers = state.used_centers()
+    if centers is not None:
+        centers = Centers(*(take_sequences(xp, x, order) for x in centers))
+    planes = take_sequences(xp, state.used(), order, axis=1)
+    return state._replace(planes=planes, centers=centers, lengths=state.lengths.take(order))
+
+
+def take_sequences(xp: Any, x: Any, order: NDArray, axis: int = 0) -> Any:
+    """A copy of the sequences `order` along an axis, zeros where order is -1."""
+    before = (slice(None),) * axis
+    found = xp.zeros((*x.shape[:axis], len(order), *x.shape[axis + 1 :]), x.dtype)
+    for i, b in enumerate(map(int, order)):
+        if b >= 0:
+            found[(*before, i)] = x[(*before, b)]
+    return found
+
+
+def reserve(state: Coded, tokens: int) -> Coded:
+    """The codes with room for `tokens` tokens, in arrays that can be written."""
+    held, needed = state.planes.shape[3], tiles(tokens)
+    # A caller's arrays may be read-only; CuPy's never are.
+    mine = (state.planes, *(state.centers or ()))
+    if needed <= held and all(getattr(x.flags, "writeable", True) for x in mine):
+        return state
+    T = needed if needed <= held else max(needed, 2 * held)
+    xp = array_module(state.backend)
+    centers = state.used_centers()
+    if centers is not None:
+        means, scales, open_tile = centers
+        centers = Centers(
+            _grown(xp, means, 2, T), _grown(xp, scales, 2, T), _grown(xp, open_tile, 2, TILE)
+        )
+    return state._replace(planes=_grown(xp, state.used(), 3, T), centers=centers)
+
+
+def clear(state: Coded, first: NDArray, end: NDArray) -> None:
+    """Set planes and scales of the tokens first to end - 1 of each sequence to 0.
+
+    So are the means of tiles that begin with one of them.
+    """
+    for one, start, stop in _ranges(first, np.minimum(end, TILE * state.planes.shape[3])):
+        tile, slot = divmod(start, TILE)
+        group, lane = divmod(slot, 8)
+        last = tiles(stop)
+        planes = state.planes[:, one]
+        planes[:, :, :, tile, group, :, lane:] = 0
+        planes[:, :, :, tile, group + 1 :] = 0
+        planes[:, :, :, tile + 1 : last] = 0
+        if state.centers is not None:
+            scales, means = state.centers.scales[one], state.centers.means[one]
+            scales[:, :, tile, slot:] = 0
+            scales[:, :, tile + 1 : last] = 0
+            means[:, :, tiles(start) : last] = 0
+
+
+def _ranges(first: NDArray, end: NDArray) -> Iterator[tuple[slice, int, int]]:
+    """(sequences, first, end) of the ranges that are not empty; all sequences in one if equal."""
+    if len(first) and (first == first[0]).all() and (end == end[0]).all():
+        if first[0] < end[0]:
+            yield slice(None), int(first[0]), int(end[0])
+        return
+    for b in np.flatnonzero(first < end):
+        yield slice(b, b + 1), int(first[b]), int(end[b])
+
+
+def _filled_tiles(old: Lengths, new: Lengths) -> list[tuple[slice, int, int]]:
+    """(sequences, tile, tile + 1) of the tiles with tokens that become full."""
+    tile = old.each // TILE
+    full = (old.each % TILE != 0) & (new.each // TILE > tile)
+    return list(_ranges(tile, tile + full))
+
+
+def _saved(state: Coded, ranges: list[tuple[slice, int, int]]) -> list[tuple[Any, Any]]:
+    """Views and copies of everything that belongs to tiles (sequences, first, end)."""
+    views = []
+    for one, first, end in ranges:
+        views.append(state.planes[:, one, :, first:end])
+        if state.centers is not None:
+            means, scales, open_tile = state.centers
+            views += [means[one, :, first:end], scales[one, :, first:end], open_tile[one]]
+    return [(view, view.copy()) for view in views]
+
+
+def _grown(xp: Any, x: Any, axis: int, size: int) -> Any:
+    """A copy of x with this size along an axis, zeros at its end."""
+    shape = list(x.shape)
+    shape[axis] = size
+    grown = xp.zeros(shape, x.dtype)
+    grown[(slice(None),) * axis + (slice(x.shape[axis]),)] = x
+    return grown

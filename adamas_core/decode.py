@@ -1,0 +1,71 @@
+"""One attention step over a layer of a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .dispatch import load
+from .layers import Layer
+from .selection import Selection
+from .window_layer import WindowLayer
+
+NDArray = np.ndarray[Any, Any]
+
+
+def check_queries(
+    where: str,
+    q: NDArray,
+    kv_shape: tuple[int, ...],
+    selection: Selection,
+    budget: int | None,
+    scale: float | None,
+) -> Any:
+    """Queries (B, H, L, D) of a caller, checked against keys (B, H_kv, S, D)."""
+    checks.floats(where, "q", q, (3, 4))
+    q4 = q[None] if q.ndim == 3 else q
+    checks.heads(where, "q and the cache", q4.shape, kv_shape)
+    checks.same_head_dim(where, q, "the cache", kv_shape[-1])
+    checks.real(where, "scale", scale)
+    if budget is not None:
+        checks.at_least(where, "budget", budget, 1)
+        checks.forced(where, budget, selection)
+    return q4
+
+
+def check_tokens(where: str, q: NDArray, layer: Layer) -> None:
+    """Reject queries whose tokens are not in the layer. A sequence may have no token at all."""
+    L, lengths = q.shape[-2], layer.lengths
+    if ((lengths.each < L) & (lengths.each > 0)).any() or lengths.longest < L:
+        raise ValueError(
+            f"{where}: {checks.shown('q', q)} has {L} tokens and the cache {lengths.given()}; "
+            "expected the queries' own tokens in the cache"
+        )
+    if isinstance(layer, WindowLayer) and not layer.reaches(L):
+        raise ValueError(
+            f"{where}: {checks.shown('q', q)} has {L} tokens, and the layer has let go of tokens "
+            f"in the window of {layer.window} before the first one; expected at most as many "
+            "queries as tokens in the last append"
+        )
+
+
+def attend_layer(
+    where: str,
+    q: Any,
+    layer: Layer,
+    selection: Selection,
+    budget: int | None,
+    scale: float | None,
+) -> tuple[Any, Any]:
+    """Attention and lse of checked queries (B, H, L, D): the last L tokens of a layer."""
+    home = load(str(layer.backend))
+    if budget is None or layer.codes is None or budget >= layer.lengths.longest:
+        return layer.dense(home, q, scale)
+    centered = layer.codes.centers is not None
+    checks.searchable(where, selection, q.shape[-1], centered)
+    k, v = layer.keys_values()
+    return home.attend_topk(  # type: ignore[no-any-return]
+        q, k, v, layer.codes.record(), int(budget), selection, scale
+    )

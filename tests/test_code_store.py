@@ -1,0 +1,122 @@
+"""Codes in arrays with free slots: operations end whole or are undone, and free slots are 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+
+from adamas_core import code_store
+from adamas_core.code_store import Coded, Undo
+from adamas_core.codes import encoded
+from adamas_core.lengths import Lengths
+
+THRESHOLDS = np.array([-1, 0, 1], np.float32)
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) + np.float32(1)
+
+
+def coded(k: NDArray[np.float32], length: Any, centered: bool) -> Coded:
+    t = None if centered else THRESHOLDS
+    return encoded(k, Lengths.of(length, len(k)), t, "cpu", centered)
+
+
+def same(got: Coded, expected: Coded) -> None:
+    assert_array_equal(got.used(), expected.used())
+    assert_array_equal(got.lengths.each, expected.lengths.each)
+    for x, y in zip(got.used_centers() or (), expected.used_centers() or (), strict=True):
+        if x.dtype != np.float32:
+            assert_array_equal(x, y)
+    if got.centers is not None and expected.centers is not None:
+        for b, n in enumerate(got.lengths.each):  # only these rows of the open tile are in use
+            tiles = [c.open_tile[b, :, : n % 64] for c in (got.centers, expected.centers)]
+            assert_array_equal(*tiles)
+
+
+def copied(state: Coded) -> Coded:
+    """The same codes in arrays of their own."""
+    return code_store.take(state, np.arange(len(state.lengths.each)))
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_an_append_that_does_not_end_is_undone(centered: bool) -> None:
+    """All that the kernel wrote is put back, also the codes of a tile that became full."""
+    k = normal(2, 2, 300, 48)
+    state = code_store.reserve(coded(k[:, :, :100], np.array([60, 100]), centered), 300)
+    before, undos = copied(state), []
+    code_store.append(state, k[:, :, 100:220], 120, state.lengths.plus(120), undos.append)
+    same_bits = all(
+        np.array_equal(x, y)
+        for x, y in zip(
+            (state.used(), *(state.used_centers() or ())),
+            (before.used(), *(before.used_centers() or ())),
+            strict=True,
+        )
+    )
+    assert not same_bits  # it has been written over
+    (undo,) = undos
+    undo.restore()
+    same(state, before)
+    assert not state.planes[:, :, :, 2:].any()
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_cut_that_does_not_end_is_undone(centered: bool) -> None:
+    k = normal(2, 2, 200, 48)
+    state = coded(k, np.array([130, 200]), centered)
+    before, undos = copied(state), []
+    code_store.cut(state, state.lengths.cut(np.array([70, 90])), k, undos.append)
+    undos[0].restore()
+    same(state, before)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("kept", [[130, 200], [129, 64], [5, 199], [0, 128], [70, 0]])
+def test_a_cut_equals_codes_that_never_saw_more(centered: bool, kept: list[int]) -> None:
+    k = normal(2, 2, 200, 48)
+    state = coded(k, np.array([130, 200]), centered)
+    cut = code_store.cut(state, state.lengths.cut(np.array(kept)), k, lambda undo: None)
+    same(cut, coded(k, np.array(kept), centered))
+
+
+def test_padding_leaves_no_codes() -> None:
+    """Slots after a sequence's own count are 0, whatever the keys there are."""
+    k = normal(2, 1, 70, 16)
+    state = coded(k, np.array([3, 70]), centered=False)
+    assert state.planes[:, 0, :, 0, 0, :, :3].any()
+    assert not state.planes[:, 0, :, 0, 1:].any()
+    assert not state.planes[:, 0, :, 0, 0, :, 3:].any()
+    assert not state.planes[:, 0, :, 1].any()
+
+
+def test_a_sequence_is_opened_again_only_where_its_tile_was_full() -> None:
+    old = Lengths.of(np.array([130, 130, 130, 127]), 4)
+    new = Lengths.of(np.array([129, 128, 127, 100]), 4)
+    assert code_store.reopened(old, new).tolist() == [False, False, True, False]
+
+
+def test_sequences_are_taken_into_arrays_of_their_own() -> None:
+    k = normal(2, 2, 100, 48)
+    state = coded(k, 100, centered=True)
+    taken = code_store.take(state, np.array([1, -1, 1]))
+    assert taken.lengths.each.tolist() == [100, 0, 100]
+    assert_array_equal(taken.planes[:, 0], state.planes[:, 1])
+    assert not taken.planes[:, 1].any()
+    assert not np.shares_memory(taken.planes, state.planes)
+
+
+def test_read_only_arrays_are_copied_before_they_are_written() -> None:
+    k = normal(1, 2, 70, 16)
+    state = coded(k, 70, centered=True)
+    assert state.centers is not None
+    for x in (state.planes, *state.centers):
+        x.setflags(write=False)
+    undos: list[Undo] = []
+    cut = code_store.cut(state, state.lengths.cut(50), k, undos.append)
+    same(cut, coded(k[:, :, :50], 50, centered=True))
+    assert undos == []

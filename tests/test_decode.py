@@ -1,0 +1,75 @@
+"""decode_attention over a layer: which queries it takes, and sequences without tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from adamas_core import KVCache, Selection, decode_attention
+from adamas_core.dispatch import on_host
+
+Place = Callable[[NDArray[Any]], Any]
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("budget", [16, None])
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_sequence_without_tokens_attends_to_nothing(
+    place: Place, centered: bool, budget: int | None, window: int | None
+) -> None:
+    k, q = normal(3, 2, 200, 32), normal(3, 4, 1, 32, seed=1)
+    cache = KVCache(centered=centered, windows=[window])
+    cache.append(place(k), place(k), count=np.array([200, 0, 150]))
+    out, lse = decode_attention(place(q), cache, budget, return_lse=True)
+    assert not on_host(out)[1].any()
+    assert (on_host(lse)[1] == -np.inf).all()
+    for b, n in ((0, 200), (2, 150)):
+        alone = KVCache(centered=centered, windows=[window])
+        alone.append(place(k[b, :, :n]), place(k[b, :, :n]))
+        if centered or budget is None or window is not None:  # else thresholds differ
+            expected = on_host(decode_attention(place(q[b]), alone, budget))
+            np.testing.assert_allclose(on_host(out)[b], expected, atol=2e-6)
+
+
+def test_queries_need_their_tokens() -> None:
+    k = normal(2, 2, 50, 16)
+    cache = KVCache()
+    cache.append(k, k, count=np.array([3, 50]))
+    with pytest.raises(ValueError, match=r"has 4 tokens and the cache \[ 3 50\]"):
+        decode_attention(normal(2, 2, 4, 16), cache, 8)
+
+
+def test_queries_need_their_windows() -> None:
+    k = normal(1, 2, 100, 16)
+    cache = KVCache(windows=[10])
+    for _ in range(10):
+        cache.append(k, k)
+    decode_attention(normal(1, 2, 100, 16), cache, 8)
+    with pytest.raises(ValueError, match="has 900 tokens, and the layer has let go of tokens"):
+        decode_attention(normal(1, 2, 900, 16), cache, 8)
+
+
+def test_scale_reaches_the_choice_of_a_group(place: Place) -> None:
+    """At another scale the heads' attention has another shape, and other tokens get the most."""
+    k, q = normal(1, 2, 400, 32), normal(1, 8, 1, 32, seed=1) * np.linspace(1, 6, 8)[:, None, None]
+    q = q.astype(np.float32)
+    cache = KVCache(selection=Selection(group=True), thresholds=[-1, 0, 1])
+    cache.append(place(k), place(k))
+    outs = [on_host(decode_attention(place(q), cache, 20, scale=s)) for s in (0.01, 1.0)]
+    scaled = KVCache(selection=Selection(group=True), thresholds=[-1, 0, 1])
+    scaled.append(place(k), place(k))
+    # The default scale with queries 4 and 1/4 times as large gives the same logits.
+    for s, out in zip((0.01, 1.0), outs, strict=True):
+        lse = decode_attention(place(q), scaled, 20, scale=s, return_lse=True)[1]
+        factor = np.float32(s * 32**0.5)
+        expected = decode_attention(place(q * factor), cache, 20, return_lse=True)
+        np.testing.assert_allclose(on_host(lse), on_host(expected[1]), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(out, on_host(expected[0]), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,133 @@
+"""Views of a layer, and changes that end with one store."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from cache_model import interrupted, same_layer
+from numpy.typing import NDArray
+
+from adamas_core import KVCache, Selection, encode, select_topk
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def filled(S: int = 100, layers: int = 1, **options: Any) -> KVCache:
+    cache = KVCache(layers, **options)
+    k = normal(1, 2, S, 48)
+    for layer in range(layers):
+        cache.append(k, k, layer)
+    return cache
+
+
+@pytest.mark.parametrize("name", ["append", "truncate", "reserve"])
+def test_codes_of_a_cache_are_changed_by_the_cache_alone(name: str) -> None:
+    cache = filled()
+    codes = cache[0].codes
+    assert codes is not None
+    with pytest.raises(ValueError, match=rf"KeyCodes.{name}: the codes belong to a KVCache"):
+        getattr(codes, name)(normal(1, 2, 5, 48) if name == "append" else 50)
+    assert codes.tokens == cache[0].tokens == 100
+
+
+def test_codes_of_a_cache_follow_it() -> None:
+    cache = filled(centered=True)
+    codes, k, q = cache[0].codes, normal(1, 2, 200, 48, seed=1), normal(1, 2, 1, 48, seed=2)
+    assert codes is not None
+    cache.append(k, k)
+    whole = encode(cache[0].k, centered=True)
+    assert (codes.tokens, codes.shape, codes.nbytes) == (300, whole.shape, whole.nbytes)
+    found = select_topk(q, codes, 20)
+    np.testing.assert_array_equal(found, select_topk(q, whole, 20))
+    cache.truncate(0)
+    assert cache[0].codes is None
+    with pytest.raises(ValueError, match="layer 0 of the cache has no codes any more"):
+        codes.tokens  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["metric", "backend", "selection", "centered", "windows", "k"])
+def test_attributes_cannot_be_set(name: str) -> None:
+    cache = filled()
+    for thing in (cache, cache[0], cache[0].codes, encode(normal(1, 70, 16))):
+        with pytest.raises(AttributeError):
+            setattr(thing, name, Selection())
+
+
+def test_what_is_seen_cannot_be_written() -> None:
+    cache = filled()
+    codes = cache[0].codes
+    assert codes is not None
+    for x in (cache[0].k, cache[0].v, codes.thresholds):
+        with pytest.raises(ValueError, match="read-only"):
+            x[...] = 0
+
+
+@pytest.mark.parametrize("name", ["truncate", "reset", "fork", "reorder", "remove"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_an_operation_on_all_layers_is_done_in_all_or_in_none(name: str, centered: bool) -> None:
+    """Whatever the bytecode at which Ctrl-C comes."""
+    arguments: dict[str, Any] = {
+        "truncate": 70,
+        "reset": 0,
+        "fork": 1,
+        "reorder": [1, 1, -1, 0],
+        "remove": [0],
+    }
+    k = normal(2, 2, 300, 48)
+
+    def made() -> KVCache:
+        cache = KVCache(3, windows=[None, None, 200], centered=centered)
+        for layer in range(3):
+            cache.append(k, k, layer, count=np.array([300, 130]))
+        return cache
+
+    before, after = made(), made()
+    getattr(after, name)(arguments[name])
+    moment, stopped = 1, True
+    while stopped:
+        cache = made()
+        stopped = interrupted(partial(getattr(cache, name), arguments[name]), moment)
+        expected = after if cache[0].shape != before[0].shape else before
+        if name == "truncate" and cache[0].codes.tokens == 70:  # type: ignore[union-attr]
+            expected = after
+        if name == "reset" and cache[0].length.tolist()[0] == 0:  # type: ignore[union-attr]
+            expected = after
+        for layer in range(3):
+            same_layer(cache[layer], expected[layer])
+        moment += 1 + moment // 8
+    assert moment > 100
+
+
+def test_a_cache_is_freed_when_it_is_let_go() -> None:
+    """Views hold no cycle, so that gigabytes do not wait for the garbage collector."""
+    import gc
+    import weakref
+
+    cache = filled()
+    cache[0].codes.shape  # type: ignore[union-attr]  # noqa: B018
+    alive = weakref.ref(cache._layers._slots[0])  # type: ignore[type-var]
+    gc.disable()
+    try:
+        del cache
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_the_backend_is_known_from_the_first_tokens_on() -> None:
+    cache = KVCache(2)
+    assert cache.backend is None
+    k = normal(1, 2, 5, 8)
+    bad = k.copy()
+    bad[0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        cache.append(bad, bad)
+    assert cache.backend is None
+    cache.append(k, k, 1)
+    assert cache.backend == "cpu"
+    assert KVCache(backend="reference").backend == "reference"
