@@ -105,11 +105,12 @@ class FullLayer(NamedTuple):
         The old buffer is let go after each step, so that only one is there twice.
         """
         if self.k is not None:
-            xp, old = array_module(str(self.backend)), self.lengths.longest
-            if self.k.shape[2] < old + S:
-                grown = self._replace(k=_room(xp, self.k, old, old + S))
-                yield grown
-                yield grown._replace(v=_room(xp, self.v, old, old + S))
+            xp, old, layer = array_module(str(self.backend)), self.lengths.longest, self
+            if layer.k.shape[2] < old + S:
+                layer = layer._replace(k=_room(xp, layer.k, old, old + S))
+                yield layer
+            if layer.v.shape[2] < old + S:  # also where an earlier call ended after the first step
+                yield layer._replace(v=_room(xp, layer.v, old, old + S))
 
     def appended(
         self, k: Any, v: Any, added: int | NDArray, backend: str, guard: Guard
