@@ -41,12 +41,13 @@ class KVCache:
     selection : Selection
         The options of every selection over this cache.
     thresholds : array (3,) or (H_kv, 3), float32, or three numbers, optional
-        Thresholds of the codes of every layer. If not given, each layer calibrates its own, three
-        per head, from its first append. If that append held fewer than 128 tokens, the layer
-        calibrates again when it has 128, and encodes all its keys again.
-    centered : bool
-        As in `encode`: codes relative to the mean of their tile, with a scale per token. Then no
-        thresholds are given, and nothing is calibrated.
+        Thresholds of plain codes, for every layer.
+    centered : bool, optional
+        Centered or plain codes, as in `encode`. If not given: plain codes where thresholds are
+        given or the selection's metric is "manhattan", else centered ones. Centered codes are never
+        calibrated. For plain codes without thresholds, each layer calibrates its own, three per
+        head, from its first append. If that append held fewer than 128 tokens, the layer calibrates
+        again when it has 128, and encodes all its keys again.
     dense_layers : collection of int
         Layers that keep no codes and always attend to every token.
     windows : sequence of int or None
@@ -62,15 +63,15 @@ class KVCache:
     Attributes
     ----------
     backend, centered, dense_layers, selection, windows
-        As above, read-only; backend is None until it is known.
+        As above, read-only; backend is None until it is known, and centered is True or False.
 
     Raises
     ------
     TypeError
         An argument has another type.
     ValueError
-        A value is out of range, thresholds are given for centered codes, or centered codes are to
-        be searched with metric="manhattan".
+        A value is out of range, or centered=True is given with thresholds or with
+        metric="manhattan".
 
     See Also
     --------
@@ -97,7 +98,7 @@ class KVCache:
         selection: Selection = DEFAULT,
         *,
         thresholds: Array | Sequence[float] | None = None,
-        centered: bool = False,
+        centered: bool | None = None,
         dense_layers: Collection[int] = (),
         windows: Sequence[int | None] = (),
         capacity: int = 0,
@@ -106,11 +107,7 @@ class KVCache:
         where = "KVCache"
         checks.at_least(where, "layers", layers, 1)
         checks.instance(where, "selection", selection, Selection, "a Selection")
-        checks.true_or_false(where, "centered", centered)
         checks.at_least(where, "capacity", capacity, 0)
-        if centered:
-            checks.centered_metric(where, selection)
-            checks.no_thresholds(where, thresholds)
         dense = [checks.integer(where, "an item of dense_layers", i) for i in dense_layers]
         unknown = [i for i in dense if i not in range(layers)]
         if unknown:
@@ -124,7 +121,7 @@ class KVCache:
         if backend is not None:
             load(backend)
         self._selection = selection
-        self._centered = bool(centered)
+        self._centered = checks.centered(where, centered, thresholds, selection)
         self._dense_layers = frozenset(dense)
         self._windows = each
         options = [

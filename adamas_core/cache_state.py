@@ -14,7 +14,7 @@ import numpy as np
 
 from . import checks, code_store
 from .code_store import Coded
-from .codes import CENTERED_RULE, SAMPLE, head_thresholds
+from .codes import CENTERED_THRESHOLDS, SAMPLE, head_thresholds
 from .dispatch import array_module
 from .layer_cache import CALIBRATION_TOKENS, FullLayer, Options, Sample
 from .layers import Layer
@@ -162,7 +162,7 @@ def _codes(
         expect("planes", not (planes & unused).any(), "zeros after the last coordinate")
     checks.thresholds(WHERE, t, H_kv)
     expect("codes_thresholds", t.ndim == 2 and np.isfinite(t).all(), "finite numbers of each head")
-    given = CENTERED_RULE if options.centered else options.thresholds
+    given = CENTERED_THRESHOLDS if options.centered else options.thresholds
     if given is not None:
         if given.ndim == 2 and len(given) != H_kv:
             raise ValueError(f"{checks.shown('thresholds', given)}; expected ({H_kv}, 3)")

@@ -154,13 +154,21 @@ def thresholds(where: str, t: NDArray, heads: int | None) -> None:
         raise ValueError(f"{where}: {shown('thresholds', t)}, {t.tolist()}; expected ascending")
 
 
-def no_thresholds(where: str, given: object) -> None:
-    """Reject thresholds for centered codes."""
-    if given is not None:
+def centered(
+    where: str, given: object, thresholds: object, selection: Selection | None = None
+) -> bool:
+    """Whether codes are centered: as asked for, else unless thresholds or the metric forbid it."""
+    if given is None:
+        return thresholds is None and (selection is None or selection.metric == "weighted")
+    true_or_false(where, "centered", given)
+    if given and thresholds is not None:
         raise ValueError(
-            f"{where}: thresholds={given} with centered=True; expected thresholds=None, because "
-            "centered codes cut each token at its own rms"
+            f"{where}: thresholds={thresholds} with centered=True; expected thresholds=None, "
+            "because centered codes cut each token at its own rms"
         )
+    if given and selection is not None:
+        centered_metric(where, selection)
+    return bool(given)
 
 
 def metric(where: str, name: str) -> None:
@@ -190,7 +198,7 @@ def centered_metric(where: str, selection: Selection) -> None:
     if selection.metric != "weighted":
         raise ValueError(
             f"{where}: metric={selection.metric!r} with centered codes; expected "
-            "metric='weighted', because centered codes need estimates of q.k"
+            "metric='weighted', or plain codes, which centered=False makes"
         )
 
 

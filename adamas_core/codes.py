@@ -24,7 +24,8 @@ from .dispatch import (
 )
 from .lengths import Lengths
 from .ops import hadamard
-from .reference.layout import TILE, Centers, Codes, padded, tiles, words
+from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
+from .reference.layout import TILE, Centers, Codes, padded
 
 NDArray = np.ndarray[Any, Any]
 
@@ -32,15 +33,7 @@ NDArray = np.ndarray[Any, Any]
 PAPER = np.array([-10, 0, 10], np.float32)
 PAPER.setflags(write=False)
 
-# The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
-# in four levels is at 0.9816 (Max 1960); 0.996 was measured best on real keys.
-RMS_SHARE = 0.996
-
-# The thresholds of centered codes, in units of the rms of each token.
-CENTERED_RULE = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
-CENTERED_RULE.setflags(write=False)
-
-SAMPLE = 1024  # leading tokens per sequence that `encode` calibrates from
+SAMPLE = 1024  # leading tokens per sequence that plain codes are calibrated from
 
 
 def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) -> Array:
@@ -49,7 +42,8 @@ def calibrate(k: Array, rule: str = "rms", length: int | Array | None = None) ->
     Parameters
     ----------
     k : array (B, H_kv, S, D)
-        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds.
+        float16, bfloat16 or float32; B may be absent. The batch shares the thresholds. On a GPU
+        keys below 2 ** -126 in absolute value count as 0, because CuPy flushes them.
     rule : {"rms", "quartiles"}
         "rms": (-t, 0, t), where t is 0.996 times the root mean square of the head's transformed
         keys. "quartiles": the quartiles of their coordinates.
@@ -137,6 +131,8 @@ class KeyCodes:
     thresholds : array (H_kv, 3)
     head_dim, backend
         As above.
+    centered : bool
+        Whether the codes are centered.
     length : int or array (B,)
         On the host. An array where sequences were given lengths of their own.
     tokens : int
@@ -200,16 +196,31 @@ class KeyCodes:
         B: int,
         H_kv: int,
         head_dim: int,
-        thresholds: Array | Sequence[float],
+        thresholds: Array | Sequence[float] | None = None,
         backend: str = DEFAULT_BACKEND,
         capacity: int = 0,
     ) -> KeyCodes:
-        """Plain codes of no token yet, with room for `capacity` tokens."""
+        """Codes of no token yet, with room for `capacity` tokens.
+
+        Without thresholds they are centered. Plain codes need thresholds, because there is no token
+        to calibrate from.
+        """
         checks.head_dim("KeyCodes.empty", head_dim)
         checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
-        shape = (2, B, H_kv, tiles(capacity), 8, words(head_dim), 8)
-        planes = array_module(backend).zeros(shape, np.uint64)
-        return cls(planes, 0, thresholds, head_dim, backend)
+        if thresholds is not None:
+            t = on_host_thresholds(thresholds)
+            checks.thresholds("KeyCodes.empty", t, H_kv)
+        else:
+            t = CENTERED_THRESHOLDS
+        t = head_thresholds(t, H_kv, backend)
+        return cls._of(
+            code_store.empty(B, H_kv, head_dim, t, backend, capacity, thresholds is None)
+        )
+
+    @property
+    def centered(self) -> bool:
+        """Whether the codes are relative to the means of their tiles."""
+        return self._coded().centers is not None
 
     def _coded(self) -> Coded:
         """The codes, after the repair of an operation that did not end."""
@@ -295,10 +306,9 @@ class KeyCodes:
         return self._coded().nbytes()
 
     def __repr__(self) -> str:
-        centered = "" if self._coded().centers is None else ", centered"
         return (
-            f"KeyCodes(shape={self.shape}, length={self.length}, backend={self.backend!r}"
-            f"{centered})"
+            f"KeyCodes(shape={self.shape}, length={self.length}, centered={self.centered}, "
+            f"backend={self.backend!r})"
         )
 
     def append(self, k: Array, count: int | Array | None = None) -> None:
@@ -399,7 +409,7 @@ def encode(
     thresholds: Array | Sequence[float] | None = None,
     length: int | Array | None = None,
     backend: str | None = None,
-    centered: bool = False,
+    centered: bool | None = None,
 ) -> KeyCodes:
     """Codes of cached keys, which `select_topk` searches.
 
@@ -408,16 +418,24 @@ def encode(
     k : array (B, H_kv, S, D)
         float16, bfloat16 or float32, as cached (after RoPE); B may be absent.
     thresholds : array (H_kv, 3) or (3,), float32, or three numbers, optional
-        Ascending. `calibrate` of the first 1024 tokens if not given; PAPER for the paper's.
+        The thresholds of plain codes, ascending; PAPER for the paper's.
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence that count; all S if not given.
     backend : {"cpu", "gpu", "reference"}, optional
         The backend of the keys' device if not given.
-    centered : bool
-        Subtract from each key the mean of its tile of 64 tokens, and code the rest at its own rms.
-        The mean is kept in float16, and one byte of scale per token: 37 bytes per token at
-        head_dim 128 instead of 32. There are no thresholds to calibrate. This is the better choice
-        where many keys are alike. While a tile is open, it uses the mean of the tile before it.
+    centered : bool, optional
+        Centered or plain codes. If not given: plain codes where thresholds are given, else centered
+        ones.
+
+        Centered codes: subtract from each key the mean of its tile of 64 tokens, and code the rest
+        at its own rms. The mean is kept in float16, and one byte of scale per token: 37 bytes per
+        token at head_dim 128. Nothing is calibrated. While a tile is open, it uses the mean of the
+        tile before it.
+
+        Plain codes: cut each key itself, at the same thresholds for all tokens of a head: 32 bytes
+        per token at head_dim 128. Without thresholds they use `calibrate` of the first 1024 tokens.
+        metric="manhattan" needs plain codes. They find far fewer of the best tokens where the keys
+        have a large part in common.
 
     Returns
     -------
@@ -428,8 +446,8 @@ def encode(
     TypeError
         k or thresholds have another dtype, or centered is not a bool.
     ValueError
-        Shapes do not fit, the thresholds do not ascend or are given for centered codes, or there is
-        no token to calibrate from.
+        Shapes do not fit, the thresholds do not ascend or are given with centered=True, or plain
+        codes have no token to calibrate from.
     """
     where = "encode"
     (a,) = views(k=k)
@@ -440,16 +458,14 @@ def encode(
     backend = backend or backend_of(a)
     load(backend)
     checks.lies_on(where, "k", a, BACKENDS[backend])
-    checks.true_or_false(where, "centered", centered)
+    by_means = checks.centered(where, centered, thresholds)
     n = S if length is None else int_or_view("length", length)
     n = checks.length(where, "length", n, B, S, "k")
     t = None
-    if centered:
-        checks.no_thresholds(where, thresholds)
-    elif thresholds is not None:
+    if thresholds is not None:
         t = on_host_thresholds(thresholds)
         checks.thresholds(where, t, H_kv)
-    return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, centered))
+    return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, by_means))
 
 
 def encoded(
@@ -458,7 +474,7 @@ def encoded(
     """Codes of checked keys (B, H_kv, S, D); plain codes without thresholds are calibrated."""
     B, H_kv, S, D = k.shape
     if centered:
-        rule = CENTERED_RULE
+        rule = CENTERED_THRESHOLDS
     elif thresholds is None:
         rule = sample_thresholds(k, sample_of(lengths))
     else:

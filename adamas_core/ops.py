@@ -135,7 +135,7 @@ def score(query: Array, planes: Array, length: int | Array, metric: str = "weigh
     query : array (B, H, L, R), uint64
         R = bits * P words from `quantize_query`; for metric="manhattan" 2P words from `quantize`.
     planes : array (2, B, H_kv, T, 8, P, 8), uint64
-        Key planes: `encode(k).planes`.
+        Key planes: `encode(k, thresholds).planes`, of plain codes.
     length : int or array (B,) of integers
         Tokens in the planes. The last L of them are the tokens of the queries.
     metric : {"weighted", "manhattan"}

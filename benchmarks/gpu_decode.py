@@ -1,17 +1,20 @@
 """A decode step on a GPU, next to dense attention, and its parts, next to their bounds.
 
     python benchmarks/gpu_decode.py --tokens 32768 --batch 1 16
+    python benchmarks/gpu_decode.py --short
     python benchmarks/gpu_decode.py --report benchmarks/results/gpu_decode_2027-01-01.json
     python benchmarks/gpu_decode.py --dry
 
 The first command writes JSON into benchmarks/results, and next to it a table and a plot of the time
-over the tokens. The second writes the table and the plot again, from the JSON.
+over the tokens. The second measures six shapes in about two minutes. The third writes the table and
+the plot again, from the JSON.
 
-Every time is the median over replays of one CUDA graph, between CUDA events. The inputs rotate
-through several caches that together exceed the L2 cache, as the layers of a model do. A peer that
-is not installed is left out. A form that a peer refuses has no time in the result. `--dry` runs the
-same path on a CPU, through the shim of the tests, with tiny sizes and a temporary folder. It shows
-that the script works, and measures no time.
+Every time is the median over replays of one CUDA graph, between CUDA events. A graph holds at least
+16 calls, so that its launch from the host does not count. The inputs rotate through several caches
+whose codes together exceed the L2 cache, as the layers of a model do. A shape that does not fit the
+memory, and a form that a peer refuses, are printed with the reason. `--dry` runs the same path on a
+CPU, through the shim of the tests, with tiny sizes and a temporary folder. It shows that the script
+works, and measures no time.
 """
 
 from __future__ import annotations
@@ -42,9 +45,22 @@ from adamas_core.gpu.select import make_plan, select_coded
 
 RESULTS = Path(__file__).parent / "results"
 HEAD_DIM = 128
+FLOAT16 = np.dtype(np.float16)
 THRESHOLDS = np.array([-1, 0, 1], np.float32)  # about 0.996 rms of the normal keys below
-ROTATED = 256 << 20  # bytes to touch before an input is used again; the L2 of an H200 has 50 MB
-ROOM = 60 << 30  # bytes of keys and values that a shape may take
+ROTATED = 256 << 20  # bytes of codes to read before a cache is used again; an H200's L2 has 60 MB
+GROWTH = 1024  # room for appended tokens; all calls of one cache together append fewer
+ROOM = 0.8  # share of the free memory that the caches of a shape may take
+CALLS = 16  # at least, in a graph
+SECONDS = 0.3  # of replays per measurement, at most; and at least 5 replays
+SHORT = [  # query heads, KV heads, batch, tokens
+    (32, 32, 1, 2**15),
+    (32, 8, 1, 2**15),
+    (32, 32, 1, 2**17),
+    (32, 8, 1, 2**17),
+    (32, 8, 16, 2**17),
+    (32, 32, 16, 2**17),
+]
+BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")  # of torch's SDPA
 PACKAGES = ("adamas-core", "cupy-cuda12x", "cupy-cuda13x", "torch", "flashinfer-python")
 
 
@@ -76,6 +92,10 @@ class Shape(NamedTuple):
         """Bytes that dense attention must read: all of k and v, float16."""
         return 4 * self.batch * self.kv_heads * self.tokens * HEAD_DIM
 
+    def layers(self, rotated: int) -> int:
+        """Caches whose codes together have `rotated` bytes."""
+        return max(1, min(-(-rotated // self.code_bytes), 64))
+
 
 # Milliseconds per call of several calls, each on its own input; None if no time was measured.
 Timer = Callable[[list[Callable[[], Any]]], float | None]
@@ -87,6 +107,19 @@ def untimed(calls: list[Callable[[], Any]]) -> None:
         call()
 
 
+def enough(calls: list[Callable[[], Any]]) -> list[Callable[[], Any]]:
+    """The calls, repeated until they are enough for a graph."""
+    return calls * -(-CALLS // len(calls))
+
+
+def median_of_replays(replay: Callable[[], float], most: int) -> float:
+    """Median of the milliseconds of up to `most` replays, after two that are not counted."""
+    replay()
+    first = max(replay(), 1e-3)
+    count = int(min(max(1e3 * SECONDS / first, 5), most))
+    return statistics.median(replay() for _ in range(count))
+
+
 class Clock:
     """Milliseconds per call of calls that are captured as one graph, each on its own input."""
 
@@ -95,6 +128,8 @@ class Clock:
 
     def __call__(self, calls: list[Callable[[], Any]]) -> float:
         cuda = self._xp.cuda
+        calls = enough(calls)
+        cuda.get_current_stream().synchronize()  # the inputs are complete for the other stream
         stream = cuda.Stream(non_blocking=True)
         with stream:
             for call in calls:  # compiles the kernels and allocates all workspaces
@@ -104,79 +139,73 @@ class Clock:
             for call in calls:
                 call()
             graph = stream.end_capture()
-            times = []
-            for _ in range(self._replays + 3):
+
+            def replay() -> float:
                 start, end = cuda.Event(), cuda.Event()
                 start.record()
                 graph.launch(stream)
                 end.record()
                 end.synchronize()
-                times.append(cuda.get_elapsed_time(start, end) / len(calls))
-        return statistics.median(times[3:])
+                return float(cuda.get_elapsed_time(start, end))
+
+            return median_of_replays(replay, self._replays) / len(calls)
 
 
 def torch_clock(torch: Any, replays: int) -> Timer:
-    """A timer like `Clock` for calls of torch; None if a call is refused or cannot be captured."""
+    """A timer like `Clock` for calls of torch."""
 
-    def time(calls: list[Callable[[], Any]]) -> float | None:
-        try:
-            side = torch.cuda.Stream()
-            with torch.cuda.stream(side):
-                for call in calls:
-                    call()
-            side.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for call in calls:
-                    call()
-            times = []
-            for _ in range(replays + 3):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                graph.replay()
-                end.record()
-                end.synchronize()
-                times.append(start.elapsed_time(end) / len(calls))
-        except RuntimeError:  # a backend that does not take this form
-            return None
-        return statistics.median(times[3:])
+    def time(calls: list[Callable[[], Any]]) -> float:
+        calls = enough(calls)
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for call in calls[:2]:
+                call()
+        side.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+
+        def replay() -> float:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+
+        return median_of_replays(replay, replays) / len(calls)
 
     return time
 
 
-def normal(xp: Any, size: tuple[int, ...]) -> Any:
-    """Random float16 numbers."""
-    return xp.random.default_rng(0).standard_normal(size, dtype=np.float32).astype(np.float16)
+def normal(xp: Any, seed: int, size: tuple[int, ...]) -> Any:
+    """Random float16 numbers. Each array has a seed of its own."""
+    return xp.random.default_rng(seed).standard_normal(size, dtype=np.float32).astype(np.float16)
 
 
-def filled(xp: Any, shape: Shape, capacity: int) -> DeviceCache:
-    """A cache of normal keys and values. Its last token is appended by the step."""
+def filled(xp: Any, shape: Shape, seed: int) -> DeviceCache:
+    """A cache of normal keys and values, with room for the tokens that the steps append."""
     cache = device_cache(
-        shape.batch, shape.kv_heads, HEAD_DIM, np.dtype(np.float16), capacity, THRESHOLDS
+        shape.batch, shape.kv_heads, HEAD_DIM, FLOAT16, shape.tokens + GROWTH, THRESHOLDS
     )
-    for x in (cache.k, cache.v):
+    for i, x in enumerate((cache.k, cache.v)):
         for b in range(shape.batch):  # one at a time, because the numbers are float32 first
-            x[b] = normal(xp, x.shape[1:])
+            x[b] = normal(xp, (seed * 2 + i) * shape.batch + b, x.shape[1:])
     gpu.encode(cache.k, cache.thresholds, cache.planes, 0)
+    cache.lengths[...] = shape.tokens - 1
     return cache
 
 
 def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> dict[str, Any]:
     """All times of one shape, in milliseconds, on inputs of at least `rotated` bytes."""
     B, H, H_kv, S, K, metric = shape
-    layers = max(2, min(-(-rotated // shape.dense_bytes), 64))
-    caches = [filled(xp, shape, S) for _ in range(layers)]
-    q = normal(xp, (B, H, 1, HEAD_DIM))
-    k = normal(xp, (B, H_kv, 1, HEAD_DIM))
+    layers = shape.layers(rotated)
+    caches = [filled(xp, shape, i) for i in range(layers)]
+    q = normal(xp, 10**6, (B, H, 1, HEAD_DIM))
+    k = normal(xp, 10**6 + 1, (B, H_kv, 1, HEAD_DIM))
     selection = Selection(metric=metric)
     step = DecodeStep(H, 1, caches[0], K, selection)
-
-    # The appended token overwrites the last one each time, so that replays fit into the cache.
-    lengths = xp.full((B,), S - 1, np.int32)
-
-    def whole(cache: DeviceCache) -> None:
-        cache.lengths[...] = lengths
-        step(q, k, k, cache)
 
     query = encode_query(q, caches[0].thresholds, H_kv, selection)
     plan = make_plan(selection, caches[0].planes.shape[5], B, H_kv, H // H_kv, S, K)
@@ -192,7 +221,7 @@ def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> di
         copies[i][...] = caches[i].planes
 
     ours = {
-        "step": [lambda c=c: whole(c) for c in caches],
+        "step": [lambda c=c: step(q, k, k, c) for c in caches],
         "selection": [lambda c=c: select(c) for c in caches],
         "copy_of_codes": [lambda i=i: copy(i) for i in range(layers)],
     }
@@ -213,7 +242,7 @@ def peers(
     """Add the times of dense attention in all installed forms, and of an exact torch.topk."""
     attention = torch.nn.attention
     tq = torch.from_dlpack(q)
-    pairs = [(torch.from_dlpack(c.k), torch.from_dlpack(c.v)) for c in caches]
+    pairs = [[torch.from_dlpack(x)[:, :, : shape.tokens] for x in (c.k, c.v)] for c in caches]
     G = shape.heads // shape.kv_heads
     sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -221,36 +250,36 @@ def peers(
         """The G heads of a group as G queries of one head, which need no mask at L = 1."""
         return sdpa(tq.reshape(shape.batch, shape.kv_heads, G, HEAD_DIM), k, v)
 
-    forms = {
-        "gqa": lambda k, v: sdpa(tq, k, v, enable_gqa=G > 1),
-        "grouped": grouped,
-    }
-    for (form, call), backend in product(forms.items(), attention.SDPBackend.__members__):
-        if backend in ("ERROR", "OVERRIDEABLE"):
-            continue
-        with attention.sdpa_kernel(getattr(attention.SDPBackend, backend)):
-            times[f"dense_sdpa_{form}_{backend.lower()}"] = time(
-                [lambda k=k, v=v, call=call: call(k, v) for k, v in pairs]
-            )
-    if shape.batch == 1:
+    forms = {"gqa": lambda k, v: sdpa(tq, k, v, enable_gqa=G > 1), "grouped": grouped}
+    if G == 1:
+        del forms["grouped"]  # the same call
+
+    def add(name: str, calls: list[Callable[[], Any]]) -> None:
         try:
-            import flashinfer
-        except ImportError:
-            pass
-        else:
-            single = flashinfer.single_decode_with_kv_cache
-            times["dense_flashinfer"] = time(
-                [
-                    lambda k=k, v=v: single(tq[0, :, 0], k[0], v[0], kv_layout="HND")
-                    for k, v in pairs
-                ]
-            )
+            times[name] = time(calls)
+        except RuntimeError as error:  # a form that the peer refuses, or no memory
+            times[name] = None
+            print(f"no time of {name}: {str(error).splitlines()[0]}", flush=True)
+            torch.cuda.synchronize()
+
+    for (form, call), backend in product(forms.items(), BACKENDS):
+        with attention.sdpa_kernel(getattr(attention.SDPBackend, backend)):
+            calls = [lambda k=k, v=v, call=call: call(k, v) for k, v in pairs]
+            add(f"dense_sdpa_{form}_{backend.lower()}", calls)
+    if shape.batch == 1 and find_spec("flashinfer"):
+        import flashinfer
+
+        single = flashinfer.single_decode_with_kv_cache
+        add(
+            "dense_flashinfer",
+            [lambda k=k, v=v: single(tq[0, :, 0], k[0], v[0], kv_layout="HND") for k, v in pairs],
+        )
 
     def exact_topk(k: Any) -> Any:
         by_head = tq.reshape(shape.batch, shape.kv_heads, G, HEAD_DIM)
         return torch.topk(by_head @ k.transpose(-1, -2), shape.budget)
 
-    times["torch_topk_of_exact_scores"] = time([lambda k=k: exact_topk(k) for k, _ in pairs])
+    add("torch_topk_of_exact_scores", [lambda k=k: exact_topk(k) for k, _ in pairs])
 
 
 @contextmanager
@@ -383,6 +412,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, nargs="+", default=[64, 128, 256, 1024])
     parser.add_argument("--metric", nargs="+", default=["weighted", "manhattan"])
     parser.add_argument("--heads", nargs="+", default=["32/32", "32/8"], help="query/KV heads")
+    parser.add_argument("--short", action="store_true", help="six shapes, budget 128, weighted")
     parser.add_argument("--replays", type=int, default=50)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--report", type=Path, metavar="JSON", help="only its table and plot")
@@ -421,20 +451,44 @@ def run(
     torch: Any,
     about: dict[str, Any],
 ) -> Path:
-    """Measure, and write the JSON, the table and the plot. Returns the path of the JSON."""
+    """Measure, and write each result at once. Returns the path of the JSON."""
     results = []
-    for heads, batch, tokens, budget, metric in product(
-        options.heads, options.batch, options.tokens, options.budget, options.metric
-    ):
-        H, H_kv = map(int, heads.split("/"))
-        shape = Shape(batch, H, H_kv, tokens, budget, metric)
-        if budget > tokens or 2 * shape.dense_bytes > ROOM:
-            continue
+    for shape in shapes(options):
+        if rotated:  # not in a dry run
+            xp.get_default_memory_pool().free_all_blocks()
+            if torch is not None:
+                torch.cuda.empty_cache()
+            needed = shape.layers(rotated) * (shape.dense_bytes + 2 * shape.code_bytes)
+            free, _ = xp.cuda.runtime.memGetInfo()
+            if needed > ROOM * free:
+                print(
+                    f"skipped {shape}: {needed / 1e9:.0f} GB of {free / 1e9:.0f} free", flush=True
+                )
+                continue
         results.append(measure(xp, shape, clock, rotated, torch))
         print(json.dumps(results[-1]), flush=True)
-    options.out.mkdir(exist_ok=True)
+        write(options.out, about, results)
+    return write(options.out, about, results)
+
+
+def shapes(options: argparse.Namespace) -> list[Shape]:
+    """The shapes of the arguments."""
+    if options.short:
+        return [Shape(B, H, H_kv, S, 128, "weighted") for H, H_kv, B, S in SHORT]
+    return [
+        Shape(batch, *map(int, heads.split("/")), tokens, budget, metric)
+        for heads, batch, tokens, budget, metric in product(
+            options.heads, options.batch, options.tokens, options.budget, options.metric
+        )
+        if budget <= tokens
+    ]
+
+
+def write(out: Path, about: dict[str, Any], results: list[dict[str, Any]]) -> Path:
+    """Write the JSON of the results so far, its table and its plot. Returns the JSON's path."""
+    out.mkdir(exist_ok=True, parents=True)
     today = date.today().isoformat()
-    path: Path = options.out / f"gpu_decode_{today}.json"
+    path = out / f"gpu_decode_{today}.json"
     whole = {**about, "versions": versions(), "date": today, "results": results}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     report(path)

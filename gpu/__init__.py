@@ -14,7 +14,7 @@ from .attend import attend
 from .center import encode_centered
 from .decode_step import DecodeStep, DeviceCache, device_cache
 from .hadamard import hadamard
-from .quantize import encode, encode_query, encode_step, quantize, quantize_query
+from .quantize import encode, encode_query, quantize, quantize_query
 from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
@@ -31,7 +31,6 @@ __all__ = [
     "encode",
     "encode_centered",
     "encode_query",
-    "encode_step",
     "hadamard",
     "quantize",
     "quantize_query",

@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 
+from adamas_core.reference.layout import Centers
+
 from . import _launch
 from ._kernels import ELEMENTS
 from ._launch import Argument, Array
@@ -70,8 +72,16 @@ def key_planes(planes: Array) -> dict[str, Argument]:
     return strides("planes", planes, ("plane", "batch", "head"))
 
 
+def head_centers(centers: Centers, *more: str) -> dict[str, Argument]:
+    """The means and scales of centered codes, and `more` of their arrays, with their strides."""
+    named: dict[str, Argument] = {}
+    for name in ("means", "scales", *more):
+        named |= strides(name, getattr(centers, name), ("batch", "head"))
+    return named
+
+
 def sequence_lengths(length: int | Array) -> dict[str, Argument]:
-    """Lengths (B,) of the host or the device with the largest of them, or one length for all."""
+    """Lengths (B,), given on the host, with the largest of them; or one length for all."""
     if isinstance(length, (int, np.integer)):
         return {"length": int(length)}
     lengths = _launch.device().xp.asarray(length, np.int32)

@@ -116,7 +116,8 @@ ENCODE_LAST = Kernel("center.cu", "encode_last", _ELEMENT_AND_LANE)
 
 # PLANES, P, QUERIES of score.cuh: the manhattan metric, and the weighted one with 3, 4 and up to 8
 # bits. Several queries at once up to head_dim 256. 8 bits at P = 32 would not fit uint16.
-PLANES = (2, 3, 4, 8)
+MANHATTAN_PLANES = 2
+PLANES = (MANHATTAN_PLANES, 3, 4, 8)
 _SCORE = tuple(
     (planes, P, queries)
     for planes, P, queries in product(PLANES, (1, 2, 4, 8, 16, 32), (1, 8))
@@ -147,12 +148,14 @@ SCORE = Kernel("score.cu", "score", _SCORE)
 TOPK_CHUNKS = Kernel("topk.cu", "topk_chunks", _DISTANCE)
 MERGE_CANDIDATES = Kernel("topk.cu", "merge_candidates", _DISTANCE)
 SELECT_CHUNKS = Kernel("select.cu", "select_chunks", _SCORE)
-# N, and the type of the results: ranks, or the levels of a group.
-ESTIMATE = Kernel("estimate.cu", "estimate", tuple(product(VALUES, ("unsigned", "short"))))
+SELECT_CENTERED = Kernel(
+    "select_centered.cu", "select_centered", tuple(v for v in _SCORE if v[0] != MANHATTAN_PLANES)
+)
+ESTIMATE = Kernel("estimate.cu", "estimate", _LANE)
 WEIGH = Kernel("group.cu", "weigh")
 POOL = Kernel("group.cu", "pool")
 RERANK = Kernel("rerank.cu", "rerank", _RERANK)
-APPEND = Kernel("append.cu", "append", tuple((name,) for name in ELEMENTS.values()))
+BEGIN_STEP = Kernel("begin_step.cu", "begin_step", _ELEMENT_AND_LANE)
 ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
 
 KERNELS = (
@@ -166,10 +169,11 @@ KERNELS = (
     TOPK_CHUNKS,
     MERGE_CANDIDATES,
     SELECT_CHUNKS,
+    SELECT_CENTERED,
     ESTIMATE,
     WEIGH,
     POOL,
     RERANK,
     ATTEND,
-    APPEND,
+    BEGIN_STEP,
 )

@@ -23,9 +23,10 @@ Array = Any
 # A kernel's argument: an array or None for a pointer, an int, or a float.
 Argument = Any
 
-# Bytes of dynamic shared memory that a launch may take unasked, and the most that every GPU from
-# sm_80 on can give to a block.
-SHARED_FREE, SHARED_MOST = 48 * 1024, 99 * 1024
+# Bytes of dynamic shared memory that a launch may take unasked. With the static shared memory of a
+# kernel they stay below 48 KB.
+SHARED_FREE = 32 * 1024
+SHARED_MOST = 99 * 1024  # the most that every GPU from sm_80 on gives to a block, static too
 
 
 class Device(Protocol):
@@ -65,6 +66,7 @@ class CupyDevice:
 
         self.xp = cupy
         self._functions: dict[tuple[int, str, Variant], Any] = {}
+        self._shared: dict[tuple[int, str, Variant], int] = {}  # bytes that were asked for
 
     def launch(
         self,
@@ -79,8 +81,8 @@ class CupyDevice:
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._load(kernel, variant)
-        if shared > SHARED_FREE and function.max_dynamic_shared_size_bytes < shared:
-            function.max_dynamic_shared_size_bytes = shared
+        if shared > self._shared.get(key, SHARED_FREE):
+            function.max_dynamic_shared_size_bytes = self._shared[key] = shared
         function(grid, (threads,), _converted(kernel, arguments), shared_mem=shared)
 
     def multiprocessors(self) -> int:

@@ -8,6 +8,7 @@ only loads the result.
 from __future__ import annotations
 
 import re
+import struct
 from typing import NamedTuple
 
 from ._kernels import FOLDER, Kernel, Variant
@@ -76,15 +77,34 @@ def compile_variant(kernel: Kernel, variant: Variant, architecture: str) -> Bina
         except nvrtc.NVRTCError as error:
             log = nvrtc.getProgramLog(program)
             raise RuntimeError(f"{kernel.file}: {expression} for {architecture}:\n{log}") from error
-        machine_code = architecture.startswith("sm_")
-        code = nvrtc.getCUBIN(program) if machine_code else nvrtc.getPTX(program)
-        return Binary(
-            code if isinstance(code, bytes) else code.encode(),
-            nvrtc.getLoweredName(program, expression),
-            nvrtc.getProgramLog(program),
-        )
+        if architecture.startswith("sm_"):
+            code = whole(nvrtc.getCUBIN(program))
+        else:
+            text = nvrtc.getPTX(program)
+            code = text if isinstance(text, bytes) else text.encode()
+        return Binary(code, nvrtc.getLoweredName(program, expression), nvrtc.getProgramLog(program))
     finally:
         nvrtc.destroyProgram(program)
+
+
+def whole(cubin: bytes) -> bytes:
+    """The machine code with the last byte that CuPy takes for the end of a string, and drops.
+
+    That byte is always 0: the file ends with the program headers, and each of them with the high
+    byte of a small number.
+    """
+    missing = elf_size(cubin) - len(cubin)
+    if missing not in (0, 1):
+        raise RuntimeError(f"NVRTC gave {len(cubin)} bytes; their ELF header says {missing} more")
+    return cubin + bytes(missing)
+
+
+def elf_size(file: bytes) -> int:
+    """Bytes of a 64-bit ELF file, up to the end of its section and program headers."""
+    tables = struct.unpack_from("<QQ", file, 32)  # program headers, section headers
+    sizes = struct.unpack_from("<HHHH", file, 54)  # bytes and number of the ones, then the others
+    ends = tables[0] + sizes[0] * sizes[1], tables[1] + sizes[2] * sizes[3]
+    return int(max(ends))
 
 
 def architecture_for(capability: str) -> str:

@@ -71,7 +71,7 @@ def attend_into(
             **sizes,
             "indices": indices,
             "window": S if window is None else min(window, S),
-            "K": 0 if indices is None else indices.shape[-1],
+            "K": -1 if indices is None else indices.shape[-1],
             "scale": D**-0.5 if scale is None else scale,
             "out": out,
             "lse": lse,

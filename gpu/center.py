@@ -7,7 +7,7 @@ import numpy as np
 from adamas_core.reference.layout import TILE, Centers, padded
 
 from . import _launch
-from ._arrays import element, head_thresholds, key_planes, strides
+from ._arrays import element, head_centers, head_thresholds, key_planes, strides
 from ._kernels import ENCODE_FULL, ENCODE_LAST
 from ._launch import Argument, Array
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
@@ -37,14 +37,11 @@ def encode_centered(
         spans = {"start": int(first[0]), "count": int(taken[0])}
     else:
         spans = {"spans": device.xp.asarray(np.stack([first, taken]))}
-    head = ("batch", "head")
     arguments = {
         **strides("k", k),
         **spans,
         **key_planes(planes),
-        **strides("means", centers.means, head),
-        **strides("scales", centers.scales, head),
-        **strides("open_tile", centers.open_tile, head),
+        **head_centers(centers, "open_tile"),
         **head_thresholds(thresholds),
         "D": D,
         "Dt": padded(D),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamas_core.reference.layout import TILE, Selection, padded, tiles, words
+from adamas_core.reference.layout import TILE, Codes, Selection, padded, tiles, words
 
 from . import _launch
 from ._arrays import element, four_axes, head_thresholds, key_planes, strides
@@ -71,8 +71,23 @@ def query_parts(selection: Selection) -> int:
     return 2 if selection.metric == "manhattan" else int(selection.query_bits)
 
 
-def empty_query(shape: tuple[int, ...], selection: Selection) -> Array:
-    """Room for the bit planes of queries of a shape (B, H, L, D)."""
+class CodedQuery(NamedTuple):
+    """Queries as a selection reads them."""
+
+    planes: Array  # (B, H, L, R), uint64; see `score`
+    x: Array | None = None  # (B, H, L, Dt), float32: transformed; None for plain codes
+
+
+def empty_coded_query(shape: tuple[int, ...], selection: Selection, codes: Codes) -> CodedQuery:
+    """Room for queries of a shape (B, H, L, D) that select from `codes`."""
+    x = None
+    if codes.centers is not None:
+        x = _launch.device().xp.empty((*shape[:-1], padded(shape[-1])), np.float32)
+    return CodedQuery(_empty_query(shape, selection), x)
+
+
+def _empty_query(shape: tuple[int, ...], selection: Selection) -> Array:
+    """Room for the planes of queries of a shape (B, H, L, D)."""
     width = query_parts(selection) * words(shape[-1])
     return _launch.device().xp.empty((*shape[:-1], width), np.uint64)
 
@@ -83,40 +98,29 @@ def encode_query(q: Array, thresholds: Array, H_kv: int, selection: Selection) -
     Planes (B, H, L, bits * P) or, with the metric "manhattan", codes (B, H, L, 2P). Codes are cut
     at the thresholds (H_kv, 3) or (3,) of the KV heads.
     """
-    query = empty_query(q.shape, selection)
-    _encode(q, thresholds, {**_queries(q, query, selection), "H_kv": H_kv})
-    return query
+    query = CodedQuery(_empty_query(q.shape, selection))
+    code_query(q, thresholds, H_kv, selection, query)
+    return query.planes
 
 
-def encode_step(
-    q: Array,
-    k: Array,
-    thresholds: Array,
-    planes: Array,
-    start: int | Array,
-    selection: Selection,
-    query: Array,
-) -> Array:
-    """Do `encode_query` of q into `query`, and `encode` of new keys k into `planes`, in one launch.
-
-    Nothing is allocated if the thresholds are float32 and `start` is int32 on the device. Queries
-    and keys of different dtypes take two launches. Returns query.
-    """
-    queries, keys = _queries(q, query, selection), _keys(k, planes, start)
-    if q.dtype == k.dtype:
-        _encode(q, thresholds, {**queries, **keys})
-    else:
-        _encode(q, thresholds, {**queries, "H_kv": k.shape[1]})
-        _encode(k, thresholds, keys)
-    return query
+def code_query(
+    q: Array, thresholds: Array, H_kv: int, selection: Selection, query: CodedQuery
+) -> None:
+    """Do `encode_query` into the planes of `query`, and the transform into its x."""
+    room = {"query": query.planes, "x": query.x}
+    _encode(q, thresholds, {**_queries(q, selection), **room, "H_kv": H_kv})
 
 
-def _queries(q: Array, query: Array, selection: Selection) -> dict[str, Argument]:
-    """The arguments of the kernel `encode` for queries; bits = 0 gives codes."""
+def query_bits(selection: Selection) -> int:
+    """The kernels' bits of a coordinate of the query; 0 means codes."""
+    return 0 if selection.metric == "manhattan" else int(selection.query_bits)
+
+
+def _queries(q: Array, selection: Selection) -> dict[str, Argument]:
+    """The arguments of the kernel `encode` for queries."""
     B, H, L, _ = q.shape
-    bits = 0 if selection.metric == "manhattan" else selection.query_bits
-    sizes = {"H": H, "L": L, "q_rows": B * H * L, "bits": bits}
-    return {**strides("q", q), **sizes, "query": query}
+    sizes = {"H": H, "L": L, "q_rows": B * H * L, "bits": query_bits(selection)}
+    return {**strides("q", q), **sizes}
 
 
 def _keys(k: Array, planes: Array, start: int | Array) -> dict[str, Argument]:

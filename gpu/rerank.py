@@ -21,7 +21,29 @@ QUERY_MULTIPLE = 64  # coordinates that a team of threads loads at once; the que
 def rerank(q: Array, k: Array, indices: Array, budget: int, selection: Selection) -> Array:
     """Indices (B, H, L, budget) of the tokens with the largest q.k among `indices`, ascending.
 
-    An index of S or more is ignored, because a check would wait for the device.
+    It waits for the device, to check that every index is below S. While a CUDA graph is captured it
+    cannot wait, and an index of S or more is ignored.
+    """
+    device = _launch.device()
+    beyond = device.xp.zeros((1,), np.uint32)
+    best = rerank_below(q, k, indices, budget, selection, beyond)
+    last, S = -1 if device.capturing() else int(beyond[0]) - 1, k.shape[2]
+    if last >= S:
+        raise IndexError(f"rerank: indices hold {last}; expected < {S}, the tokens of k")
+    return best
+
+
+def rerank_below(
+    q: Array,
+    k: Array,
+    indices: Array,
+    budget: int,
+    selection: Selection,
+    beyond: Array | None = None,
+) -> Array:
+    """Do `rerank` of indices below S. Nothing waits for the device.
+
+    The largest index of S or more plus 1 goes to beyond (1,), uint32.
     """
     xp = _launch.device().xp
     B, H, L, D = q.shape
@@ -46,6 +68,7 @@ def rerank(q: Array, k: Array, indices: Array, budget: int, selection: Selection
                 "workspace": xp.empty((rows, M - in_shared), np.uint32),
                 "in_shared": in_shared,
                 **taken(budget, selection),
+                "beyond": beyond,
                 "out": best,
             },
             shared=4 * (width + in_shared),

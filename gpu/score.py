@@ -10,7 +10,7 @@ from adamas_core.reference.layout import TILE
 
 from . import _launch
 from ._arrays import key_planes, sequence_lengths
-from ._kernels import PLANES, SCORE
+from ._kernels import MANHATTAN_PLANES, PLANES, SCORE
 from ._launch import Array
 
 THREADS = 256
@@ -28,7 +28,8 @@ class QueryGroups(NamedTuple):
 def query_groups(metric: str, parts: int, P: int, rows: int) -> QueryGroups:
     """For `rows` queries per KV head, of `parts` planes of P words each."""
     # A weighted query of 2 bits has two planes too. It gets a third plane, of zeros.
-    planes = 2 if metric == "manhattan" else min(n for n in PLANES if n >= max(parts, 3))
+    weighted = min(n for n in PLANES if n >= max(parts, 3))
+    planes = MANHATTAN_PLANES if metric == "manhattan" else weighted
     queries = 8 if rows > 1 and P <= 4 else 1
     return QueryGroups((planes, P, queries), -(-rows // queries), parts)
 

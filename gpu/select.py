@@ -1,4 +1,4 @@
-"""From raw queries to token indices. Plain codes need no distances in global memory."""
+"""From raw queries to token indices, with no distances in global memory, except for a group."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import numpy as np
 from adamas_core.reference.layout import TILE, Codes, Selection, tiles
 
 from . import _launch
-from ._arrays import key_planes, longest, sequence_lengths
-from ._kernels import SELECT_CHUNKS
+from ._arrays import head_centers, key_planes, longest, sequence_lengths
+from ._kernels import SELECT_CENTERED, SELECT_CHUNKS
 from ._launch import Argument, Array
 from .attend import attend
-from .estimate import levels, ranks
+from .estimate import levels
 from .group import pool
 from .hadamard import hadamard
-from .quantize import encode_query, quantize_query, query_parts
-from .rerank import rerank
+from .quantize import CodedQuery, code_query, empty_coded_query, quantize_query, query_parts
+from .rerank import rerank_below
 from .score import THREADS, QueryGroups, query_groups, score
 from .topk import Candidates, empty_candidates, merge_candidates, taken, topk
 
-# Distances that a block keeps in shared memory, for all its queries together: 32 KB.
-SHARED_DISTANCES = 16384
-PAD = 8  # distances between two queries, so that the stores of a warp meet no bank twice
+# Bytes of distances (plain codes, 16 bits) or ranks (centered codes, 32 bits) that a block keeps in
+# shared memory, for all its queries together. With them four blocks fit on a multiprocessor.
+SHARED_DISTANCES, SHARED_RANKS = 32 * 1024, 40 * 1024
+PAD = 16  # bytes between two queries, so that the stores of a warp meet no bank twice
 MAX_CHUNK, MIN_CHUNK = 8192, 1024  # tokens per chunk; smaller chunks are not faster
-BLOCKS = 4  # per multiprocessor; chunks that make more blocks are not faster
+BLOCKS = 4  # per multiprocessor; more blocks would wait for the first ones to end
 
 
 class Plan(NamedTuple):
@@ -33,49 +34,67 @@ class Plan(NamedTuple):
 
     groups: QueryGroups
     chunks: int
-    stride: int  # from one query to the next, in distances in shared memory
-    queries: int  # per block
+    stride: int  # from one query to the next, in distances or ranks in shared memory
+    shared: int  # bytes of dynamic shared memory per block
     candidates: Candidates
 
 
-def make_plan(
-    selection: Selection, P: int, B: int, H_kv: int, rows: int, capacity: int, K: int
-) -> Plan:
-    """For `rows` queries of each of B H_kv heads, with up to `capacity` tokens of P words."""
+def make_plan(selection: Selection, codes: Codes, rows: int, capacity: int, K: int) -> Plan:
+    """For `rows` queries per KV head of `codes`, with up to `capacity` tokens."""
+    _, B, H_kv, _, _, P, _ = codes.planes.shape
+    centered = codes.centers is not None
     groups = query_groups(selection.metric, query_parts(selection), P, rows)
     queries = min(groups.variant[2], rows)
-    most = min(SHARED_DISTANCES // queries, MAX_CHUNK)
-    fill = -(-BLOCKS * _launch.device().multiprocessors() // (B * H_kv * groups.groups))
+    dtype = np.dtype(np.uint32 if centered else np.uint16)
+    room = SHARED_RANKS if centered else SHARED_DISTANCES
+    most = min(room // dtype.itemsize // queries // TILE * TILE, MAX_CHUNK)
+    fill = BLOCKS * _launch.device().multiprocessors() // (B * H_kv * groups.groups)
     chunks = max(-(-capacity // most), min(fill, capacity // MIN_CHUNK), 1)
     size = -(-tiles(capacity) // chunks) * TILE
-    candidates = empty_candidates(B * H_kv * rows, chunks, K, size)
-    return Plan(groups, chunks, size + PAD, queries, candidates)
+    stride = size + PAD // dtype.itemsize
+    shared = queries * stride * dtype.itemsize
+    if codes.centers is not None:
+        Dt = codes.centers.means.shape[-1]
+        shared += queries * (Dt + size // TILE) * np.dtype(np.float32).itemsize + size
+    candidates = empty_candidates(B * H_kv * rows, chunks, K, size, dtype)
+    return Plan(groups, chunks, stride, shared, candidates)
 
 
 def select_coded(
-    query: Array,
-    planes: Array,
+    query: CodedQuery,
+    codes: Codes,
     lengths: dict[str, Argument],
     plan: Plan,
     indices: Array,
     selection: Selection,
 ) -> None:
-    """Select for coded queries (B, H, L, R) into indices (B, H, L, K). Nothing is allocated.
+    """Select for coded queries (B, H, L) into indices (B, H, L, K). Nothing is allocated.
 
-    The queries are the last L tokens. `lengths` are the kernel's arguments `lengths` and `length`.
+    The queries are the last L tokens. `lengths` are the kernel's arguments `lengths` and `length`;
+    the length of `codes` is not read.
     """
-    _, H, L, _ = query.shape
-    B, H_kv = planes.shape[1:3]
+    _, H, L, _ = query.planes.shape
+    _, B, H_kv, *_ = codes.planes.shape
     K = indices.shape[-1]
+    kernel = SELECT_CHUNKS
+    centers: dict[str, Argument] = {}
+    if codes.centers is not None:
+        kernel = SELECT_CENTERED
+        centers = {
+            "x": query.x,
+            "Dt": codes.centers.means.shape[-1],
+            **head_centers(codes.centers),
+        }
     _launch.device().launch(
-        SELECT_CHUNKS,
+        kernel,
         plan.groups.variant,
         (plan.chunks, plan.groups.groups, B * H_kv),
         THREADS,
         {
-            "query": query,
+            "query": query.planes,
             "parts": plan.groups.parts,
-            **key_planes(planes),
+            **key_planes(codes.planes),
+            **centers,
             **lengths,
             "H_kv": H_kv,
             "G": H // H_kv,
@@ -85,7 +104,7 @@ def select_coded(
             **plan.candidates.arguments(),
             "indices": indices,
         },
-        shared=2 * plan.queries * plan.stride,
+        shared=plan.shared,
     )
     if plan.chunks > 1:
         merge_candidates(plan.candidates, indices, K, selection)
@@ -105,26 +124,22 @@ def select_topk(
         return _select_together(q, codes, budget, selection, scale)
     if selection.refine and k is not None:
         nearest = min(selection.refine * budget, longest(codes.length))
-        return rerank(q, k, _select(q, codes, nearest, selection), budget, selection)
+        chosen = _select(q, codes, nearest, selection)
+        return rerank_below(q, k, chosen, budget, selection)
     return _select(q, codes, budget, selection)
 
 
 def _select(q: Array, codes: Codes, K: int, selection: Selection) -> Array:
     """Select K tokens for each query by their codes alone."""
-    planes, length = codes.planes, codes.length
-    if codes.centers is not None:
-        x = hadamard(q)
-        query = quantize_query(x, selection.query_bits)
-        distances = score(query, planes, length, selection.metric)
-        return topk(ranks(x, query, distances, codes), K, selection)
     B, H, L, _ = q.shape
-    H_kv, P = planes.shape[2], planes.shape[5]
+    H_kv = codes.planes.shape[2]
     indices = _launch.device().xp.empty((B, H, L, K), np.int32)
     if indices.size:
-        query = encode_query(q, codes.thresholds, H_kv, selection)
-        lengths = sequence_lengths(length)
-        plan = make_plan(selection, P, B, H_kv, H // H_kv * L, lengths["length"], K)
-        select_coded(query, planes, lengths, plan, indices, selection)
+        query = empty_coded_query(q.shape, selection, codes)
+        code_query(q, codes.thresholds, H_kv, selection, query)
+        lengths = sequence_lengths(codes.length)
+        plan = make_plan(selection, codes, H // H_kv * L, lengths["length"], K)
+        select_coded(query, codes, lengths, plan, indices, selection)
     return indices
 
 

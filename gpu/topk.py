@@ -16,7 +16,7 @@ from ._launch import Argument, Array
 THREADS = 256
 CHUNK = 8192  # tokens per block, whose distances it keeps in shared memory: 16 KB, or 32 of uint32
 MERGE_THREADS = 512
-MERGE_SHARED = 32768  # the most bytes of candidates that merge_candidates keeps in shared memory
+MERGE_SHARED = 88 * 1024  # bytes of candidates that merge_candidates keeps in shared memory
 
 
 class Candidates(NamedTuple):

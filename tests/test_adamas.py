@@ -49,13 +49,13 @@ OPTIONS = {
 )
 def test_centered_codes_of_a_block_are_those_of_single_steps(S: int, L: int, options: str) -> None:
     case = normal(S, 4, 2, S, L, 16)
-    selector = Adamas(selection=Selection(**OPTIONS[options]), centered=True)  # type: ignore[arg-type]
+    selector = Adamas(selection=Selection(**OPTIONS[options]))  # type: ignore[arg-type]
     got = selector.fit(case.q0, case.k0)(case.q, case.k, 20)
     assert got.shape == (4, L, 20)
     for l in range(L):
         n = case.own(l) + 1
         K = min(20, n)
-        codes = encode(case.k[:, :n], centered=True, backend="reference")
+        codes = encode(case.k[:, :n], backend="reference")
         sinks = min(selector.selection.sinks, K)
         recent = min(selector.selection.recent, K - sinks)
         expected = select_topk(
@@ -68,24 +68,26 @@ def test_centered_codes_of_a_block_are_those_of_single_steps(S: int, L: int, opt
 def test_a_query_sees_no_code_that_a_later_token_made() -> None:
     """Token 63 fills the first tile, whose tokens are then coded again."""
     case = normal(12, 2, 1, 64, 8, 16)
-    selector = Adamas(centered=True)
+    selector = Adamas()
     before = selector(case.q, case.k, 12)
     other = case.k.copy()
     other[:, 63] = 50
     np.testing.assert_array_equal(selector(case.q, other, 12)[:, :-1], before[:, :-1])
-    at_once = select_topk(case.q, encode(case.k, centered=True), 12)
+    at_once = select_topk(case.q, encode(case.k), 12)
     assert (at_once[:, :-1] != before[:, :-1]).any()  # this is what the groups are for
 
 
 def test_refining_all_is_exact() -> None:
     case = normal(7, 6, 2, 100, 8, 16)
-    refined = Adamas(selection=Selection(refine=10)).fit(case.q0, case.k0)(case.q, case.k, 10)
+    refined = Adamas(selection=Selection(refine=10), thresholds="rms").fit(case.q0, case.k0)(
+        case.q, case.k, 10
+    )
     np.testing.assert_array_equal(refined, Exact()(case.q, case.k, 10))
 
 
 def test_thresholds() -> None:
     case = normal(6, 2, 2, 300, 5, 64)
-    found = Adamas(stretch=1.5).fit(case.q0, case.k0).fitted
+    found = Adamas(thresholds="rms", stretch=1.5).fit(case.q0, case.k0).fitted
     assert found is not None
     np.testing.assert_allclose(found, 1.5 * calibrate(case.k0), rtol=1e-6)
     published = Adamas(thresholds="published").fit(case.q0, case.k0).fitted
@@ -97,8 +99,7 @@ def test_thresholds() -> None:
     ("options", "message"),
     [
         ({"thresholds": "mean"}, "thresholds='mean'; expected one of"),
-        ({"centered": True, "thresholds": "quartiles"}, "have thresholds of their own"),
-        ({"centered": True, "stretch": 2.0}, r"stretch=2\.0; expected 'rms' and 1"),
+        ({"stretch": 2.0}, r"thresholds=None with stretch=2\.0; expected stretch=1, because"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
@@ -108,4 +109,4 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 
 def test_refine_reads_no_more_tokens_than_there_are() -> None:
     refined = Adamas(selection=Selection(refine=4))
-    assert refined.bytes_read(128, 300, 100) == 300 * 32 + 200 * 256
+    assert refined.bytes_read(128, 300, 100) == 300 * 37 + 200 * 256

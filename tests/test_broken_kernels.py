@@ -19,10 +19,11 @@ from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
 from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, gpu, reference
-from adamas_core.codes import RMS_SHARE
 from adamas_core.gpu import estimate, group
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import HADAMARD, Kernel, headers
+from adamas_core.gpu.rerank import rerank_below
+from adamas_core.reference.center import CENTERED_THRESHOLDS
 from adamas_core.reference.estimate import estimate as reference_estimate
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.group import levels as reference_levels
@@ -38,7 +39,6 @@ pytestmark = [
 ]
 
 LENGTHS = np.array([150, 97])
-THRESHOLDS = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
 FORCED = Selection(sinks=1, recent=2)
 
 
@@ -114,7 +114,7 @@ def compare_rerank(n: int) -> None:
     rng = np.random.default_rng(0)
     q, k = (rng.standard_normal((1, H, S, 40)).astype(np.float32) for H, S in [(2, 1), (1, n)])
     indices = np.broadcast_to(np.arange(n + 16, dtype=np.int32), (1, 2, 1, n + 16)).copy()
-    best = gpu.rerank(*(DeviceArray(x) for x in (q, k, indices)), 8, FORCED)
+    best = rerank_below(*(DeviceArray(x) for x in (q, k, indices)), 8, FORCED)
     assert_same_bits(best.get(), reference.rerank(q, k, indices[..., :n], 8, FORCED))
 
 
@@ -140,23 +140,22 @@ def compare_centered() -> None:
     for S, counts in [(150, [150, 30]), (42, [42, 34]), (70, [70, 64])]:
         k = rng.standard_normal((2, 1, S, 12)).astype(np.float32) + np.float32(1)
         at = starts, np.array(counts)
-        reference.encode_centered(k, THRESHOLDS, expected[0], Centers(*expected[1:]), *at)
-        there = [DeviceArray(x) for x in (k, THRESHOLDS, planes, *centers)]
+        reference.encode_centered(k, CENTERED_THRESHOLDS, expected[0], Centers(*expected[1:]), *at)
+        there = [DeviceArray(x) for x in (k, CENTERED_THRESHOLDS, planes, *centers)]
         gpu.encode_centered(*there[:3], Centers(*there[3:]), *at)
         for got, wanted in zip((planes, *centers), expected, strict=True):
             assert_same_bits(got, wanted)
         starts += counts
 
 
-def estimated(D: int, size: float, centered: bool = True) -> tuple[Any, ...]:
+def estimated(D: int, size: float) -> tuple[Any, ...]:
     """Transformed queries, their planes, distances and codes of 150 and 97 tokens."""
     rng = np.random.default_rng(0)
     k, q = (
         np.float32(size) * rng.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
         for H, n in [(2, 150), (6, 2)]
     )
-    thresholds = None if centered else np.zeros(3, np.float32)
-    codes = encode(k, thresholds, LENGTHS, "reference", centered).record
+    codes = encode(k, None, LENGTHS, "reference", centered=True).record
     x = reference.hadamard(q)
     query = reference.quantize_query(x)
     return x, query, reference.score(query, codes.planes, LENGTHS), codes
@@ -167,20 +166,25 @@ def on_device(codes: Codes) -> Codes:
     return Codes(DeviceArray(codes.planes), codes.length, DeviceArray(codes.thresholds), centers)
 
 
-def compare_ranks(D: int, centered: bool) -> None:
-    """With the reference, as test_select does. Codes with equal thresholds have estimates of -0."""
-    *arrays, codes = estimated(D, 1, centered)
-    ranks = estimate.ranks(*map(DeviceArray, arrays), on_device(codes))
-    assert_same_bits(ranks.get(), rank(reference_estimate(*arrays, codes), arrays[-1]))
-
-
-def compare_levels(size: float) -> None:
+def compare_levels(D: int, size: float) -> None:
     """Of the visible tokens."""
-    *arrays, codes = estimated(40, size)
+    *arrays, codes = estimated(D, size)
     seen = arrays[-1] != INVISIBLE
-    levels = estimate.levels(*map(DeviceArray, arrays), on_device(codes), 40)
-    expected = reference_levels(reference_estimate(*arrays, codes), 40).astype(np.int16)
+    levels = estimate.levels(*map(DeviceArray, arrays), on_device(codes), D)
+    expected = reference_levels(reference_estimate(*arrays, codes), D).astype(np.int16)
     assert_same_bits(levels.get()[seen], expected[seen])
+
+
+def compare_selection(G: int, L: int, D: int) -> None:
+    """From centered codes of 300 and 97 tokens, as test_select does."""
+    rng = np.random.default_rng(0)
+    k, q = (
+        rng.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
+        for H, n in [(2, 300), (2 * G, L)]
+    )
+    codes = encode(k, length=np.array([300, 97]), backend="reference", centered=True).record
+    got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
+    assert_same_bits(got.get(), reference.select_topk(q, codes, 9, FORCED))
 
 
 def compare_pool(size: float) -> None:
@@ -198,23 +202,28 @@ ONE_BLOCK = partial(compare_attention, 4)
 SPLITS = partial(compare_attention, 64)
 RERANK = partial(compare_rerank, 60)
 RERANK_MANY = partial(compare_rerank, 300)
-RANKS = partial(compare_ranks, 40, True)
-PLAIN_RANKS = partial(compare_ranks, 40, False)
-SHORT_RANKS = partial(compare_ranks, 12, True)
-LEVELS = partial(compare_levels, 1)
-FAR_LEVELS = partial(compare_levels, 100)
+FEW = partial(compare_selection, 1, 1, 40)
+MANY = partial(compare_selection, 4, 2, 40)
+SHORT = partial(compare_selection, 1, 2, 6)
+WIDE = partial(compare_selection, 1, 1, 100)
+LEVELS = partial(compare_levels, 40, 1)
+SHORT_LEVELS = partial(compare_levels, 12, 1)
+HIGH_LEVELS = partial(compare_levels, 40, 30)
+FAR_LEVELS = partial(compare_levels, 40, 100)
 POOL = partial(compare_pool, 5)
 CLOSE_POOL = partial(compare_pool, 0.3)
 
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
-TURN_BARRIER = "    __syncthreads();\n  }\n  Half"
-MEAN_BARRIER = "  __syncthreads();\n\n  planes +="
+TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
+MEAN_BARRIER = "  __syncthreads();\n\n  for (int slot"
 TOP_BARRIER = "  __syncthreads();\n  int own"
 BEST_BARRIER = "  __syncthreads();\n  const int best"
 TOTAL_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0) {\n    highest"
 SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
 QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
 PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
+QUERIES_BARRIER = "  __syncthreads();\n  for (int q = threadIdx"
+RANKS_BARRIER = "  __syncthreads();\n\n  const unsigned char"
 SUMS_BARRIER = "  __syncthreads();\n\n  // Merge the warps"
 
 MISTAKES = [
@@ -239,28 +248,39 @@ MISTAKES = [
     ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", RERANK),
     ("topk.cuh", "near[i] = NOT_THERE<T>", "near[i] = INVISIBLE", compare_topk),
     ("topk.cu", "S - start)", "S - start + 1)", compare_topk),
-    ("center.cu", ROWS_BARRIER, "    for (int i", compare_centered),
-    ("center.cu", TURN_BARRIER, "  }\n  Half", compare_centered),
-    ("center.cu", MEAN_BARRIER, "\n  planes +=", compare_centered),
-    ("center.cu", "w < warps;", "w < warps - 1;", compare_centered),
-    ("center.cu", "key < 0", "key <= 0", compare_centered),
+    ("center.cuh", ROWS_BARRIER, "    for (int i", compare_centered),
+    ("center.cuh", TURN_BARRIER, "  }\n  Half* const written", compare_centered),
+    ("center.cuh", MEAN_BARRIER, "\n  for (int slot", compare_centered),
+    ("center.cuh", "w < warps;", "w < warps - 1;", compare_centered),
+    ("center.cuh", "key < 0", "key <= 0", compare_centered),
     ("center.cu", "tile >= span.end / TILE", "tile > span.end / TILE", compare_centered),
-    ("center.cu", "i < size) x[j]", "i <= size) x[j]", compare_centered),
-    ("center.cu", "span.end - TILE)", "span.end - TILE + 1)", compare_centered),
-    ("center.cu", "token < open * TILE", "token <= open * TILE", compare_centered),
-    ("center.cu", "span.begin <= open", "span.begin < open", compare_centered),
-    ("center.cu", "? means - Dt", "? means", compare_centered),
-    ("center.cu", "(bits + (1 << (SCALE_SHIFT - 1)))", "bits", compare_centered),
+    ("center.cuh", "i < size) x[j]", "i <= size) x[j]", compare_centered),
+    ("center.cuh", "span.end - TILE)", "span.end - TILE + 1)", compare_centered),
+    ("center.cuh", "token < open * TILE", "token <= open * TILE", compare_centered),
+    ("center.cuh", "span.begin <= open", "span.begin < open", compare_centered),
+    ("center.cuh", "? means - Dt", "? means", compare_centered),
+    ("center.cuh", "(bits + (1 << (SCALE_SHIFT - 1)))", "bits", compare_centered),
     ("warp_row.cuh", "half = LANES / 4; half > 0; half /= 2", "half = 1; half < 16; half *= 2",
-     RANKS),
-    ("warp_row.cuh", "upper ? other : own", "own", RANKS),
-    ("estimate.cu", "i < width ?", "i <= width ?", SHORT_RANKS),
-    ("estimate.cu", "int b = 1;", "int b = 0;", RANKS),
-    ("estimate.cu", "__fadd_rn(estimate, 0.0f)", "estimate", PLAIN_RANKS),
-    ("estimate.cu", "min((tile + 1) * TILE, end)", "(tile + 1) * TILE", RANKS),
-    ("estimate.cu", "__fmul_rn(n, step), unit)", "n, __fmul_rn(step, unit))", RANKS),
+     HIGH_LEVELS),
+    ("warp_row.cuh", "upper ? other : own", "own", LEVELS),
+    ("estimate.cu", "i < width ?", "i <= width ?", SHORT_LEVELS),
+    ("estimate.cu", "int b = 1;", "int b = 0;", LEVELS),
+    ("estimate.cu", "min((tile + 1) * TILE, end)", "(tile + 1) * TILE", LEVELS),
+    ("estimate.cu", "__fmul_rn(n, step), unit)", "n, __fmul_rn(step, unit))", HIGH_LEVELS),
     ("estimate.cu", "fminf(level, 32767.0f)", "level", FAR_LEVELS),
     ("estimate.cu", "floorf(", "rintf(", LEVELS),
+    ("select_centered.cu", QUERIES_BARRIER, QUERIES_BARRIER.partition("\n")[2], FEW),
+    ("select_centered.cu", RANKS_BARRIER, RANKS_BARRIER.partition("\n")[2], MANY),
+    ("select_centered.cu", "start >= n", "start > n + 64", FEW),
+    ("select_centered.cu", "at / count", "at % count", MANY),
+    ("select_centered.cu", "if (i < Dt) sum", "if (i <= Dt) sum", SHORT),
+    ("select_centered.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", FEW),
+    ("select_centered.cu", "sum[0], sum[2]", "sum[0], sum[1]", WIDE),
+    ("select_centered.cu", "int b = 1;", "int b = 0;", FEW),
+    ("select_centered.cu", "on_means + q * tiles", "on_means", MANY),
+    ("select_centered.cu", "lane_index() == 0) units", "lane_index() == 0 && q == 0) units", MANY),
+    ("select_centered.cu", "code, scale_of(bytes[i])", "code, scale_of(bytes[0])", FEW),
+    ("select_centered.cu", "i < tiles * (TILE / 4)", "i <= tiles * (TILE / 4)", FEW),
     ("group.cu", TOP_BARRIER, "  int own", POOL),
     ("group.cu", BEST_BARRIER, "  const int best", POOL),
     ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], POOL),
@@ -276,7 +296,8 @@ MISTAKES = [
     "compare",
     [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
-        *(compare_centered, RANKS, PLAIN_RANKS, SHORT_RANKS, LEVELS, FAR_LEVELS, POOL, CLOSE_POOL),
+        *(compare_centered, FEW, MANY, SHORT, WIDE, LEVELS, SHORT_LEVELS, HIGH_LEVELS, FAR_LEVELS),
+        *(POOL, CLOSE_POOL),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:

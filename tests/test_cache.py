@@ -47,7 +47,7 @@ def same(got: Any, expected: Any) -> None:
     chunks=st.lists(st.integers(0, 90), min_size=1, max_size=6),
     shape=st.tuples(st.integers(1, 2), st.integers(1, 3), head_dims),
     dtype=st.sampled_from(DTYPES),
-    given_thresholds=st.booleans(),
+    given=st.booleans(),
     capacity=st.sampled_from([0, 1, 100, 1000]),
     seed=seeds,
 )
@@ -56,14 +56,14 @@ def test_appends_equal_one_encode(
     chunks: list[int],
     shape: tuple[int, int, int],
     dtype: Any,
-    given_thresholds: bool,
+    given: bool,
     capacity: int,
     seed: int,
 ) -> None:
     """k, v and codes do not depend on how the tokens are divided among appends."""
     (B, H_kv, D), S = shape, sum(chunks)
     k, v = (place(normal(B, H_kv, S, D, dtype=dtype, seed=s)) for s in (seed, 0))
-    cache = KVCache(thresholds=[-0.9, 0, 0.9] if given_thresholds else None, capacity=capacity)
+    cache = KVCache(thresholds=[-0.9, 0, 0.9] if given else None, centered=False, capacity=capacity)
     done = 0
     for n in chunks:
         cache.append(k[:, :, done : done + n], v[:, :, done : done + n])
@@ -80,7 +80,7 @@ def test_appends_equal_one_encode(
 
 def test_calibrates_again_at_128_tokens(place: Place) -> None:
     k = place(normal(1, 2, 300, 64) * np.linspace(0.5, 2, 300, dtype=np.float32)[:, None])
-    cache = KVCache()
+    cache = KVCache(centered=False)
     cache.append(k[:, :, :100], k[:, :, :100])
     first = cache[0].codes.thresholds
     same(first, calibrate(k[:, :, :100]))
@@ -92,6 +92,18 @@ def test_calibrates_again_at_128_tokens(place: Place) -> None:
     same(cache[0].codes.planes, encode(k[:, :, :150], lasting).planes)
     cache.append(k[:, :, 150:], k[:, :, 150:])
     same(cache[0].codes.thresholds, lasting)
+
+
+def test_codes_are_centered_unless_something_asks_for_plain_ones(place: Place) -> None:
+    manhattan = Selection("manhattan")
+    plain = [{"centered": False}, {"thresholds": [-1, 0, 1]}, {"selection": manhattan}]
+    forms: list[tuple[dict[str, Any], bool]] = [({}, True), ({"centered": True}, True)]
+    k = place(normal(2, 200, 16))
+    for options, centered in forms + [(options, False) for options in plain]:
+        cache = KVCache(**options)
+        cache.append(k, k)
+        assert (cache.centered, cache[0].codes.centered) == (centered, centered)
+    same(cache[0].codes.thresholds, calibrate(k))  # by the Manhattan metric, calibrated
 
 
 @pytest.mark.parametrize("G", [1, 3])

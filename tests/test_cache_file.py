@@ -50,10 +50,10 @@ def saved(path: Path, place: Place = np.asarray, **options: Any) -> KVCache:
     return cache
 
 
-@pytest.mark.parametrize("thresholds", [None, [-1, 0, 1]])
-def test_save_and_load(place: Place, tmp_path: Path, thresholds: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"thresholds": [-1, 0, 1]}, {"centered": False}], ids=str)
+def test_save_and_load(place: Place, tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "chat.kv"
-    cache = saved(path, place, thresholds=thresholds)
+    cache = saved(path, place, **options)
     back = KVCache.load(path, cache.backend)
     names = ["selection", "centered", "dense_layers", "backend"]
     assert [getattr(back, n) for n in names] == [getattr(cache, n) for n in names]
@@ -77,7 +77,7 @@ def test_the_file_is_the_same_wherever_the_cache_lay(place: Place, tmp_path: Pat
 
 def test_a_first_estimate_stays_one_through_the_file(tmp_path: Path) -> None:
     k = normal(1, 200, 64) * np.linspace(1, 3, 200, dtype=np.float32)[:, None]
-    cache = KVCache()
+    cache = KVCache(centered=False)
     cache.append(k[:, :100], k[:, :100])
     cache.save(tmp_path / "a")
     back = KVCache.load(tmp_path / "a")

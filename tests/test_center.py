@@ -13,12 +13,10 @@ from oracles import assert_same_bits
 from strategies import DTYPES, FINITE, VALUES, head_dims, laid_out, layouts, seeds, values
 
 from adamas_core import reference
-from adamas_core.codes import RMS_SHARE
+from adamas_core.reference.center import CENTERED_THRESHOLDS as T3
 from adamas_core.reference.center import scale_byte, scale_of
 from adamas_core.reference.layout import Centers, padded, tiles, words
 from adamas_core.reference.quantize import from_planes, unpack_bits
-
-T3 = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
 
 
 def empty(B: int, H_kv: int, S: int, D: int) -> tuple[NDArray[np.uint64], Centers]:

@@ -42,5 +42,5 @@ def test_a_message_cannot_forge_a_control_token(byte_level):
 
 
 def test_a_model_without_chatml_says_so(score_bpe):
-    with pytest.raises(ValueError, match="not ChatML"):
+    with pytest.raises(ValueError, match="neither ChatML nor Gemma"):
         score_bpe.chat(CONVERSATION)

@@ -15,12 +15,12 @@ ones = np.ones
 
 
 def codes(S: int = 100, D: int = 64) -> ac.KeyCodes:
-    return ac.encode(ones((2, 3, S, D), F32))
+    return ac.encode(ones((2, 3, S, D), F32), centered=False)
 
 
 def rebuilt(**changed: Any) -> ac.KeyCodes:
     """Centered codes from their parts, some of them changed."""
-    given = ac.encode(kv, centered=True)
+    given = ac.encode(kv)
     assert given.centers is not None
     centers = given.centers._replace(**changed)
     return ac.KeyCodes(given.planes, 100, given.thresholds, 64, centers=centers)
@@ -293,9 +293,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "Selection: group=True with metric='manhattan'; expected metric='weighted', because",
     ),
     "select centered by distances": (
-        lambda: ac.select_topk(query(), ac.encode(kv, centered=True), 8, metric="manhattan"),
+        lambda: ac.select_topk(query(), ac.encode(kv), 8, metric="manhattan"),
         ValueError,
-        "select_topk: metric='manhattan' with centered codes; expected metric='weighted'",
+        "select_topk: metric='manhattan' with centered codes; expected metric='weighted', or plain "
+        "codes, which centered=False makes",
     ),
     "select group and refine": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, group=True, k=kv),
@@ -338,12 +339,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"means is float32 \(2, 3, 2, 64\); expected dtype float16",
     ),
     "truncate into a full tile": (
-        lambda: ac.encode(kv, centered=True).truncate(40),
+        lambda: ac.encode(kv).truncate(40),
         ValueError,
         r"tokens=40 cuts a full tile of centered codes of shape \(2, 3, 100, 64\)",
     ),
     "truncate with other keys": (
-        lambda: ac.encode(kv, centered=True).truncate(40, kv[:, :, :39]),
+        lambda: ac.encode(kv).truncate(40, kv[:, :, :39]),
         ValueError,
         r"k is float32 \(2, 3, 39, 64\); expected \(2, 3, S, 64\) with at least 40 tokens",
     ),

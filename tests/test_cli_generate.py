@@ -42,7 +42,7 @@ def test_generate_with_every_option(
         (["--budget=4", "--sinks=5"], "expected at most budget=4"),
         (["--prompt-file=/nowhere/prompt.txt"], "No such file"),
         (["--temperature=-1"], "temperature is -1.0"),
-        (["--chat"], "chat template is not ChatML"),
+        (["--chat"], "chat template is neither ChatML nor"),
         (["--prompt=" + "a" * 300], "do not fit the model's context of 256"),
         (["--dense-layers=9"], "dense_layers holds"),
     ],

@@ -51,7 +51,7 @@ def of_tokens(codes: KeyCodes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
 
 def test_centered_codes_of_a_cache(place: Place, tmp_path: Path) -> None:
     k, v, q = normal(2, 300, 48), normal(2, 300, 48, seed=1), normal(4, 1, 48, seed=2)
-    cache = KVCache(centered=True)
+    cache = KVCache()
     done = 0
     for n in (1, 62, 1, 100, 64, 72):
         cache.append(place(k[:, done : done + n]), place(v[:, done : done + n]))
@@ -59,7 +59,7 @@ def test_centered_codes_of_a_cache(place: Place, tmp_path: Path) -> None:
     codes = cache[0].codes
     assert codes is not None
     assert "centered" in repr(codes)
-    same_codes(codes, encode(place(k), centered=True))
+    same_codes(codes, encode(place(k)))
     assert codes.nbytes == codes.planes.nbytes + 2 * 5 * (64 * 2 + 64) + 2 * 64 * 64 * 4
     out = on_host(decode_attention(place(q), cache, 20))
     exact = on_host(decode_attention(place(q), cache, None))
@@ -81,7 +81,7 @@ def test_centered_codes_of_a_cache(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", [300, 280, 256, 255, 200, 128, 65, 64, 1, 0])
 def test_truncate_then_append(place: Place, tokens: int) -> None:
     k, other = normal(2, 300, 64), normal(2, 90, 64, seed=1)
-    cache = KVCache(centered=True)
+    cache = KVCache()
     cache.append(place(k), place(k))
     cache.truncate(tokens)
     whole = k[:, :tokens]
@@ -89,11 +89,11 @@ def test_truncate_then_append(place: Place, tokens: int) -> None:
         cache.append(place(x), place(x))
         whole = np.concatenate([whole, x], axis=1)
         assert cache[0].codes is not None
-        same_codes(cache[0].codes, encode(place(whole), centered=True))
+        same_codes(cache[0].codes, encode(place(whole)))
 
 
 def test_ragged_centered_codes(place: Place) -> None:
-    cache, own = KVCache(centered=True), [KVCache(centered=True) for _ in range(3)]
+    cache, own = KVCache(), [KVCache() for _ in range(3)]
     for i, count in enumerate([[70, 200, 1], [0, 50, 3], [1, 1, 1], [60, 3, 64]]):
         k = normal(3, 2, max(count), 32, seed=i)
         cache.append(place(k), place(k), count=np.array(count))
@@ -112,7 +112,7 @@ def test_ragged_centered_codes(place: Place) -> None:
 
 def test_read_only_codes_are_copied_before_they_grow() -> None:
     k = normal(1, 2, 70, 16)
-    codes = encode(k, centered=True)
+    codes = encode(k)
     assert codes.centers is not None
     for x in (codes.planes, *codes.centers):
         x.setflags(write=False)
@@ -120,7 +120,7 @@ def test_read_only_codes_are_copied_before_they_grow() -> None:
         codes.planes, 70, codes.thresholds, 16, centers=Centers(*(x for x in codes.centers))
     )
     frozen.append(k)
-    same_codes(frozen, encode(np.concatenate([k, k], axis=2), centered=True))
+    same_codes(frozen, encode(np.concatenate([k, k], axis=2)))
 
 
 def test_calibrate_is_the_rms_or_the_quartiles(place: Place) -> None:
@@ -135,7 +135,7 @@ def test_calibrate_is_the_rms_or_the_quartiles(place: Place) -> None:
 
 
 def test_the_record_is_what_backends_read() -> None:
-    codes = encode(normal(2, 70, 16), centered=True)
+    codes = encode(normal(2, 70, 16))
     record = codes.record
     assert record.length == codes.length == 70
     assert np.shares_memory(record.planes, codes.planes)
@@ -143,4 +143,32 @@ def test_the_record_is_what_backends_read() -> None:
     assert record.centers is not None
     assert codes.centers is not None
     assert np.shares_memory(record.centers.means, codes.centers.means)
-    assert encode(normal(2, 70, 16)).record.centers is None
+    assert encode(normal(2, 70, 16), centered=False).record.centers is None
+
+
+def test_codes_are_centered_unless_thresholds_or_the_name_ask_for_plain_ones() -> None:
+    k = normal(1, 2, 200, 16)
+    given = encode(k).thresholds
+    assert given.tolist() == [[np.float32(-0.996), 0, np.float32(0.996)]] * 2
+    forms: dict[str, dict[str, Any]] = {"default": {}, "asked": {"centered": True}}
+    for options in forms.values():
+        same_codes(encode(k, **options), encode(k, centered=True))
+        assert encode(k, **options).centered
+    plain = [encode(k, centered=False), encode(k, calibrate(k)), encode(k, calibrate(k), None)]
+    for codes in plain:
+        assert not codes.centered
+        assert codes.centers is None
+        assert_same_bits(codes.planes, plain[0].planes)
+        assert_same_bits(codes.thresholds, calibrate(k))
+
+
+def test_empty_codes_are_centered_unless_thresholds_are_given() -> None:
+    k = normal(2, 3, 150, 48)
+    codes = KeyCodes.empty(2, 3, 48, capacity=70)
+    codes.append(k[:, :, :100])
+    codes.append(k[:, :, 100:])
+    same_codes(codes, encode(k))
+    plain = KeyCodes.empty(2, 3, 48, [-1, 0, 1])
+    plain.append(k)
+    assert not plain.centered
+    assert_same_bits(plain.planes, encode(k, [-1, 0, 1]).planes)

@@ -20,12 +20,12 @@ TOKENS = np.random.default_rng(7).integers(0, 50, 61).tolist()
 
 def test_a_description_counts_bytes_per_kv_head() -> None:
     model = tiny(heads=4, kv_heads=2)  # D = 6
-    variant = Variant("adamas-centered", SELECTORS["adamas-centered"], dense_layers=1)
+    variant = Variant("adamas", SELECTORS["adamas"], dense_layers=1)
     found = describe(variant, "t", TOKENS, 8, model.config)
     kept = 16 + 1 + 2 * 8 / 64
     assert (found["text"], found["context"], found["budget"]) == ("t", 60, 8)
     assert found["name"] == "weighted, centered codes, first 1 layers dense"
-    assert "centered=True" in found["options"]
+    assert "thresholds=None" in found["options"]
     assert (found["bytes_kept"], found["bytes_to_choose"]) == (kept, 60 * kept)
     assert found["bytes_a_step"] == 60 * kept + 8 * 2 * 24  # 8 rows for each of 2 query heads
     assert found["bytes_a_step_full"] == 60 * 24

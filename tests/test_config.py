@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from tiny_model import tiny
 
 from adamas_core.llama import Config
+from adamas_core.llama.rope import Rope
 
 
 @pytest.mark.parametrize(
@@ -14,6 +17,13 @@ from adamas_core.llama import Config
         ({"head_dim": 5}, "head_dim is 5.*even"),
         ({"kv_heads": 3}, "4 query heads cannot share 3 KV heads"),
         ({"layers": 0}, "layers is 0"),
+        ({"layers": 3}, "ropes has 2 items, expected one per layer, 3"),
+        ({"windows": (None,)}, "windows has 1 items, expected one per layer, 2"),
+        ({"windows": (None, 0)}, "a window is 0, expected 1 to"),
+        ({"ropes": (Rope((1.0,)),) * 2}, "RoPE has 1 frequencies, expected 3"),
+        ({"ropes": (Rope((1.0, 0.1, math.inf)),) * 2}, "are not finite"),
+        ({"activation": "relu"}, "activation is 'relu', expected silu or gelu"),
+        ({"query_scale": 0.0}, "query_scale is 0.0, expected a finite number above 0"),
     ],
 )
 def test_an_impossible_config_is_an_error(change, message):

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adamas_core.gpu._kernels import KERNELS, Kernel, Variant
-from adamas_core.gpu._nvrtc import Binary, Resources, compile_variant, resources
+from adamas_core.gpu._kernels import HADAMARD, KERNELS, Kernel, Variant
+from adamas_core.gpu._nvrtc import Binary, Resources, compile_variant, elf_size, resources, whole
 
 # A100; H100 and H200; B200.
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -30,8 +30,12 @@ def nvrtc() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_no_variant_spills(kernel: Kernel, architecture: str) -> None:
+    """Nor does a file of machine code lack its last bytes."""
+
     def compiled(variant: Variant) -> Resources:
-        return resources(compile_variant(kernel, variant, architecture))
+        binary = compile_variant(kernel, variant, architecture)
+        assert elf_size(binary.code) == len(binary.code)
+        return resources(binary)
 
     with ThreadPoolExecutor() as threads:  # NVRTC runs without the GIL
         found = list(threads.map(compiled, kernel.variants))
@@ -79,6 +83,14 @@ def test_promised_bits_are_compiled_without_fused_or_flushed_arithmetic() -> Non
             assert ".ftz" not in ptx
             # A correctly rounded division has fused steps too, but only in machine code.
             assert "fma.rn.f32" not in ptx
+
+
+def test_a_cut_file_of_machine_code() -> None:
+    """CuPy drops one byte. More missing bytes are an error."""
+    code = compile_variant(HADAMARD, HADAMARD.variants[0], "sm_90").code
+    assert whole(code) == whole(code[:-1]) == code
+    with pytest.raises(RuntimeError, match="ELF header says 2 more"):
+        whole(code[:-2])
 
 
 def test_messages_of_another_kernel_are_not_taken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_attention, exact_attention
+from oracles import assert_attention, assert_same_bits, exact_attention
 from strategies import dtypes, seeds
 
-from adamas_core import Selection, gpu, reference
+from adamas_core import Selection, encode, gpu, reference
 from adamas_core.dispatch import on_host
-from adamas_core.gpu.decode_step import DecodeStep, device_cache
-from adamas_core.reference.layout import Codes
+from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
+from adamas_core.reference.layout import Centers, Codes
+from adamas_core.reference.quantize import from_planes
 
 SELECTIONS = [
     Selection(metric=metric, query_bits=bits, sinks=1, recent=2)
@@ -30,8 +32,9 @@ SELECTIONS = [
     D=st.sampled_from([32, 80, 128]),
     L=st.sampled_from([1, 1, 3]),
     selection=st.sampled_from(SELECTIONS),
+    centered=st.booleans(),
 )
-@settings(max_examples=15)
+@settings(max_examples=25)
 def test_steps_of_a_growing_cache(
     device: Any,
     seed: int,
@@ -40,21 +43,24 @@ def test_steps_of_a_growing_cache(
     D: int,
     L: int,
     selection: Selection,
+    centered: bool,
 ) -> None:
     """One step serves lengths of each sequence from 0 to the end of the cache, and beyond it."""
     rng = np.random.default_rng(seed)
     (H_kv, G), B, capacity, budget = heads, 2, 300, 20
-    t = np.array([-1, 0, 1], np.float32)
+    t = None if centered else np.array([-1, 0, 1], np.float32)
+    if centered:
+        selection = replace(selection, metric="weighted")
     k, v = (rng.standard_normal((B, H_kv, capacity + L, D)).astype(dtype) for _ in "kv")
     cache = device_cache(B, H_kv, D, dtype, capacity, t)
     step = DecodeStep(H_kv * G, L, cache, budget, selection)
-    for base in (0, 63, int(rng.integers(0, capacity - L)), capacity - L):
+    for base in (0, 63, 61, int(rng.integers(0, capacity - L)), capacity - L):
         lengths = np.array([base, int(rng.integers(0, capacity - L + 1))])
         cache.lengths[:] = device.asarray(lengths, np.int32)
         for b, n in enumerate(lengths):
             cache.k[b, :, :n] = device.asarray(k[b, :, :n])
             cache.v[b, :, :n] = device.asarray(v[b, :, :n])
-            gpu.encode(cache.k[b : b + 1, :, :n], cache.thresholds, cache.planes[:, b : b + 1], 0)
+            encode_into(cache, b, int(n))
         q = rng.standard_normal((B, H_kv * G, L, D)).astype(dtype)
         new = [
             device.asarray(np.stack([x[b, :, n : n + L] for b, n in enumerate(lengths)]))
@@ -66,12 +72,78 @@ def test_steps_of_a_growing_cache(
         np.testing.assert_array_equal(on_host(cache.lengths), lengths + L)
         for b, n in enumerate(lengths):
             rows = k[b : b + 1, :, : n + L], v[b : b + 1, :, : n + L]
-            thresholds = np.broadcast_to(t, (H_kv, 3))
-            codes = Codes(reference.encode(rows[0], t), int(n + L), thresholds)
+            codes = encode(rows[0], t, backend="reference", centered=centered).record
+            assert_codes_of(cache, b, codes)
             indices = reference.select_topk(q[b : b + 1], codes, budget, selection)
             expected, _ = exact_attention(q[b : b + 1], *rows, indices, D**-0.5)
             assert_attention(on_host(out)[b : b + 1], expected, dtype)
     step(given_q, *new, cache)  # after the end: nothing is written or read out of bounds
+
+
+def encode_into(cache: DeviceCache, b: int, n: int) -> None:
+    """Code the first n keys of sequence b, as a prompt is coded."""
+    k, planes = cache.k[b : b + 1, :, :n], cache.planes[:, b : b + 1]
+    if cache.centers is None:
+        gpu.encode(k, cache.thresholds, planes, 0)
+    else:
+        own = Centers(*(x[b : b + 1] for x in cache.centers))
+        gpu.encode_centered(k, cache.thresholds, planes, own)
+
+
+def assert_codes_of(cache: DeviceCache, b: int, expected: Codes) -> None:
+    """Sequence b has the codes and centers of the reference, to the bit."""
+    S, T = int(expected.length), expected.planes.shape[3]
+    planes = on_host(cache.planes)[:, b : b + 1, :, :T]
+    got, wanted = (from_planes(x)[:, :, :S] for x in (planes, expected.planes))
+    assert_same_bits(got, wanted)
+    assert (cache.centers is None) == (expected.centers is None)
+    if cache.centers is None or expected.centers is None:
+        return
+    means, scales, open_tile = (on_host(x)[b : b + 1] for x in cache.centers)
+    assert_same_bits(means[:, :, :T], expected.centers.means)
+    rows = scales.reshape(*scales.shape[:2], -1)[:, :, :S]
+    assert_same_bits(rows, expected.centers.scales.reshape(*scales.shape[:2], -1)[:, :, :S])
+    assert_same_bits(open_tile[:, :, : S % 64], expected.centers.open_tile[:, :, : S % 64])
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_cache_that_grows_by_steps_alone(device: Any, centered: bool) -> None:
+    """Several tiles become full, with one and with more than a tile of tokens per step."""
+    rng = np.random.default_rng(0)
+    for L, capacity, steps in [(1, 140, 135), (70, 300, 4)]:
+        k, v, q = (rng.standard_normal((2, H, 300, 32)).astype(np.float32) for H in (2, 2, 4))
+        t = None if centered else np.array([-1, 0, 1], np.float32)
+        cache = device_cache(2, 2, 32, k.dtype, capacity, t)
+        step = DecodeStep(4, L, cache, 9, Selection())
+        for i in range(steps):
+            new = (x[:, :, i * L : (i + 1) * L] for x in (q, k, v))
+            step(*map(device.asarray, new), cache)
+        n = steps * L
+        assert on_host(cache.lengths).tolist() == [n, n]
+        k, v, q = k[:, :, :n], v[:, :, :n], q[:, :, n - L : n]
+        codes = encode(k, t, backend="reference", centered=centered).record
+        for b in range(2):
+            own = encode(k[b : b + 1], t, backend="reference", centered=centered).record
+            assert_codes_of(cache, b, own)
+        indices = reference.select_topk(q, codes, 9, Selection())
+        expected, _ = exact_attention(q, k, v, indices, 32**-0.5)
+        assert_attention(on_host(step.out), expected, k.dtype)
+
+
+def test_four_launches(device: Any) -> None:
+    """With several chunks; also the one that brings the last token of a tile."""
+    from adamas_core.gpu import _launch
+
+    for t in (None, np.array([-1, 0, 1], np.float32)):
+        cache = device_cache(1, 1, 32, np.dtype(np.float32), 300, t)
+        cache.lengths[:] = 63
+        step = DecodeStep(1, 1, cache, 9, Selection())
+        x = device.zeros((1, 1, 1, 32), np.float32)
+        with patch.object(_launch.device(), "launch") as launch:
+            step(x, x, x, cache)
+        names = [call.args[0].name for call in launch.call_args_list]
+        selects = "select_chunks" if t is not None else "select_centered"
+        assert names == ["begin_step", selects, "merge_candidates", "attend"]
 
 
 @pytest.mark.parametrize("selection", [Selection(refine=2), Selection(group=True)])
@@ -79,6 +151,12 @@ def test_unsupported_options_are_refused(device: Any, selection: Selection) -> N
     cache = device_cache(1, 1, 32, np.dtype(np.float32), 64, np.array([-1, 0, 1], np.float32))
     with pytest.raises(ValueError, match=r"DecodeStep: .* expected refine=0 and group=False"):
         DecodeStep(2, 1, cache, 8, selection)
+
+
+def test_manhattan_needs_plain_codes(device: Any) -> None:
+    cache = device_cache(1, 1, 32, np.dtype(np.float32), 64)
+    with pytest.raises(ValueError, match=r"DecodeStep: .* expected metric='weighted', or a cache"):
+        DecodeStep(2, 1, cache, 8, Selection(metric="manhattan"))
 
 
 def no_memory(*_: Any, **__: Any) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import DenseAttention, assert_close, by_hand, tiny
 
-from adamas_core.llama.decoder import swiglu
+from adamas_core.llama import rope
+from adamas_core.llama.decoder import geglu, swiglu
 
 SHAPES = {
     "MHA": {"heads": 4, "kv_heads": 4},
@@ -16,7 +19,13 @@ SHAPES = {
     "MQA tied": {"heads": 4, "kv_heads": 1, "tied": True},
     "biases": {"bias": True},
     "q and k norm": {"qk_norm": True},
-    "rope gain": {"rope_gain": 1.3},
+    "rope gain": {"ropes": (rope.Rope((1.0, 0.2, 0.05), 1.3),) * 2},
+    "two ropes": {"ropes": (rope.Rope((1.0, 0.2, 0.05)), rope.Rope((2.0, 0.1, 0.01), 1.1))},
+    "windows": {"windows": (3, None)},
+    "one token's window": {"windows": (1, 4)},
+    "post norms": {"post_norms": True},
+    "gelu": {"activation": "gelu"},
+    "scales": {"embedding_scale": 3.0, "query_scale": 0.7},
 }
 
 
@@ -24,10 +33,10 @@ SHAPES = {
 def test_logits_are_those_of_float64_loops(shape):
     model = tiny(**shape)
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-    found = model.forward(tokens, 7, DenseAttention(), last=False)
+    found = model.forward(tokens, 7, DenseAttention(model.config.windows), last=False)
     assert found.dtype == np.float32
     assert_close(found, by_hand(model, tokens, 7))
-    assert_close(model.forward(tokens, 7, DenseAttention()), found[-1])
+    assert_close(model.forward(tokens, 7, DenseAttention(model.config.windows)), found[-1])
 
 
 @given(cuts=st.sets(st.integers(1, 19)), seed=st.integers(0, 3))
@@ -77,6 +86,14 @@ def test_bad_tokens_are_an_error(tokens):
         tiny().forward(tokens, 0, DenseAttention())
 
 
-def test_an_extreme_gate_does_not_warn():
-    gate, up = np.array([[-1e4, 0, 1e4]], np.float32), np.ones((1, 3), np.float32)
-    np.testing.assert_array_equal(swiglu(gate, up), [[0, 0, 1e4]])
+@pytest.mark.parametrize("gated", [swiglu, geglu])
+@pytest.mark.parametrize("large", [1e4, 1e20, 3e38])
+def test_an_extreme_gate_does_not_warn(gated, large):
+    gate, up = np.array([[-large, 0, large]], np.float32), np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(gated(gate, up), [[0, 0, np.float32(large)]])
+
+
+def test_gelu_is_that_of_the_error_function():
+    gate = np.linspace(-6, 6, 101, dtype=np.float32)[None]
+    exact = [x / 2 * (1 + math.erf(x / math.sqrt(2))) for x in gate[0].tolist()]
+    np.testing.assert_allclose(geglu(gate, np.ones_like(gate))[0], exact, atol=5e-4)

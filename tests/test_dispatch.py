@@ -72,8 +72,14 @@ def test_a_device_array_gets_what_numpys_gets(
     indices = ac.select_topk(q, codes, K, form)
     expected_indices = ac.select_topk(case.q, expected_codes, K, form)
     same(indices, expected_indices)
-    if S and q.shape[2] <= S:
+    if S and q.shape[2] <= S and not has_subnormals(case.k):
         same(ac.calibrate(k), ac.calibrate(case.k))
+
+
+def has_subnormals(k: np.ndarray[Any, Any]) -> bool:
+    """Whether k holds numbers that CuPy's own kernels take as 0: they are below float32's range."""
+    size = np.abs(k.astype(np.float64))
+    return bool(((size > 0) & (size < np.finfo(np.float32).tiny)).any())
 
 
 def _placed(length: Any) -> Any:
@@ -305,7 +311,7 @@ def test_torch_gets_what_the_backends_arrays_get(torch: Any, put: Put, dtype: st
 @pytest.mark.peers
 def test_torch_through_the_single_operations(torch: Any, put: Put) -> None:
     q, k, _ = inputs(torch, "float32", put)
-    codes = ac.encode(k)
+    codes = ac.encode(k, centered=False)
     x = ac.hadamard(q)
     planes = ac.quantize_query(x)
     assert planes.dtype == torch.uint64

@@ -97,7 +97,14 @@ def test_only_gguf_takes_an_absent_head_for_a_tied_one(tmp_path):
 
 GGUF_REFUSED = {
     "experts": ({"llama.expert_count": 8}, "mixture of experts"),
-    "window": ({"llama.attention.sliding_window": 64}, "window of 64"),
+    "window": (
+        {
+            "llama.attention.sliding_window": 9,
+            "llama.attention.sliding_window_pattern": [True],
+        },
+        "sliding_window_pattern has 1 items, expected 2, one per layer",
+    ),
+    "cap": ({"llama.final_logit_softcapping": 30.0}, "final_logit_softcapping is not supported"),
     "scaling": (
         {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0},
         "'longrope' is not supported",
@@ -126,5 +133,5 @@ def test_a_gguf_that_is_not_supported_says_why(extra, message, tmp_path):
 def test_another_gguf_architecture_is_named(tmp_path):
     config = CONFIG | {"model_type": "gemma"}
     path = write_gguf(tmp_path / "x.gguf", config, {})
-    with pytest.raises(CheckpointError, match="architecture 'gemma' is not llama"):
+    with pytest.raises(CheckpointError, match="architecture 'gemma' is not one of llama"):
         load(path)

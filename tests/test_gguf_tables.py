@@ -57,5 +57,5 @@ def test_damaged_tables_are_a_clear_error_or_other_tables(place, tmp_path):
 
 @pytest.mark.model
 def test_smollm2_tokens():
-    tokenizer = load_tokenizer(fetch.smollm2())
+    tokenizer = load_tokenizer(fetch.fetch(fetch.MODELS[fetch.DEFAULT]))
     assert tokenizer.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
     """The model of the demo, fetched as the demo fetches it."""
-    return fetch.smollm2()
+    return fetch.fetch(fetch.MODELS[fetch.DEFAULT])
 
 
 @pytest.mark.parametrize("attention", ["full", "adamas"])

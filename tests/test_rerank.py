@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -158,8 +159,12 @@ def test_the_longest_head(kernels: ModuleType) -> None:
     assert_same_bits(kernels.rerank(*args), reference.rerank(*args))
 
 
-def test_tokens_that_are_not_there(gpu: Any) -> None:
-    """Nothing is read outside of k."""
+def test_tokens_that_are_not_there(every: ModuleType) -> None:
+    """An index of S or more is an error, and nothing is read outside of k."""
     q, k = np.ones((1, 1, 1, 8), np.float32), np.ones((1, 1, 5, 8), np.float32)
-    indices = np.array([[[[0, 3, 4, 5, 2**31 - 1, -1, -(2**31)]]]], np.int32)
-    assert gpu.rerank(q, k, indices, 4, Selection()).tolist() == [[[[0, 3, 4, -1]]]]
+    indices = np.array([[[[0, 3, 4, -1]]]], np.int32)
+    assert every.rerank(q, k, indices, 4, Selection()).tolist() == [[[[0, 3, 4, -1]]]]
+    for last in (5, 2**31 - 1):
+        indices[..., -1] = last
+        with pytest.raises(IndexError, match=str(last)):
+            every.rerank(q, k, indices, 4, Selection())

@@ -120,7 +120,7 @@ def test_finds_the_key_that_matches() -> None:
 
 def test_options_by_keyword_are_fields_of_the_selection() -> None:
     k = np.random.default_rng(0).standard_normal((2, 300, 64)).astype(np.float32)
-    codes, q = encode(k), k[:, :1]
+    codes, q = encode(k, centered=False), k[:, :1]
     for options in ({"sinks": 3}, {"metric": "manhattan"}, {"refine": 2, "recent": 1}):
         got = select_topk(q, codes, 9, Selection(query_bits=3), k, **options)
         expected = select_topk(q, codes, 9, Selection(query_bits=3, **options), k)

@@ -24,8 +24,11 @@ ALL: dict[str, Any] = {
     **SELECTORS,
     "forced": Adamas(selection=Selection(sinks=2, recent=3)),
     "forced, group": Adamas(selection=Selection(group=True, sinks=1, recent=2)),
-    "centered, group": Adamas(selection=Selection(group=True), centered=True),
-    "centered, refine": Adamas(selection=Selection(refine=2, sinks=1), centered=True),
+    "refine, forced": Adamas(selection=Selection(refine=2, sinks=1)),
+    "plain, forced": Adamas(selection=Selection(sinks=2, recent=3), thresholds="rms"),
+    "plain, forced, group": Adamas(
+        selection=Selection(group=True, sinks=1, recent=2), thresholds="rms"
+    ),
     "one bit": SimulatedCodes(bits=1),
     "three bits": SimulatedCodes(bits=3),
     "octiles": SimulatedCodes(bits=3, thresholds="quartiles"),
@@ -124,7 +127,8 @@ def test_wrong_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "selector", [DoubleSparsity(), Loki(), Adamas(), SimulatedCodes(), AdaptiveBudgets()]
+    "selector",
+    [DoubleSparsity(), Loki(), Adamas(thresholds="rms"), SimulatedCodes(), AdaptiveBudgets()],
 )
 def test_what_is_not_fitted_says_so(selector: Any) -> None:
     case = normal(0, 2, 1, 20, 3, 16)

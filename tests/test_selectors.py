@@ -21,13 +21,15 @@ BYTES: dict[str, tuple[float, float]] = {
     "paper-xor": (32, 32_000),
     "paper-quartiles": (32, 32_000),
     "paper-own-quartiles": (32, 32_000),
-    "adamas": (32, 32_000),
-    "adamas-refine-2": (32, 32_000 + 100 * 256),
-    "adamas-refine-4": (32, 32_000 + 300 * 256),
-    "adamas-high-refine-4": (16, 16_000 + 300 * 256),
-    "adamas-centered": (32 + 1 + 4, 37_000),
-    "adamas-group": (32, 32_000),
-    "adamas-adaptive": (32, 32_000),
+    "adamas": (32 + 1 + 4, 37_000),
+    "adamas-refine-2": (37, 37_000 + 100 * 256),
+    "adamas-group": (37, 37_000),
+    "adamas-plain": (32, 32_000),
+    "adamas-plain-refine-2": (32, 32_000 + 100 * 256),
+    "adamas-plain-refine-4": (32, 32_000 + 300 * 256),
+    "adamas-plain-high-refine-4": (16, 16_000 + 300 * 256),
+    "adamas-plain-group": (32, 32_000),
+    "adamas-plain-adaptive": (32, 32_000),
 }
 
 

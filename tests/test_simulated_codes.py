@@ -41,7 +41,7 @@ def test_the_form_of_the_library_chooses_as_the_library(
 def test_centered_codes_estimate_as_the_library() -> None:
     """The simulation rounds scales in another way, so that some tokens differ, but few."""
     case = normal(11, 4, 2, 700, 100, 64)
-    library = Adamas(centered=True).fit(case.q0, case.k0)
+    library = Adamas().fit(case.q0, case.k0)
     simulated = SimulatedCodes(thresholds="token", scale=True, block=64, recode=True)
     simulated = simulated.fit(case.q0, case.k0)
     a, b = (selector(case.q, case.k, 64) for selector in (library, simulated))

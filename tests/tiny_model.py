@@ -39,10 +39,14 @@ def peer(name):
 
 
 class DenseAttention:
-    """Causal softmax attention over all keys and values so far, the plainest cache there is."""
+    """Causal softmax attention over all keys and values so far, the plainest cache there is.
 
-    def __init__(self):
+    `windows` are those of a config; without them every layer sees all.
+    """
+
+    def __init__(self, windows=None):
         self.k, self.v = {}, {}
+        self.windows = windows
 
     def __call__(self, layer, q, k, v):
         if layer in self.k:
@@ -52,19 +56,22 @@ class DenseAttention:
         (H, L, D), (H_kv, S, _) = q.shape, k.shape
         k, v = np.repeat(k, H // H_kv, axis=0), np.repeat(v, H // H_kv, axis=0)
         logits = q.astype(np.float64) @ k.swapaxes(1, 2) * D**-0.5  # (H, L, S)
-        logits[:, np.arange(S) > np.arange(S - L, S)[:, None]] = -np.inf
+        behind = np.arange(S - L, S)[:, None] - np.arange(S)  # (L, S)
+        window = self.windows and self.windows[layer]
+        logits[:, (behind < 0) | (behind >= (window or S))] = -np.inf
         p = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return p @ v / p.sum(axis=-1, keepdims=True)
 
 
-def tiny(heads=4, kv_heads=2, bias=False, qk_norm=False, tied=False, seed=0, **changes):
+def tiny(
+    heads=4, kv_heads=2, bias=False, qk_norm=False, post_norms=False, tied=False, seed=0, **changes
+):
     """A decoder with random weights, large enough for attention and positions to matter."""
     rng = np.random.default_rng(seed)
     D, E, F, V = 6, 20, 28, 50
-    frequencies, gain = rope.frequencies(D, 100.0)
     sizes = {"layers": 2, "hidden": E, "ffn": F, "vocab": V, "context": 64, "norm_eps": 1e-5}
     sizes |= {"heads": heads, "kv_heads": kv_heads, "head_dim": D}
-    sizes |= {"frequencies": frequencies, "rope_gain": gain}
+    sizes |= {"ropes": (rope.scaled_rope(D, 100.0),) * 2, "windows": (None, None)}
 
     def random(*shape):
         return rng.normal(0, 1.5 / math.sqrt(shape[-1]), shape).astype(np.float32)
@@ -82,9 +89,11 @@ def tiny(heads=4, kv_heads=2, bias=False, qk_norm=False, tied=False, seed=0, **c
             k_norm=norm(D) if qk_norm else None,
             out=random(E, heads * D),
             out_bias=random(E) if bias else None,
+            attention_post_norm=norm(E) if post_norms else None,
             ffn_norm=norm(E),
             gate_up=random(2 * F, E),
             down=random(E, F),
+            ffn_post_norm=norm(E) if post_norms else None,
         )
         for _ in range(2)
     ]
@@ -97,17 +106,24 @@ def by_hand(model, tokens, position=0):
     """Logits (L, V) in float64: one token and one head at a time, RoPE by complex numbers."""
     c, w = model.config, model.weights
     D, F, G = c.head_dim, c.ffn, c.heads // c.kv_heads
-    turn = [np.exp(1j * (position + t) * np.array(c.frequencies)) for t in range(len(tokens))]
 
     def norm(x, weight):
+        if weight is None:
+            return x
         return x / math.sqrt(sum(value**2 for value in x) / len(x) + c.norm_eps) * weight
 
-    def rope(x, t):
-        z = (x[: D // 2] + 1j * x[D // 2 :]) * turn[t] * c.rope_gain
+    def rope(x, t, angles):
+        turn = np.exp(1j * (position + t) * np.array(angles.frequencies))
+        z = (x[: D // 2] + 1j * x[D // 2 :]) * turn * angles.gain
         return np.concatenate([z.real, z.imag])
 
-    xs = [w.embedding[t].astype(np.float64) for t in tokens]
-    for layer in w.layers:
+    def gate(g):
+        if c.activation == "silu":
+            return g / (1 + np.exp(-g))
+        return g / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)))
+
+    xs = [w.embedding[t].astype(np.float64) * c.embedding_scale for t in tokens]
+    for layer, angles, window in zip(w.layers, c.ropes, c.windows, strict=True):
         q, k, v = [], [], []
         for t, x in enumerate(xs):
             row = layer.qkv.astype(np.float64) @ norm(x, layer.attention_norm)
@@ -118,20 +134,23 @@ def by_hand(model, tokens, position=0):
             if layer.q_norm is not None:
                 qs = [norm(x, layer.q_norm) for x in qs]
                 ks = [norm(x, layer.k_norm) for x in ks]
-            q.append([rope(x, t) for x in qs])
-            k.append([rope(x, t) for x in ks])
+            q.append([rope(x, t, angles) * c.query_scale for x in qs])
+            k.append([rope(x, t, angles) for x in ks])
             v.append(vs)
         for t in range(len(xs)):
             out = []
+            seen = range(0 if window is None else max(t + 1 - window, 0), t + 1)
             for h in range(c.heads):
-                scores = np.array([q[t][h] @ k[s][h // G] for s in range(t + 1)]) / math.sqrt(D)
+                scores = np.array([q[t][h] @ k[s][h // G] for s in seen]) / math.sqrt(D)
                 p = np.exp(scores - scores.max())
-                out.append(sum(p[s] / p.sum() * v[s][h // G] for s in range(t + 1)))
-            x = xs[t] + layer.out.astype(np.float64) @ np.concatenate(out)
+                out.append(sum(p[i] / p.sum() * v[s][h // G] for i, s in enumerate(seen)))
+            y = layer.out.astype(np.float64) @ np.concatenate(out)
             if layer.out_bias is not None:
-                x = x + layer.out_bias
+                y = y + layer.out_bias
+            x = xs[t] + norm(y, layer.attention_post_norm)
             g = layer.gate_up.astype(np.float64) @ norm(x, layer.ffn_norm)
-            xs[t] = x + layer.down.astype(np.float64) @ (g[:F] / (1 + np.exp(-g[:F])) * g[F:])
+            y = layer.down.astype(np.float64) @ (gate(g[:F]) * g[F:])
+            xs[t] = x + norm(y, layer.ffn_post_norm)
     return np.array([w.head.astype(np.float64) @ norm(x, w.norm) for x in xs])
 
 
@@ -166,6 +185,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 4,
+    "sliding_window": 9,
+    "rope_local_base_freq": 50.0,
+    "query_pre_attn_scalar": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+}
+KINDS = ["sliding_attention", "full_attention"]
 
 FAMILIES = {
     "llama": {"model_type": "llama"},
@@ -184,13 +213,32 @@ FAMILIES = {
     "qwen3": {"model_type": "qwen3"},
     "qwen3 yarn": {"model_type": "qwen3", "rope_scaling": YARN | {"attention_factor": 1.25}},
     "qwen3 tied": {"model_type": "qwen3", "tie_word_embeddings": True},
+    "mistral window": {"model_type": "mistral", "sliding_window": 11},
+    "qwen2 window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "qwen3 window": {
+        "model_type": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "layer_types": KINDS,
+    },
+    "gemma3": GEMMA3 | {"num_hidden_layers": 7},
+    "gemma3 layer types": GEMMA3 | {"layer_types": KINDS * 2},
+    "gemma3 linear": GEMMA3 | {"layer_types": KINDS * 2, "rope_scaling": LINEAR},
+    "gemma3 scale": GEMMA3 | {"layer_types": KINDS * 2, "query_pre_attn_scalar": 13},
+    "gemma3 head": GEMMA3 | {"layer_types": KINDS * 2, "tie_word_embeddings": False},
 }
 TOKENS = [(7 * i + i * i) % 61 for i in range(40)]
 
 
 def logits(path, tokens=TOKENS):
     """The logits (L, V) of the model in a file."""
-    return load(path).forward(tokens, 0, DenseAttention(), last=False)
+    model = load(path)
+    return model.forward(tokens, 0, DenseAttention(model.config.windows), last=False)
 
 
 def shapes(config):
@@ -217,14 +265,19 @@ def shapes(config):
             here |= {f"self_attn.{n}_proj.bias": (rows if n == "q" else kv_rows,) for n in "qkv"}
         if config.get("attention_bias"):
             here["self_attn.o_proj.bias"] = (E,)
-        if config["model_type"] == "qwen3":
+        if config["model_type"] == "gemma3_text":
+            here |= {f"{when}_feedforward_layernorm.weight": (E,) for when in ("pre", "post")}
+        if config["model_type"] in ("qwen3", "gemma3_text"):
             here |= {"self_attn.q_norm.weight": (D,), "self_attn.k_norm.weight": (D,)}
         found |= {f"model.layers.{i}.{name}": shape for name, shape in here.items()}
     return found
 
 
 def random_weights(shapes, seed=0):
-    """Values with a spread that makes attention and positions matter."""
+    """Values with a spread that makes attention and positions matter.
+
+    The weights of norms are near 1. In Gemma's folder they stand for 1 plus the weight.
+    """
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes.items():
@@ -252,9 +305,10 @@ def write_huggingface(folder, config, weights, dtype=np.float32):
     return folder
 
 
-def gguf_name(name):
+def gguf_name(name, gemma=False):
     """llama.cpp's name of a Hugging Face tensor."""
-    names = {their.removesuffix(".weight"): our for our, their in huggingface.TENSOR_NAMES.items()}
+    table = huggingface.GEMMA3_NAMES if gemma else huggingface.TENSOR_NAMES
+    names = {their.removesuffix(".weight"): our for our, their in table.items()}
     parts = name.split(".")
     layer = parts[2] if parts[1] == "layers" else None
     stem = ".".join("{}" if part == layer else part for part in parts[:-1])
@@ -266,12 +320,16 @@ def interleave(rows, head_dim):
     return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, config, weights, kind="F32", extra=None):
-    """A GGUF file as llama.cpp's converter makes it; `extra` holds more metadata and tensors."""
+def write_gguf(path, config, weights, kind="F32", extra=None, split_max_tensors=0):
+    """A GGUF file as llama.cpp's converter makes it; `extra` holds more metadata and tensors.
+
+    With `split_max_tensors` it is several files of at most that many tensors.
+    """
     import gguf
 
-    arch = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
-    writer = gguf.GGUFWriter(path, arch)
+    family = config["model_type"]
+    arch = {"mistral": "llama", "gemma3_text": "gemma3"}.get(family, family)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -284,9 +342,11 @@ def write_gguf(path, config, weights, kind="F32", extra=None):
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     add_rope_scaling(writer, config)
-    for name, value in (extra or {}).items():
+    for name, value in (add_windows(config, arch) | (extra or {})).items():
         if isinstance(value, np.ndarray):
             writer.add_tensor(name, value)
+        elif isinstance(value, list):
+            writer.add_array(name, value)
         else:
             {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[
                 type(value)
@@ -295,12 +355,33 @@ def write_gguf(path, config, weights, kind="F32", extra=None):
     for name, values in weights.items():
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             values = interleave(values, config["head_dim"])
+        stored = gguf_name(name, arch == "gemma3")
         if values.ndim == 1:  # the converter keeps vectors float32
-            writer.add_tensor(gguf_name(name), values)
+            less_one = arch == "gemma3" and "norm" in name
+            writer.add_tensor(stored, values + np.float32(1) if less_one else values)
         else:
             packed = gguf.quants.quantize(values, quantization)
-            writer.add_tensor(gguf_name(name), packed, raw_dtype=quantization)
+            writer.add_tensor(stored, packed, raw_dtype=quantization)
     return finish(writer, path)
+
+
+def add_windows(config, arch):
+    """The metadata of windows, and of Gemma 3's second RoPE and scale."""
+    used = config.get("use_sliding_window", config["model_type"] in ("mistral", "gemma3_text"))
+    found = {}
+    if used and config.get("sliding_window"):
+        found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+        kinds = config.get("layer_types")
+        if kinds is None and "max_window_layers" in config:
+            first = config["max_window_layers"]
+            kinds = [KINDS[i < first] for i in range(config["num_hidden_layers"])]
+        if kinds is not None:
+            flags = [kind == KINDS[0] for kind in kinds]
+            found[f"{arch}.attention.sliding_window_pattern"] = flags
+    if arch == "gemma3":
+        found["gemma3.rope.freq_base_swa"] = config["rope_local_base_freq"]
+        found["gemma3.attention.scale"] = config["query_pre_attn_scalar"] ** -0.5
+    return found
 
 
 def add_rope_scaling(writer, config):
@@ -309,8 +390,8 @@ def add_rope_scaling(writer, config):
 
     scaling = config.get("rope_scaling")
     if scaling and scaling["rope_type"] == "llama3":
-        plain = rope.frequencies(config["head_dim"], config["rope_theta"])[0]
-        scaled = rope.frequencies(config["head_dim"], config["rope_theta"], scaling)[0]
+        plain = rope.scaled_rope(config["head_dim"], config["rope_theta"])[0]
+        scaled = rope.scaled_rope(config["head_dim"], config["rope_theta"], scaling)[0]
         factors = np.divide(plain, scaled).astype(np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     elif scaling:

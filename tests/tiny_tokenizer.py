@@ -159,3 +159,25 @@ def write_folder(folder):
     config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CHATML}))
     return folder
+
+
+def write_gemma(path):
+    """A GGUF file with the tables of `write_score_bpe` as Gemma has them."""
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    runs = ["  ", "\n\n"]
+    letters = [*PIECES[:12], *"defghijklmnopqrstuvwxyz"]
+    tokens = [*names, *runs, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    types = [CONTROL] * len(names) + [USER_DEFINED] * len(runs)
+    types += [BYTE] * 256 + [NORMAL] * len(letters)
+    scores = [*SCORES[:12], *[-9.0] * 23]
+    return write_tables(
+        path,
+        "llama",
+        tokens,
+        types,
+        token_scores=[0.0] * (len(tokens) - len(letters)) + [float(s) for s in scores],
+        bos_token_id=2,
+        eos_token_id=1,
+        add_bos_token=True,
+        add_space_prefix=False,
+    )

@@ -6,28 +6,34 @@ Each result is written to --out at once, and an interrupted run continues from t
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ..lab import answer_rows, answers, comparing, results
+from ..lab.metrics import BATCHES
 from ..lab.records import Record, settings
 from ..lab.reports import environment, write_json
 from ..lab.selectors import SELECTORS
 from ..lab.tasks import suite
-from ..lab.texts import BUILT_IN, named
+from ..lab.texts import BUILT_IN, Text, named
 from ..lab.variants import ablations, variants
-from ..llama import Llama, Tokenizer, fetch, load, load_tokenizer
-from . import tables
-from .progress import bar, steps
+from ..llama import fetch
+from ..llama.fetch import FetchedModel
+from . import tables, terminal
+from .loading import NAMES, fetched, loaded, model_name
+from .parser import existing, nonempty, whole, writable
+from .progress import steps
 
 # The options that are not given, without and with --quick.
 DEFAULTS: dict[str, Any] = {
     "text": list(BUILT_IN),
     "context": 8192,
     "positions": 512,
+    "at": 128,
     "budgets": [16, 32, 64, 128, 256, 512, 1024],
     "contexts": [1024, 2048, 4096, 8192],
     "examples": 2,
@@ -37,56 +43,91 @@ QUICK: dict[str, Any] = {
     "text": list(BUILT_IN),
     "context": 1024,
     "positions": 64,
+    "at": 128,
     "budgets": [32, 128],
     "contexts": [],
     "examples": 1,
     "selectors": ["exact", "streaming-llm", "quest", "paper-quartiles", "adamas"],
 }
+# Options that the other kind of run does not read.
+OF_TEXTS = ("text", "context", "at", "ablations")
+OF_TASKS = ("examples",)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HEAT = "relative_mass_by_layer_and_head"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, help="a GGUF file or a Hugging Face folder (SmolLM2-135M, fetched)")
-    add("--tokenizer", type=Path, help="the tokenizer, if it is not beside the model")
+    model = f"a GGUF file, a Hugging Face folder, or {NAMES}, fetched ({fetch.DEFAULT})"
+    add("--model", type=model_name, default=fetch.MODELS[fetch.DEFAULT], help=model)
+    add("--tokenizer", type=existing, help="the tokenizer, if it is not beside the model")
     add(
         "--text",
         action="append",
         help=f"{', '.join(BUILT_IN)} or a UTF-8 file; may be repeated (all three)",
     )
-    add("--context", type=int, help="tokens of the window in which budgets are compared (8192)")
-    add("--positions", type=int, help="last tokens of a window, which are decoded (512)")
-    add("--budgets", type=int, nargs="+", help="tokens that a query head attends to (16 to 1024)")
-    add("--contexts", type=int, nargs="*", help="compared at the budget --at (1024 to 8192)")
-    add("--at", type=int, default=128, help="budget for contexts and ablations (128)")
+    add("--context", type=whole(1), help="tokens of the window for all budgets (8192)")
+    add("--positions", type=whole(BATCHES), help="last tokens of a window, which are decoded (512)")
+    budgets = "tokens that a query head attends to (16 to 1024)"
+    add("--budgets", type=whole(1), nargs="+", help=budgets)
+    add("--contexts", type=whole(1), nargs="*", help="compared at the budget --at (1024 to 8192)")
+    add("--at", type=whole(1), help="budget for contexts and ablations (128)")
     add("--selectors", nargs="+", help=f"of {', '.join(SELECTORS)} (all but full)")
     add("--ablations", action="store_true", help="also changes of the method, at the budget --at")
     add("--tasks", action="store_true", help="tasks with exact answers, instead of texts")
-    add("--out", type=Path, default=Path("adamas-compare"), help="folder for results")
-    add("--examples", type=int, help="prompts per task, length and depth (2)")
+    add("--out", type=nonempty, default=Path("adamas-compare"), help="folder for results")
+    add("--examples", type=whole(1), help="with --tasks: prompts per task, length and depth (2)")
     add("--quick", action="store_true", help="a short context, few selectors: under two minutes")
 
 
 def run(args: argparse.Namespace) -> int:
+    require_one_kind(args)
     for name, value in (QUICK if args.quick else DEFAULTS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    (run_tasks if args.tasks else run_texts)(args)
+    args.selectors = variants(list(dict.fromkeys(args.selectors)))
+    terminal.console()  # without rich the command ends here, and not after the download
+    try:
+        (run_tasks if args.tasks else run_texts)(args)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(args.out)) from error
+        raise
     print(f"written to {args.out}")
     return 0
 
 
+def require_one_kind(args: argparse.Namespace) -> None:
+    """Reject options of texts with --tasks, and options of tasks without it."""
+    wrong = OF_TEXTS if args.tasks else OF_TASKS
+    for name in wrong:
+        if getattr(args, name) not in (None, False):
+            raise ValueError(
+                f"--{name} with --tasks; expected one of them"
+                if args.tasks
+                else f"--{name} without --tasks; expected both or none of them"
+            )
+
+
 def run_texts(args: argparse.Namespace) -> None:
     """Compare on texts; show the table, and write results.json and plots from the whole record."""
-    chosen = variants(args.selectors)
+    contexts = [args.context, *args.contexts]
+    if min(contexts) <= args.positions:
+        raise ValueError(
+            f"--positions: a window of {min(contexts)} tokens has no prefix before "
+            f"{args.positions} positions"
+        )
+    chosen = args.selectors
     plan = [(args.context, budget, variant) for budget in args.budgets for variant in chosen]
     plan += [(context, args.at, variant) for context in args.contexts for variant in chosen]
     if args.ablations:
         plan += [(args.context, args.at, variant) for variant in ablations()]
-    texts = [named(name) for name in args.text]
-    path = args.model or fetch.smollm2()
+    texts = named_texts(args.text)
+    writable(args.out)
+    path = fitting(args.model, contexts)
     record = Record(args.out / "cells.jsonl", settings(path, args.positions), comparing.KEY)
     model, tokenizer = loaded(path, args.tokenizer)
+    fits(path.name, model.config.context, contexts)
     with steps() as move:
         comparing.compare(model, tokenizer, texts, plan, args.positions, record, move)
 
@@ -108,12 +149,13 @@ def run_tasks(args: argparse.Namespace) -> None:
 
     Budgets are --budgets and lengths are --contexts.
     """
-    path = args.model or fetch.smollm2()
-    model, tokenizer = loaded(path, args.tokenizer)
+    writable(args.out)
+    path = fitting(args.model, args.contexts)
     record = Record(args.out / "tasks.jsonl", settings(path, args.positions), answers.KEY)
+    model, tokenizer = loaded(path, args.tokenizer)
+    fits(path.name, model.config.context, args.contexts)
     prompts = suite(args.contexts, args.examples, answers.counter(tokenizer))
-    chosen = variants(args.selectors)
-    runs = [(answers.FULL, None), *((v, budget) for v in chosen for budget in args.budgets)]
+    runs = [(answers.FULL, None), *((v, budget) for v in args.selectors for budget in args.budgets)]
     with steps() as move:
         answers.judge(model, tokenizer, prompts, runs, record, move)
 
@@ -124,10 +166,33 @@ def run_tasks(args: argparse.Namespace) -> None:
     draw(lambda plots: plots.tasks(solved, args.out))
 
 
-def loaded(path: Path, tokenizer: Path | None) -> tuple[Llama, Tokenizer]:
-    """The model and its tokenizer."""
-    with bar("Loading the model"):
-        return load(path), load_tokenizer(tokenizer or path)
+def named_texts(names: list[str]) -> list[Text]:
+    """The texts, which must differ in their names, because results are kept by name."""
+    for name in names:
+        if name not in BUILT_IN and not Path(name).exists():
+            raise ValueError(
+                f"--text: {name}: No such file; expected one of {', '.join(BUILT_IN)}, or a file"
+            )
+    texts = [named(name) for name in names]
+    own = [text.name for text in texts]
+    twice = [name for name in own if own.count(name) > 1]
+    if twice:
+        raise ValueError(f"--text: two texts are called {twice[0]}; expected different names")
+    return texts
+
+
+def fitting(model: Path | FetchedModel, contexts: Iterable[int]) -> Path:
+    """The path of a model. The contexts are checked before a download."""
+    if isinstance(model, FetchedModel):
+        fits(model.title, model.context, contexts)
+    return fetched(model)
+
+
+def fits(model: str, limit: int, contexts: Iterable[int]) -> None:
+    """Reject a context that is longer than the model's."""
+    longest = max(contexts, default=0)
+    if longest > limit:
+        raise ValueError(f"a context of {longest} is more than the {limit} of the model {model}")
 
 
 def command() -> str:

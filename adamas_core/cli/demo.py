@@ -10,16 +10,20 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .. import checks
 from ..cache import KVCache
 from ..lab.meter import Meter
 from ..lab.texts import python_documentation
-from ..llama import Llama, Tokenizer, fetch, generate, load, load_tokenizer
+from ..llama import Llama, Tokenizer, fetch, generate
+from . import selecting, terminal
 from .amounts import amount
+from .loading import loaded
+from .parser import whole, words
 from .progress import bar
 
 BUDGET = 128
 ANSWER = 48  # tokens at most
+CONTEXT = 8192  # tokens, unless --tokens asks for more
+LONGEST = max(model.context for model in fetch.MODELS.values())
 LEAST = 256  # tokens of a context that has room for a question, an answer and some text
 QUESTION = "In one sentence, what is the text above about?"
 
@@ -34,25 +38,32 @@ class Answer(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--budget", type=int, default=BUDGET, help=f"tokens per query head ({BUDGET})")
-    add("--question", default=QUESTION, help="another question about the text")
-    add("--tokens", type=int, default=8192, help=f"context in tokens, {LEAST} to 8192 (8192)")
+    add("--model", choices=fetch.MODELS, default=fetch.DEFAULT, help=f"({fetch.DEFAULT})")
+    add("--question", type=words, default=QUESTION, help="another question about the text")
+    add(
+        "--tokens",
+        type=whole(LEAST, LONGEST),
+        default=CONTEXT,
+        help=f"context in tokens, {LEAST} to that of the model ({CONTEXT})",
+    )
+    selecting.arguments(parser, BUDGET)
 
 
 def run(args: argparse.Namespace) -> int:
-    checks.at_least("demo", "--tokens", args.tokens, LEAST)
-    with bar("Loading the model"):
-        path = fetch.smollm2()
-        model = load(path)
-        tokenizer = load_tokenizer(path)
-    context = min(args.tokens, model.config.context)
+    selection = selecting.selection(args)
+    terminal.console()  # without rich the command ends here, and not after the download
+    chosen = fetch.MODELS[args.model]
+    if args.tokens > chosen.context:
+        raise ValueError(f"--tokens: {args.tokens}; expected {LEAST} to {chosen.context}")
+    model, tokenizer = loaded(fetch.fetch(chosen), None)
+    context = args.tokens
     prompt = with_documentation(tokenizer, args.question, context - ANSWER)
-    cache = KVCache(model.config.layers, capacity=context)
+    cache = selecting.cache(args, selection, model.config, context, "cpu")
     begin = time.perf_counter()
     with bar(f"Reading {len(prompt)} tokens") as move:
         read(model, prompt[:-1], cache, move)
     print(
-        f"SmolLM2-135M-Instruct has read {len(prompt)} tokens of your Python's documentation in "
+        f"{chosen.title} has read {len(prompt)} tokens of your Python's documentation in "
         f"{time.perf_counter() - begin:.0f} s.\n\n{args.question}\n"
     )
     answers = {}
@@ -69,6 +80,9 @@ def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[i
     text = python_documentation()
 
     def asked(length: int) -> list[int]:
+        if tokenizer.template is None:  # a model that continues texts and does not chat
+            content = f"{text[:length]}\n\nQuestion: {question}\nAnswer:"
+            return tokenizer.encode(content, special=False)
         content = f"{text[:length]}\n\n{question}"
         return tokenizer.chat([{"role": "user", "content": content}])
 
@@ -80,7 +94,12 @@ def with_documentation(tokenizer: Tokenizer, question: str, room: int) -> list[i
             fits = middle
         else:
             above = middle
-    return asked(fits)
+    tokens = asked(fits)
+    if len(tokens) > room:
+        raise ValueError(
+            f"--question: {len(tokens)} tokens with the words around it; expected at most {room}"
+        )
+    return tokens
 
 
 def read(model: Llama, tokens: list[int], cache: KVCache, move: Callable[[int, int], None]) -> None:
@@ -109,7 +128,6 @@ def answer(
 
 def show(answers: dict[str, Answer], tokenizer: Tokenizer, layers: int) -> None:
     """The answers side by side, and their cost."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=None, show_lines=True)
@@ -128,7 +146,7 @@ def show(answers: dict[str, Answer], tokenizer: Tokenizer, layers: int) -> None:
     )
     row("KV bytes read", lambda a: f"{amount(layers * a.meter.bytes / a.meter.calls)} per token")
     row("whole model", lambda a: f"{len(a.tokens) / a.seconds:.1f} tokens/s")
-    Console().print(table)
+    terminal.show(table)
 
     agreed = next(
         (i for i, (a, b) in enumerate(zip(full.tokens, sparse.tokens, strict=False)) if a != b),

@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .terminal import console
+
 
 @contextmanager
 def steps() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for the block, which moves it by calling (text, done, total or None)."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        raise ImportError('rich is missing: pip install "adamas-core[llama]"') from None
+    """A progress bar for the block, which moves it by calling (text, done, total or None).
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    Where stderr is no terminal, nothing is shown.
+    """
+    where = console(stderr=True)
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not where.is_terminal
+    with Progress(*columns, console=where, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=None)
 
         def move(text: str, done: int, total: int | None) -> None:

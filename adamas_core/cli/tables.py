@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..lab.answer_rows import over_depths
 from ..lab.answers import FULL
+from .terminal import show
 
 Row = Mapping[str, Any]
 
@@ -91,10 +91,3 @@ def answers(rows: Sequence[Row]) -> None:
     for own in over_depths(unsolved).values():
         for (task, length), share in own.items():
             show(f"left out: {task}, {length}; full attention gets {share:.2f} right")
-
-
-def show(content: Any) -> None:
-    """Print through rich; 200 columns where the output is no terminal."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 200).print(content)

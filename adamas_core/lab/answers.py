@@ -97,12 +97,11 @@ def exact(
 ) -> bool:
     """Whether greedy decoding after the question gives the answer; dense if budget is None."""
     model, position = prefix.model, prefix.length
-    dense = prefix.cache.attention(None)
-    prefix.cache.truncate(position)
+    prefix.rewind()
     if len(question) > 1:
-        model.forward(question[:-1], position, dense)
+        model.forward(question[:-1], position, prefix.dense)
         position += len(question) - 1
-    attention = dense if fitted is None or budget is None else prefix.sparse(fitted, budget)
+    attention = prefix.dense if fitted is None or budget is None else prefix.sparse(fitted, budget)
     block = [question[-1], *answer[:-1]]
     logits = model.forward(block, position, attention, last=False)  # (len(answer), V)
     return bool(np.array_equal(logits.argmax(axis=-1), answer))

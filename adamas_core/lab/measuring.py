@@ -33,8 +33,8 @@ class Oracle:
     """The exact top-k of the block's dense queries, for one budget."""
 
     budget: int
-    indices: list[NDArray[np.int32]]  # one per layer: (H, L, K)
-    lse: list[Array]  # one per layer: (H, L)
+    indices: list[NDArray[np.int32]]  # one per layer without a window: (H, L, K)
+    lse: list[Array]  # one per layer without a window: (H, L)
 
 
 class Reading:
@@ -66,26 +66,23 @@ class Reading:
                 f"a window of {self.context} tokens has no prefix before {positions} positions"
             )
         self.prefix = Prefix(model, self.tokens[: self.start], positions, on_prefill)
-        cache = self.prefix.cache
 
-        # The block in the dense run, one array per layer.
+        # The block in the dense run, one array per layer without a window.
         self.q: list[Array] = []  # (H, L, D)
         self.k: list[Array] = []  # (H_kv, L, D)
         self.v: list[Array] = []
         self.out: list[Array] = []  # (H, L, D)
         self.lse: list[Array] = []  # (H, L)
 
-        def block(layer: int, q: Array, k: Array, v: Array) -> NDArray[Any]:
-            cache.append(k, v, layer)
+        def block(place: int, q: Array, keys: Array, values: Array) -> NDArray[Any]:
             out: NDArray[Any]
-            out, lse = attend(q, *self.prefix.keys_values(layer), None, return_lse=True)
-            for arrays, x in zip(
-                (self.q, self.k, self.v, self.out, self.lse), (q, k, v, out, lse), strict=True
-            ):
+            out, lse = attend(q, keys, values, None, return_lse=True)
+            new = (q, keys[:, self.start :], values[:, self.start :], out, lse)
+            for arrays, x in zip((self.q, self.k, self.v, self.out, self.lse), new, strict=True):
                 arrays.append(np.array(x))
             return out
 
-        self.logits = self._block(block)
+        self.logits = self._block(self.prefix.each(block))
         self._oracle: Oracle | None = None
 
     def full(self) -> NextToken:
@@ -96,7 +93,7 @@ class Reading:
         self, fitted: Sequence[Selector], budget: int, dense_layers: int = 0
     ) -> NextToken:
         """The next token if all but the first `dense_layers` layers are sparse."""
-        self.prefix.cache.truncate(self.start)
+        self.prefix.rewind()
         try:
             logits = self._block(self.prefix.sparse(fitted, budget, dense_layers))
         finally:
@@ -104,23 +101,26 @@ class Reading:
         return next_token(self.logits, logits, self.tokens[self.start + 1 :])
 
     def captured(self, fitted: Sequence[Selector], budget: int) -> Captured:
-        """The attention that each layer's selection captures, for the dense run's queries."""
+        """The attention that each layer's selection captures, for the dense run's queries.
+
+        Layers with a window are left out.
+        """
         oracle = self.oracle(budget)
         rows: list[tuple[Array, ...]] = []
         seconds = 0.0
-        for layer, q in enumerate(self.q):
-            keys, values = self.prefix.keys_values(layer)
+        for place, q in enumerate(self.q):
+            keys, values = self.prefix.keys_values(place)
             begin = time.process_time()
-            indices = fitted[layer](q, keys, budget)
+            indices = fitted[place](q, keys, budget)
             seconds += time.process_time() - begin
             out, lse = attend(q, keys, values, indices, return_lse=True)
-            full = self.out[layer]
+            full = self.out[place]
             distance = np.linalg.norm(out - full, axis=-1)
             rows.append(
                 (
-                    np.exp(lse - self.lse[layer]),
-                    np.exp(lse - oracle.lse[layer]),
-                    recall(indices, oracle.indices[layer], keys.shape[1]),
+                    np.exp(lse - self.lse[place]),
+                    np.exp(lse - oracle.lse[place]),
+                    recall(indices, oracle.indices[place], keys.shape[1]),
                     distance / np.linalg.norm(full, axis=-1),
                 )
             )
@@ -133,8 +133,8 @@ class Reading:
             self._oracle = None  # free its memory before more is taken
             exact = Exact()
             indices, lse = [], []
-            for layer, q in enumerate(self.q):
-                keys, values = self.prefix.keys_values(layer)
+            for place, q in enumerate(self.q):
+                keys, values = self.prefix.keys_values(place)
                 indices.append(exact(q, keys, budget))
                 lse.append(attend(q, keys, values, indices[-1], return_lse=True)[1])
             self._oracle = Oracle(budget, indices, lse)
@@ -147,6 +147,6 @@ class Reading:
 
     def _restore(self) -> None:
         """Put the block's keys and values of the dense run back into the cache."""
-        self.prefix.cache.truncate(self.start)
-        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
-            self.prefix.cache.append(k, v, layer)
+        self.prefix.rewind()
+        for place, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            self.prefix.cache.append(k, v, place)

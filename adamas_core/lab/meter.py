@@ -31,6 +31,10 @@ class Meter:
         self._cache = cache
         self._budget = budget
         self._attend = cache.attention(budget)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from zero."""
         self.seconds = 0.0
         self.calls = 0
         self.bytes = 0

@@ -62,7 +62,7 @@ def swept(cells: Sequence[Row], field: str) -> list[Row]:
 
 def texts(rows: Sequence[Row]) -> str:
     """The texts of rows, which must be equal for all rows."""
-    return "on " + ", ".join(rows[0]["texts"])
+    return "on " + ", ".join(rows[0]["texts"]).replace("$", r"\$")  # matplotlib reads $ as math
 
 
 def about(rows: Sequence[Row]) -> str:

@@ -34,10 +34,20 @@ def named(name: str) -> Text:
     """The built-in text of this name, or else the text of a UTF-8 file."""
     if name in BUILT_IN:
         return Text(name, BUILT_IN[name])
-    content = Path(name).read_text(encoding="utf-8")
-    return Text(
-        Path(name).stem, lambda tokenizer, contexts: middle(name, content, tokenizer, contexts)
-    )
+    content = utf8(Path(name))
+    stem = Path(name).stem.encode("utf-8", "replace").decode()
+    return Text(stem, lambda tokenizer, contexts: middle(name, content, tokenizer, contexts))
+
+
+def utf8(path: Path) -> str:
+    """The text of a file; a ValueError names the file if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: the byte 0x{error.object[error.start]:02x} at {error.start} is "
+            "part of no character"
+        ) from None
 
 
 def middle(

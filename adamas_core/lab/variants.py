@@ -52,15 +52,15 @@ def of_weighted() -> dict[str, Selector]:
         "ours-no-transform": replace(simulated, name="weighted, no transform", transform=False),
         "ours-1-bit": replace(simulated, name="weighted, 1 bit", bits=1),
         "ours-3-bits": replace(simulated, name="weighted, 3 bits", bits=3),
-        "ours-query-3": Adamas("weighted, query_bits 3", Selection(query_bits=3)),
-        "ours-query-8": Adamas("weighted, query_bits 8", Selection(query_bits=8)),
+        "ours-query-3": Adamas("weighted, query_bits 3", Selection(query_bits=3), "rms"),
+        "ours-query-8": Adamas("weighted, query_bits 8", Selection(query_bits=8), "rms"),
         "ours-query-float": replace(simulated, name="weighted, float query", query_bits=None),
         "ours-published": Adamas("weighted, published constants", thresholds="published"),
         "ours-quartiles": Adamas("weighted, quartiles", thresholds="quartiles"),
         "ours-token": replace(simulated, name="weighted, each token's rms", thresholds="token"),
-        "ours-stretched": Adamas("weighted, thresholds x 1.5", stretch=1.5),
-        "ours-shrunk": Adamas("weighted, thresholds / 1.5", stretch=1 / 1.5),
-        "ours-forced": Adamas("weighted, 4 sinks, 16 recent", Selection(sinks=4, recent=16)),
+        "ours-stretched": Adamas("weighted, thresholds x 1.5", thresholds="rms", stretch=1.5),
+        "ours-shrunk": Adamas("weighted, thresholds / 1.5", thresholds="rms", stretch=1 / 1.5),
+        "ours-forced": Adamas("weighted, 4 sinks, 16 recent", Selection(sinks=4, recent=16), "rms"),
         "ours-group-softmax": replace(
             simulated, name="weighted, group by softmax", group="softmax"
         ),
@@ -78,12 +78,6 @@ def of_centered() -> dict[str, Selector]:
         "centered-before": replace(
             simulated, name="weighted, centered codes, mean of the 64 before", recode=False
         ),
-        "centered-group": Adamas(
-            "weighted, centered codes, group", Selection(group=True), centered=True
-        ),
-        "centered-refine-2": Adamas(
-            "weighted, centered codes, refine 2", Selection(refine=2), centered=True
-        ),
         "centered-1-bit": replace(simulated, name="weighted, centered codes, 1 bit", bits=1),
         "centered-1-bit-refine-4": replace(
             simulated, name="weighted, centered codes, 1 bit, refine 4", bits=1, refine=4
@@ -95,9 +89,11 @@ def of_l1() -> dict[str, Selector]:
     """Changes of the paper's L1 distance, and of its thresholds."""
     simulated = SimulatedCodes(metric="l1")
     return {
-        "l1-rms": Adamas("L1, rms", MANHATTAN),
+        "l1-rms": Adamas("L1, rms", MANHATTAN, "rms"),
         "l1-no-transform": replace(simulated, name="L1, rms, no transform", transform=False),
         "l1-3-bits": replace(simulated, name="L1, rms, 3 bits", bits=3),
-        "l1-forced": Adamas("L1, rms, 4 sinks, 16 recent", replace(MANHATTAN, sinks=4, recent=16)),
+        "l1-forced": Adamas(
+            "L1, rms, 4 sinks, 16 recent", replace(MANHATTAN, sinks=4, recent=16), "rms"
+        ),
         "l2-rms": replace(simulated, name="L2, rms", metric="l2"),
     }

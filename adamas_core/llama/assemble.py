@@ -3,8 +3,8 @@
 Each format describes its tensors (file, shape, how to read them) and gives its own names for them.
 Presence and shape are checked here, once for all formats. All weights become float32, with the
 rows of q and k in half-split order: pair i of a head is its rows i and i + D / 2. Hugging Face
-folders and the GGUF architectures qwen2 and qwen3 store this order. The GGUF architecture llama
-and llama2.c store the interleaved order: pair i is the rows 2 i and 2 i + 1.
+folders and the GGUF architectures qwen2, qwen3 and gemma3 store this order. The GGUF architecture
+llama and llama2.c store the interleaved order: pair i is the rows 2 i and 2 i + 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .library_errors import library_errors
 from .settings import CheckpointError
 from .weights import Array, Layer, Weights
 
-MAX_HEAD_DIM = 1 << 16  # a damaged number must not ask for gigabytes of frequencies
+# A damaged number must not ask for gigabytes of frequencies.
+LIMITS = {"head_dim": 1 << 16, "layers": 1 << 14}
 
 
 @dataclass(frozen=True)
@@ -46,32 +47,55 @@ class Traits:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
+    norms_less_one: bool = False  # the file holds the weights of all norms minus 1
     tied: bool = False
     interleaved: bool = False
 
 
+@dataclass(frozen=True)
+class RopeSettings:
+    """Arguments of `rope.scaled_rope`."""
+
+    theta: float
+    scaling: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which layers have a sliding window.
+
+    Their RoPE is `rope` if it is not None, and else that of the other layers.
+    """
+
+    size: int | None  # None: no layer has one
+    covers: Callable[[int], bool] = lambda layer: True
+    rope: RopeSettings | None = None
+
+
+NO_WINDOWS = Windows(None)
+
+
 def assemble_config(
-    path: Path, theta: float, scaling: dict[str, Any] | None, **sizes: Any
+    path: Path, rope_settings: RopeSettings, windows: Windows = NO_WINDOWS, **sizes: Any
 ) -> Config:
-    """The config of `sizes` and of RoPE's settings. An error begins with the path of the file."""
-    if sizes["head_dim"] > MAX_HEAD_DIM:
-        raise CheckpointError(
-            f"{path}: head_dim is {sizes['head_dim']}, expected at most {MAX_HEAD_DIM}"
-        )
+    """The config of `sizes`, RoPE and windows. An error begins with the path of the file."""
+    for name, limit in LIMITS.items():
+        if sizes[name] > limit:
+            raise CheckpointError(f"{path}: {name} is {sizes[name]}, expected at most {limit}")
+    windowed = [windows.size is not None and windows.covers(i) for i in range(sizes["layers"])]
+    # A window as long as the context hides nothing.
+    size = None if windows.size is not None and windows.size >= sizes["context"] else windows.size
     try:
-        frequencies, gain = rope.frequencies(sizes["head_dim"], theta, scaling)
-        return Config(frequencies=frequencies, rope_gain=gain, **sizes)
+        given = rope_settings, windows.rope or rope_settings
+        both = [rope.scaled_rope(sizes["head_dim"], x.theta, x.scaling) for x in given]
+        return Config(
+            ropes=tuple(both[window] for window in windowed),
+            windows=tuple(size if window else None for window in windowed),
+            **sizes,
+        )
     except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def refuse_window(path: Path, window: int | None, context: int) -> None:
-    """Reject a model whose sliding window is shorter than its context."""
-    if window is not None and window < context:
-        raise CheckpointError(
-            f"{path}: sliding window attention is not supported, and this model's window of "
-            f"{window} tokens is below its context of {context}"
-        )
 
 
 def assemble_weights(
@@ -99,10 +123,10 @@ def assemble_weights(
         an error, because a bias that is left out would go unnoticed.
     """
     c = config
-    source = _Source(path, tensors, names)
+    source = _Source(path, tensors, names, traits)
     embedding = source.read("embedding", c.vocab, c.hidden)  # (V, E)
     layers = [_layer(source, c, traits, i) for i in range(c.layers)]
-    norm = source.read("norm", c.hidden)  # (E,)
+    norm = source.norm("norm", c.hidden)  # (E,)
     head = embedding if traits.tied else source.read("head", c.vocab, c.hidden)  # (V, E)
     source.refuse_unread(ignored)
     return Weights(embedding, layers, norm, head)
@@ -115,6 +139,7 @@ class _Source:
     path: Path
     tensors: Mapping[str, Tensor]
     names: Mapping[str, str]
+    traits: Traits
     names_read: set[str] = field(default_factory=set)
 
     def read(self, weight: str, *shape: int, layer: int | None = None) -> Array:
@@ -131,6 +156,11 @@ class _Source:
                 f"{tensor.file}: tensor {name} has shape {tensor.shape}, expected {shape}"
             )
         return tensor.values(name)
+
+    def norm(self, weight: str, size: int, layer: int | None = None) -> Array:
+        """The weights of a norm."""
+        values = self.read(weight, size, layer=layer)
+        return values + np.float32(1) if self.traits.norms_less_one else values
 
     def refuse_unread(self, ignored: Callable[[str], bool]) -> None:
         unknown = sorted(n for n in self.tensors if n not in self.names_read and not ignored(n))
@@ -160,17 +190,22 @@ def _layer(source: _Source, config: Config, traits: Traits, i: int) -> Layer:
         gate = source.read("gate", F, E, layer=i)
         return np.concatenate([gate, source.read("up", F, E, layer=i)])
 
+    def post_norm(weight: str) -> Array | None:
+        return source.norm(weight, E, layer=i) if traits.post_norms else None
+
     return Layer(
-        attention_norm=source.read("attention_norm", E, layer=i),
+        attention_norm=source.norm("attention_norm", E, layer=i),
         qkv=qkv("", E),
         qkv_bias=qkv("_bias") if traits.qkv_bias else None,
-        q_norm=source.read("q_norm", D, layer=i) if traits.qk_norm else None,
-        k_norm=source.read("k_norm", D, layer=i) if traits.qk_norm else None,
+        q_norm=source.norm("q_norm", D, layer=i) if traits.qk_norm else None,
+        k_norm=source.norm("k_norm", D, layer=i) if traits.qk_norm else None,
         out=source.read("out", E, q_rows, layer=i),
         out_bias=source.read("out_bias", E, layer=i) if traits.out_bias else None,
-        ffn_norm=source.read("ffn_norm", E, layer=i),
+        attention_post_norm=post_norm("attention_post_norm"),
+        ffn_norm=source.norm("ffn_norm", E, layer=i),
         gate_up=gate_up(),
         down=source.read("down", E, F, layer=i),
+        ffn_post_norm=post_norm("ffn_post_norm"),
     )
 
 

@@ -1,7 +1,8 @@
 """The forward pass of the Llama decoder in NumPy, float32, written to be read.
 
-It runs Llama 2 and 3, Mistral, Qwen2, Qwen3 and SmolLM2. These families differ in their biases, in
-the norm of queries and keys, and in the scaling of RoPE. Attention and its cache are an argument.
+It runs Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and Gemma 3. These families differ in their
+biases, in their norms, in the scaling of RoPE, in the windows of their layers, and in the gate of
+the feed-forward network. Attention and its cache are an argument.
 
 Letters: L new tokens, E hidden size, F feed-forward size, V vocabulary, H query heads,
 H_kv key/value heads, D head_dim.
@@ -9,6 +10,7 @@ H_kv key/value heads, D head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -49,7 +51,9 @@ class Llama:
         attention : callable
             ``attention(layer, q, k, v) -> out``. It gets the new tokens only: q (H, L, D), k and v
             (H_kv, L, D), float32, after RoPE. It keeps the cache: it appends k and v, and then
-            attends. Each query sees the tokens up to its own. out is (H, L, D), any float dtype.
+            attends with the scale D ** -0.5. Each query sees the tokens up to its own, and in a
+            layer with a window (`config.windows`) only the last of these. out is (H, L, D), any
+            float dtype.
         last : bool
             Return the logits of the last token only.
 
@@ -64,11 +68,13 @@ class Llama:
         """
         c, w = self.config, self.weights
         ids = self._token_ids(tokens)  # (L,)
-        cos, sin = rope.cos_sin(c.frequencies, c.rope_gain, position, len(ids))  # (L, 1, D / 2)
+        angles = {each: rope.cos_sin(each, position, len(ids)) for each in set(c.ropes)}
         x = w.embedding[ids]  # (L, E)
+        x *= np.float32(c.embedding_scale)
         for index, layer in enumerate(w.layers):
             h = rms_norm(x, layer.attention_norm, c.norm_eps)  # (L, E)
             q, k, v = self._heads(h, layer)  # (L, H, D), (L, H_kv, D), (L, H_kv, D)
+            cos, sin = angles[c.ropes[index]]  # (L, 1, D / 2)
             q = rope.rotate(q, cos, sin).swapaxes(0, 1)  # (H, L, D)
             k = rope.rotate(k, cos, sin).swapaxes(0, 1)  # (H_kv, L, D)
             v = v.swapaxes(0, 1)  # (H_kv, L, D)
@@ -76,11 +82,13 @@ class Llama:
             if out.shape != q.shape:
                 raise ValueError(f"attention returned shape {out.shape}, expected {q.shape}")
             out = out.swapaxes(0, 1).reshape(len(ids), -1)  # (L, H D)
-            x += linear(out, layer.out, layer.out_bias)  # (L, E)
+            h = linear(out, layer.out, layer.out_bias)  # (L, E)
+            x += self._post_norm(h, layer.attention_post_norm)  # (L, E)
 
             h = rms_norm(x, layer.ffn_norm, c.norm_eps)  # (L, E)
             gate, up = np.split(h @ layer.gate_up.T, 2, axis=1)  # (L, F), (L, F)
-            x += swiglu(gate, up) @ layer.down.T  # (L, E)
+            h = GATED[c.activation](gate, up) @ layer.down.T  # (L, E)
+            x += self._post_norm(h, layer.ffn_post_norm)  # (L, E)
         if last:
             x = x[-1:]  # (1, E)
         logits = rms_norm(x, w.norm, c.norm_eps) @ w.head.T  # (L or 1, V)
@@ -95,7 +103,13 @@ class Llama:
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, c.norm_eps)  # (L, H, D)
             k = rms_norm(k, layer.k_norm, c.norm_eps)  # (L, H_kv, D)
+        if c.query_scale != 1:
+            q = q * np.float32(c.query_scale)  # (L, H, D)
         return q, k, v
+
+    def _post_norm(self, h: Array, weight: Array | None) -> Array:
+        """The norm of a block's result (L, E), in a model that has one there."""
+        return h if weight is None else rms_norm(h, weight, self.config.norm_eps)
 
     def _token_ids(self, tokens: ArrayLike) -> NDArray[np.integer[Any]]:
         """The tokens as an array, checked: a negative id would silently index from the end."""
@@ -136,3 +150,23 @@ def swiglu(gate: Array, up: Array) -> Array:
     np.divide(gate, y, out=y)  # (L, F)
     y *= up  # (L, F)
     return y
+
+
+def geglu(gate: Array, up: Array) -> Array:
+    """gelu(gate) * up, all (L, F): gelu(g) = g / 2 (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3)))."""
+    # For a large gate the cube gives inf. The result is right: tanh(inf) = 1.
+    with np.errstate(over="ignore"):
+        y = gate * gate  # (L, F)
+        y *= np.float32(0.044715)
+        y += 1
+        y *= gate
+        y *= np.float32(math.sqrt(2 / math.pi))
+    np.tanh(y, out=y)
+    y += 1
+    y *= np.float32(0.5)
+    y *= gate
+    y *= up
+    return y
+
+
+GATED = {"silu": swiglu, "gelu": geglu}

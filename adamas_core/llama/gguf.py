@@ -8,14 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
+from . import gguf_split
+from .assemble import (
+    RopeSettings,
+    Tensor,
+    Traits,
+    Windows,
+    assemble_config,
+    assemble_weights,
+)
 from .config import Config
 from .extra import needs_extra
 from .gguf_file import GgufTensor, open_gguf
 from .settings import CheckpointError, Settings
 from .weights import Array, Weights
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+GEMMA3_PATTERN = 6  # five layers with a window, then one without
+GEMMA3_27B_LAYERS = 62  # converters do not store the scale of this model's attention
 TENSOR_NAMES = {
     "embedding": "token_embd.weight",
     "attention_norm": "blk.{}.attn_norm.weight",
@@ -29,10 +39,12 @@ TENSOR_NAMES = {
     "k_norm": "blk.{}.attn_k_norm.weight",
     "out": "blk.{}.attn_output.weight",
     "out_bias": "blk.{}.attn_output.bias",
+    "attention_post_norm": "blk.{}.post_attention_norm.weight",
     "ffn_norm": "blk.{}.ffn_norm.weight",
     "gate": "blk.{}.ffn_gate.weight",
     "up": "blk.{}.ffn_up.weight",
     "down": "blk.{}.ffn_down.weight",
+    "ffn_post_norm": "blk.{}.post_ffw_norm.weight",
     "norm": "output_norm.weight",
     "head": "output.weight",
 }
@@ -40,18 +52,21 @@ TENSOR_NAMES = {
 
 def load(path: Path) -> tuple[Config, Weights]:
     """The config and the weights of a GGUF file."""
-    reader, settings = open_gguf(path)
-    tensors = {t.name: read_later(path, t) for t in reader.tensors}
+    first, settings = open_gguf(path)
+    parts = gguf_split.parts(first)
+    tensors = {t.name: read_later(part.path, t) for part in parts for t in part.tensors}
     arch = settings.get("general.architecture", str)
     if arch not in ARCHITECTURES:
-        raise CheckpointError(f"{path}: architecture {arch!r} is not llama, qwen2 or qwen3")
-    if settings.get(f"{arch}.expert_count", int, 0):
-        raise CheckpointError(f"{path}: mixture of experts is not supported")
+        raise CheckpointError(
+            f"{path}: architecture {arch!r} is not one of {', '.join(ARCHITECTURES)}"
+        )
+    _refuse_unsupported(settings, arch)
     config = _config(settings, arch, tensors.get("token_embd.weight"))
     traits = Traits(
         qkv_bias=arch == "qwen2" or "blk.0.attn_q.bias" in tensors,
         out_bias="blk.0.attn_output.bias" in tensors,
-        qk_norm=arch == "qwen3",
+        qk_norm=arch in ("qwen3", "gemma3"),
+        post_norms=arch == "gemma3",
         tied="output.weight" not in tensors,  # the format's own sign of a tied head
         interleaved=arch == "llama",
     )
@@ -84,12 +99,17 @@ def _config(settings: Settings, arch: str, embedding: Tensor | None) -> Config:
         if settings.get(f"{arch}.{name}", int, head_dim) != head_dim:
             raise CheckpointError(f"{path}: {arch}.{name} differs from the head_dim, {head_dim}")
     context = settings.get(f"{arch}.context_length", int)
-    refuse_window(path, settings.optional(f"{arch}.attention.sliding_window", int), context)
+    layers = settings.get(f"{arch}.block_count", int)
+    gemma = arch == "gemma3"
+    theta = settings.get(f"{arch}.rope.freq_base", float, 1e6 if gemma else 10000.0)
+    scale = settings.optional(f"{arch}.attention.scale", float)
+    if scale is None and gemma and layers == GEMMA3_27B_LAYERS:
+        scale = (hidden / max(heads, 1)) ** -0.5
     return assemble_config(
         path,
-        theta=settings.get(f"{arch}.rope.freq_base", float, 10000.0),
-        scaling=_rope_scaling(settings, arch, context),
-        layers=settings.get(f"{arch}.block_count", int),
+        RopeSettings(theta, _rope_scaling(settings, arch, context)),
+        _windows(settings, arch),
+        layers=layers,
         hidden=hidden,
         ffn=settings.get(f"{arch}.feed_forward_length", int),
         heads=heads,
@@ -98,11 +118,43 @@ def _config(settings: Settings, arch: str, embedding: Tensor | None) -> Config:
         vocab=embedding.shape[0] if embedding else settings.get(f"{arch}.vocab_size", int),
         context=context,
         norm_eps=settings.get(f"{arch}.attention.layer_norm_rms_epsilon", float),
+        activation="gelu" if gemma else "silu",
+        embedding_scale=hidden**0.5 if gemma else 1.0,
+        query_scale=1.0 if scale is None else scale * head_dim**0.5,
     )
 
 
+def _refuse_unsupported(settings: Settings, arch: str) -> None:
+    if settings.get(f"{arch}.expert_count", int, 0):
+        raise CheckpointError(f"{settings.path}: mixture of experts is not supported")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if settings.get(f"{arch}.{name}", float, 0.0):
+            raise CheckpointError(f"{settings.path}: {arch}.{name} is not supported")
+
+
+def _windows(settings: Settings, arch: str) -> Windows:
+    """The layers with a sliding window: by a list, by a period, or all."""
+    size = settings.get(f"{arch}.attention.sliding_window", int, 0) or None
+    rope = None
+    if arch == "gemma3":
+        rope = RopeSettings(settings.get(f"{arch}.rope.freq_base_swa", float, 10000.0))
+    name = f"{arch}.attention.sliding_window_pattern"
+    if isinstance(settings.lookup(name), list):
+        flags = settings.items(name, bool)
+        layers = settings.get(f"{arch}.block_count", int)
+        if len(flags) != layers:
+            raise CheckpointError(
+                f"{settings.path}: {name} has {len(flags)} items, expected {layers}, one per layer"
+            )
+        return Windows(size, flags.__getitem__, rope)
+    period = settings.get(name, int, GEMMA3_PATTERN if arch == "gemma3" else 0)
+    if period < 0:
+        raise CheckpointError(f"{settings.path}: {name} is {period}, expected 0 or more")
+    return Windows(size, lambda layer: period == 0 or layer % period < period - 1, rope)
+
+
 def _rope_scaling(settings: Settings, arch: str, context: int) -> dict[str, Any] | None:
-    """The scaling of RoPE in the words of `rope.frequencies`."""
+    """The scaling of RoPE in the words of `rope.scaled_rope`."""
     prefix = f"{arch}.rope.scaling."
     kind = settings.get(prefix + "type", str, "none")
     if kind == "none":
@@ -129,5 +181,7 @@ def _divide_frequencies(path: Path, config: Config, divisors: Tensor) -> Config:
     values = divisors.values("rope_freqs.weight")  # (D / 2,)
     if not ((values > 0) & (values < np.inf)).all():
         raise CheckpointError(f"{path}: tensor rope_freqs.weight is not finite and above 0")
-    frequencies = np.divide(config.frequencies, values)  # (D / 2,)
-    return replace(config, frequencies=tuple(frequencies.tolist()))
+    ropes = {each: np.divide(each.frequencies, values).tolist() for each in set(config.ropes)}
+    return replace(
+        config, ropes=tuple(each._replace(frequencies=tuple(ropes[each])) for each in config.ropes)
+    )

@@ -227,6 +227,4 @@ def open_gguf(path: Path) -> tuple[GgufFile, Settings]:
     """A GGUF file, and its metadata as settings."""
     file = GgufFile(path)
     settings = Settings(path, file.lookup)
-    if settings.get("split.count", int, 1) > 1:
-        raise CheckpointError(f"{path}: one part of several; join them with gguf-split --merge")
     return file, settings

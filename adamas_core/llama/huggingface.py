@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .assemble import Tensor, Traits, assemble_config, assemble_weights, refuse_window
+from .assemble import (
+    RopeSettings,
+    Tensor,
+    Traits,
+    Windows,
+    assemble_config,
+    assemble_weights,
+)
 from .config import MAX_SIZE, Config
 from .extra import needs_extra
 from .files import regular
@@ -18,7 +26,7 @@ from .library_errors import library_errors
 from .settings import CheckpointError, Settings
 from .weights import Array, Weights
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 TENSOR_NAMES = {
     "embedding": "model.embed_tokens.weight",
     "attention_norm": "model.layers.{}.input_layernorm.weight",
@@ -39,46 +47,111 @@ TENSOR_NAMES = {
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
+GEMMA3_NAMES = TENSOR_NAMES | {
+    "attention_post_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "ffn_norm": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "ffn_post_norm": "model.layers.{}.post_feedforward_layernorm.weight",
+}
+# The names of Gemma 3's text tensors in a folder that also holds a vision model begin with one of
+# these instead of "model.". The other tensors there are left out.
+TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
+# Gemma 3's config.json leaves out what equals these.
+GEMMA3_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+}
+GEMMA3_PATTERN = 6  # five layers with a window, then one without
+QWEN_WINDOW, QWEN_DENSE_LAYERS = 4096, 28  # what a config.json of Qwen leaves out
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 
 def load(folder: Path) -> tuple[Config, Weights]:
     """The config and the weights of a folder."""
-    path = folder / "config.json"
-    settings = Settings(path, read_json(path).get)
-    family = settings.get("model_type", str)
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"{path}: model_type {family!r} is not llama, mistral, qwen2 or qwen3"
-        )
-    _refuse_unsupported(settings)
+    settings, family = _settings(folder / "config.json")
+    gemma = family == "gemma3_text"
+    _refuse_unsupported(settings, gemma)
     config = _config(settings, family)
     bias = settings.get("attention_bias", bool, False)
     traits = Traits(
         qkv_bias=family == "qwen2" or bias,
         out_bias=family != "qwen2" and bias,
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "gemma3_text"),
+        post_norms=gemma,
+        norms_less_one=gemma,
         tied=settings.get("tie_word_embeddings", bool, False),
     )
 
-    def ignored(name: str) -> bool:
-        """Old folders hold the frequencies of RoPE, and some hold a tied embedding twice."""
-        return name.endswith("rotary_emb.inv_freq") or (traits.tied and name == "lm_head.weight")
-
     tensors = _tensors(folder)
-    embedding, head = TENSOR_NAMES["embedding"], TENSOR_NAMES["head"]
+    names = _names(tensors) if gemma else TENSOR_NAMES
+    embedding, head = names["embedding"], names["head"]
+
+    def ignored(name: str) -> bool:
+        """Old folders hold RoPE's frequencies, some a tied embedding twice or a vision model."""
+        vision = gemma and ("vision_tower." in name or "multi_modal_projector." in name)
+        return vision or name.endswith("rotary_emb.inv_freq") or (traits.tied and name == head)
+
     if traits.tied and embedding not in tensors and head in tensors:
         tensors[embedding] = tensors.pop(head)  # one array may be saved under either name
-    return config, assemble_weights(folder, config, traits, tensors, TENSOR_NAMES, ignored)
+    return config, assemble_weights(folder, config, traits, tensors, names, ignored)
 
 
-def _refuse_unsupported(settings: Settings) -> None:
+def _settings(path: Path) -> tuple[Settings, str]:
+    """The settings of the text model in a config.json, and its family."""
+    whole = Settings(path, read_json(path).get)
+    family, settings, defaults = whole.get("model_type", str), whole, {}
+    if whole.lookup("quantization_config") is not None:
+        raise CheckpointError(f"{path}: quantized safetensors are not supported; GGUF files are")
+    if family == "gemma3":
+        settings = Settings(path, whole.get("text_config", dict).get)
+        family = settings.get("model_type", str, "gemma3_text")
+    if family not in FAMILIES:
+        raise CheckpointError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+    if family == "gemma3_text":
+        defaults = GEMMA3_DEFAULTS
+
+    def lookup(name: str) -> Any:
+        value = settings.lookup(name)
+        return defaults.get(name) if value is None else value
+
+    return Settings(path, lookup), family
+
+
+def _names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names of Gemma 3's text tensors."""
+    for prefix in TEXT_PREFIXES:
+        if any(name.startswith(prefix) for name in tensors):
+            head = "language_model." if prefix.startswith("language_model.") else ""
+            renamed = {
+                weight: prefix + name.removeprefix("model.")
+                for weight, name in GEMMA3_NAMES.items()
+            }
+            return renamed | {"head": head + GEMMA3_NAMES["head"]}
+    return GEMMA3_NAMES
+
+
+def _refuse_unsupported(settings: Settings, gemma: bool) -> None:
     path = settings.path
-    for name, supported in (("hidden_act", "silu"), ("mlp_bias", False)):
+    expected: dict[str, Any] = {"hidden_act": "silu", "mlp_bias": False}
+    if gemma:
+        expected = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False}
+    for name, supported in expected.items():
         value = settings.get(name, type(supported), supported)
         if value != supported:
             raise CheckpointError(f"{path}: {name} {value!r} is not supported")
-    if settings.lookup("quantization_config") is not None:
-        raise CheckpointError(f"{path}: quantized safetensors are not supported; GGUF files are")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if settings.lookup(name) is not None:
+            raise CheckpointError(f"{path}: {name} is not supported")
 
 
 def _config(settings: Settings, family: str) -> Config:
@@ -86,18 +159,19 @@ def _config(settings: Settings, family: str) -> Config:
     heads = settings.get("num_attention_heads", int)
     head_dim = settings.get("head_dim", int, hidden // max(heads, 1))
     context = settings.get("max_position_embeddings", int)
-    if settings.get("use_sliding_window", bool, family == "mistral"):
-        refuse_window(settings.path, settings.optional("sliding_window", int), context)
-    theta, scaling = _rope_settings(settings, context)
+    layers = settings.get("num_hidden_layers", int)
+    gemma = family == "gemma3_text"
+    rope_settings, local = _rope_settings(settings, gemma, context)
+    scaling = rope_settings.scaling
     if scaling and scaling["rope_type"] == "yarn":
         # Some folders declare the context before yarn lengthens it, others the one after.
         longer = scaling["factor"] * scaling["original_max_position_embeddings"]
         context = max(context, int(min(longer, MAX_SIZE + 1)))  # Config refuses the larger ones
     return assemble_config(
         settings.path,
-        theta=theta,
-        scaling=scaling,
-        layers=settings.get("num_hidden_layers", int),
+        rope_settings,
+        _windows(settings, family, layers, local),
+        layers=layers,
         hidden=hidden,
         ffn=settings.get("intermediate_size", int),
         heads=heads,
@@ -106,20 +180,86 @@ def _config(settings: Settings, family: str) -> Config:
         vocab=settings.get("vocab_size", int),
         context=context,
         norm_eps=settings.get("rms_norm_eps", float, 1e-6),
+        activation="gelu" if gemma else "silu",
+        embedding_scale=hidden**0.5 if gemma else 1.0,
+        query_scale=_query_scale(settings, head_dim) if gemma else 1.0,
     )
 
 
-def _rope_settings(settings: Settings, context: int) -> tuple[float, dict[str, Any] | None]:
-    """RoPE's theta and scaling. transformers 5 changed the place and the names of both."""
+def _query_scale(settings: Settings, head_dim: int) -> float:
+    scalar = settings.get("query_pre_attn_scalar", float)
+    if scalar <= 0:
+        raise CheckpointError(
+            f"{settings.path}: query_pre_attn_scalar is {scalar}, expected a number above 0"
+        )
+    return float((head_dim / scalar) ** 0.5)
+
+
+def _windows(settings: Settings, family: str, layers: int, local: RopeSettings | None) -> Windows:
+    """The layers with a sliding window. The rule for a folder without layer_types is its family's.
+
+    Llama has none, whatever its config.json says. In Mistral all layers have one, in Qwen those
+    from max_window_layers on, and in Gemma 3 all but each sixth.
+    """
+    size = settings.optional("sliding_window", int)
+    if family in ("qwen2", "qwen3"):
+        uses = settings.get("use_sliding_window", bool, False)
+        size = settings.get("sliding_window", int, QWEN_WINDOW) if uses else None
+    if size is None or family == "llama":
+        return Windows(None)
+    if settings.lookup("layer_types") is not None:
+        kinds = settings.items("layer_types", str)
+        if len(kinds) != layers or not {GLOBAL, LOCAL}.issuperset(kinds):
+            raise CheckpointError(
+                f"{settings.path}: layer_types is {reprlib.repr(kinds)}, expected {layers} of "
+                f"{GLOBAL!r} and {LOCAL!r}"
+            )
+        return Windows(size, lambda layer: kinds[layer] == LOCAL, local)
+    if family == "gemma3_text":
+        period = settings.get("sliding_window_pattern", int, GEMMA3_PATTERN)
+        if period < 1:
+            raise CheckpointError(
+                f"{settings.path}: sliding_window_pattern is {period}, expected at least 1"
+            )
+        return Windows(size, lambda layer: (layer + 1) % period != 0, local)
+    first = 0
+    if family in ("qwen2", "qwen3"):
+        first = settings.get("max_window_layers", int, QWEN_DENSE_LAYERS)
+    return Windows(size, lambda layer: layer >= first, local)
+
+
+def _rope_settings(
+    settings: Settings, gemma: bool, context: int
+) -> tuple[RopeSettings, RopeSettings | None]:
+    """RoPE of the layers without and with a window; None if both are one.
+
+    transformers 5 changed the place and the names of theta and of the scaling.
+    """
     given: dict[str, Any] = dict(settings.get("rope_parameters", dict, {}))
-    given = given or dict(settings.get("rope_scaling", dict, {}))
-    inner = Settings(settings.path, given.get)
-    theta = inner.optional("rope_theta", float) or settings.get("rope_theta", float, 10000.0)
+    by_kind = Settings(settings.path, given.get)
+    if given.keys() & {GLOBAL, LOCAL}:
+        local = by_kind.get(LOCAL, dict, {})
+        given = dict(by_kind.get(GLOBAL, dict, {}))
+    else:
+        local = {}
+        given = given or dict(settings.get("rope_scaling", dict, {}))
+    theta = settings.get("rope_theta", float, 10000.0)
+    everywhere = _rope_of(settings.path, given, theta, context)
+    if not (gemma or local):
+        return everywhere, None
+    theta = settings.get("rope_local_base_freq", float, 10000.0)
+    return everywhere, _rope_of(settings.path, dict(local), theta, context)
+
+
+def _rope_of(path: Path, given: dict[str, Any], theta: float, context: int) -> RopeSettings:
+    """The settings in an object of a config.json; `theta` is used if it holds none."""
+    inner = Settings(path, given.get)
+    theta = inner.optional("rope_theta", float) or theta
     if inner.get("partial_rotary_factor", float, 1.0) != 1:
-        raise CheckpointError(f"{settings.path}: partial_rotary_factor is not supported")
+        raise CheckpointError(f"{path}: partial_rotary_factor is not supported")
     kind = inner.optional("rope_type", str) or inner.optional("type", str) or "default"
     if kind == "default":
-        return theta, None
+        return RopeSettings(theta)
     if kind == "yarn":
         factor, original = inner.get("factor", float), "original_max_position_embeddings"
         given[original] = inner.optional(original, int) or context
@@ -130,7 +270,7 @@ def _rope_settings(settings: Settings, context: int) -> tuple[float, dict[str, A
     read = {"rope_theta", "partial_rotary_factor", "type", "rope_type"}
     read |= {"mscale", "mscale_all_dim"} if kind == "yarn" else set()
     numbers = {name: value for name, value in given.items() if name not in read}
-    return theta, {"rope_type": kind, **numbers}
+    return RopeSettings(theta, {"rope_type": kind, **numbers})
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

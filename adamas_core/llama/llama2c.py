@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .assemble import Tensor, Traits, assemble_config, assemble_weights
+from .assemble import RopeSettings, Tensor, Traits, assemble_config, assemble_weights
 from .config import Config
 from .files import regular
 from .settings import CheckpointError
@@ -63,8 +63,7 @@ def _header(path: Path) -> tuple[Config, bool]:
         raise CheckpointError(f"{path}: damaged, or no .bin: dim {E} is not for {H} heads")
     config = assemble_config(
         path,
-        theta=10000.0,
-        scaling=None,
+        RopeSettings(10000.0),
         layers=layers,
         hidden=E,
         ffn=F,

@@ -18,8 +18,8 @@ def load(path: str | Path) -> Llama:
     Parameters
     ----------
     path : str or Path
-        A GGUF file, a Hugging Face folder (config.json and safetensors) or a llama2.c .bin file
-        of the first version.
+        A GGUF file, or the first of several; a Hugging Face folder (config.json and safetensors);
+        or a llama2.c .bin file of the first version.
 
     Returns
     -------

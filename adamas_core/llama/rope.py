@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +20,28 @@ KINDS = ("linear", "llama3", "yarn")
 LARGEST = 1e9  # of a setting; products of a few such numbers are finite
 
 
+class Rope(NamedTuple):
+    """The angles of one layer's positions."""
+
+    frequencies: tuple[float, ...]  # (D / 2,), radians per position
+    gain: float = 1.0  # factor of the rotated queries and keys; it is 1 except for yarn
+
+
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate each pair of x (L, heads, D) by its angle; cos and sin are (L, 1, D / 2)."""
     a, b = np.split(x, 2, axis=-1)  # (L, heads, D / 2), (L, heads, D / 2)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (L, heads, D)
 
 
-def cos_sin(
-    frequencies: Sequence[float], gain: float, position: int, L: int
-) -> tuple[Array, Array]:
-    """`gain` times the cos and the sin of L positions from `position` on, each (L, 1, D / 2)."""
+def cos_sin(rope: Rope, position: int, L: int) -> tuple[Array, Array]:
+    """The gain times the cos and the sin of L positions from `position` on, each (L, 1, D / 2)."""
     # float64, because a float32 angle at position 100,000 is wrong in its third digit.
-    angles = np.outer(np.arange(position, position + L), frequencies)  # (L, D / 2)
-    cos, sin = gain * np.cos(angles), gain * np.sin(angles)  # (L, D / 2), (L, D / 2)
+    angles = np.outer(np.arange(position, position + L), rope.frequencies)  # (L, D / 2)
+    cos, sin = rope.gain * np.cos(angles), rope.gain * np.sin(angles)  # (L, D / 2), (L, D / 2)
     return cos.astype(np.float32)[:, None], sin.astype(np.float32)[:, None]  # (L, 1, D / 2) each
 
 
-def frequencies(
-    head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
-) -> tuple[tuple[float, ...], float]:
+def scaled_rope(head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Rope:
     """The angle of each pair per position, and the gain, for a model of a longer context.
 
     Parameters
@@ -52,10 +55,7 @@ def frequencies(
 
     Returns
     -------
-    frequencies : (D / 2,) floats
-        Radians per position.
-    gain : float
-        Factor of the rotated queries and keys.
+    Rope
 
     Raises
     ------
@@ -88,7 +88,7 @@ def frequencies(
         raise ValueError(f"RoPE scaling {kind!r} needs {missing}") from None
     if given:
         raise ValueError(f"RoPE scaling {kind!r} has unknown settings: {sorted(given)}")
-    return tuple(scaled.tolist()), gain
+    return Rope(tuple(scaled.tolist()), gain)
 
 
 def _refuse_bad_numbers(kind: str, given: Mapping[str, Any]) -> None:

@@ -23,13 +23,15 @@ class Layer:
     attention_norm: Array  # (E,)
     qkv: Array  # ((H + 2 H_kv) D, E): queries, keys, values
     qkv_bias: Array | None  # ((H + 2 H_kv) D,), Qwen2
-    q_norm: Array | None  # (D,), Qwen3
-    k_norm: Array | None  # (D,), Qwen3
+    q_norm: Array | None  # (D,), Qwen3 and Gemma 3
+    k_norm: Array | None  # (D,), Qwen3 and Gemma 3
     out: Array  # (E, H D)
     out_bias: Array | None  # (E,)
+    attention_post_norm: Array | None  # (E,), Gemma 3
     ffn_norm: Array  # (E,)
     gate_up: Array  # (2 F, E): gate, then up
     down: Array  # (E, F)
+    ffn_post_norm: Array | None  # (E,), Gemma 3
 
 
 @dataclass(frozen=True)

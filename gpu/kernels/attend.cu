@@ -13,17 +13,18 @@ constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
 // -inf: the largest logit where there is no token.
 __device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
 
-// The tokens of one query: those of `indices`, or `count` from `first` on where indices is null. An
+// The tokens of one query: those of `indices`, or `count` from `first` on if attention is dense. An
 // index below 0 means no token. An index of S or more is ignored, so that nothing outside k and v is
 // read; the largest such index plus 1 goes to *beyond.
 struct Tokens {
   const int* indices;
+  bool dense;
   int count, first, S;
   unsigned* beyond;
 
   __device__ int operator()(int i) const {
     if (i >= count) return -1;
-    if (!indices) return first + i;
+    if (dense) return first + i;
     const int token = indices[i];
     if (token < S) return token;
     if (beyond) atomicMax(beyond, token + 1u);
@@ -96,8 +97,8 @@ __device__ void attend_in_double(
 }
 
 // Grid: rows of q (B, H, L, D), splits of a row's tokens. k and v (B, H_kv, S, D). indices
-// (B, H, L, K) is null for dense attention: the queries are the last L of S tokens, and each sees the
-// last `window` tokens up to itself. D <= DT.
+// (B, H, L, K). K is -1 for dense attention, where the queries are the last L of S tokens and each sees
+// the last `window` tokens up to itself. (Null would not tell: an empty array has no address.) D <= DT.
 // With VEC > 1 every row of k and v is aligned to VEC elements and VEC divides D. out (B, H, L, D),
 // lse (B, H, L). With several splits, `partial` (rows, splits, D + 2) holds their sums, and
 // `finished` (rows,) is 0 before and after the launch.
@@ -126,10 +127,11 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const Int row = blockIdx.x;
   const int l = row % L, h = row / L % H, b = row / (L * H);
   const int head = h / (H / H_kv);
+  const bool dense = K < 0;
   const int visible = visible_tokens(S, l, L);
-  const int count = indices ? K : min(visible, static_cast<int>(window));
+  const int count = dense ? min(visible, static_cast<int>(window)) : K;
   const Tokens tokens{
-      indices ? indices + row * K : nullptr, count, visible - count, static_cast<int>(S), beyond};
+      indices + (dense ? 0 : row * K), dense, count, visible - count, static_cast<int>(S), beyond};
   const int splits = gridDim.y;
   const int size = (count + splits - 1) / splits;
   const int begin = min(static_cast<int>(blockIdx.y) * size, count), end = min(begin + size, count);

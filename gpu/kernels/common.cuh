@@ -61,9 +61,16 @@ __device__ __forceinline__ void from_float(BFloat16& to, float x) {
 // A number that rises as x falls: 2^23 - 1 for inf, up to 0xff800000 for -inf. NaN counts as -inf.
 // x must not be -0, because its number is not that of 0.
 __device__ __forceinline__ unsigned rank_of(float x) {
-  const unsigned bits = __float_as_uint(x);
-  if (x != x) return 0xff800000u;
+  const unsigned bits = __float_as_uint(fmaxf(x, __uint_as_float(0xff800000u)));  // NaN: -inf
   return bits >> 31 ? bits : bits ^ 0x7fffffffu;
+}
+
+// A scale byte s of centered codes means the float32 with the bits
+// (s + SCALE_LEAST) << SCALE_SHIFT.
+constexpr int SCALE_SHIFT = 19, SCALE_LEAST = 119 << 4;
+
+__device__ __forceinline__ float scale_of(unsigned char byte) {
+  return __uint_as_float(static_cast<unsigned>(byte + SCALE_LEAST) << SCALE_SHIFT);
 }
 
 // N elements that one instruction loads.

@@ -1,34 +1,29 @@
-// estimate: estimated inner products of transformed queries and keys, from weighted distances.
+// estimate: levels of estimated inner products of transformed queries and keys, from weighted
+// distances.
 //
-// The time is that of the bytes. Per token and query head they are 2 of the distance and 2 or 4 of
-// the result. The means have 2 Dt bytes per tile, and the G heads of a KV head read them at about
+// The time is that of the bytes. Per token and query head they are 2 of the distance and 2 of
+// the level. The means have 2 Dt bytes per tile, and the G heads of a KV head read them at about
 // the same time.
 #include "warp_row.cuh"
 #include "score.cuh"
 
-// For topk.cu: a number that rises as the estimate falls. NaN counts as -inf.
-__device__ __forceinline__ void result_of(unsigned& result, float estimate, bool seen, float) {
-  result = seen ? rank_of(__fadd_rn(estimate, 0.0f)) : 0xffffffffu;  // -0 becomes 0
-}
-
-// For group.cu: the level of the estimate, floor(estimate * levels_per_unit), clipped to int16. The
-// level of an invisible token has no meaning.
-__device__ __forceinline__ void result_of(
-    short& result, float estimate, bool, float levels_per_unit) {
+// floor(estimate * levels_per_unit), clipped to int16; -32768 for NaN.
+__device__ __forceinline__ short level_of(float estimate, float levels_per_unit) {
   const float level = floorf(__fmul_rn(estimate, levels_per_unit));
-  result = level >= -32768.0f ? static_cast<short>(fminf(level, 32767.0f)) : -32768;
+  return level >= -32768.0f ? static_cast<short>(fminf(level, 32767.0f)) : -32768;
 }
 
 // Grid: rows of x (B, H, L, Dt), chunks of `size` tokens. query (B, H, L, bits * P); distances and
-// results (B, H, L, S). For centered codes there are means (B, H_kv, T, Dt) and scales
+// levels (B, H, L, S); the level of an invisible token has no meaning. For centered codes there are
+// means (B, H_kv, T, Dt) and scales
 // (B, H_kv, T, 64), and the part of one head is contiguous. For plain codes both are null, and the
 // thresholds of a head, at thresholds + head * thresholds_head, give its scale.
-template <int N, typename Result>
+template <int N>
 __global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
     const float* x, const Word* query, Int bits, const unsigned short* distances, Int H, Int H_kv,
     Int L, Int S, Int size, Int Dt, const Half* means, Int means_batch, Int means_head,
     const unsigned char* scales, Int scales_batch, Int scales_head, const float* thresholds,
-    Int thresholds_head, float levels_per_unit, Result* results) {
+    Int thresholds_head, float levels_per_unit, short* levels) {
   const Int row = blockIdx.x;
   const Place at = place_of(row, H, L);
   const Int head = at.head / (H / H_kv);
@@ -52,7 +47,7 @@ __global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
     scales += at.batch * scales_batch + head * scales_head;
   }
   distances += row * S;
-  results += row * S;
+  levels += row * S;
 
   const int first = blockIdx.y * size, end = min(first + size, S);
   for (int tile = first / TILE + warp; tile * TILE < end; tile += warps) {
@@ -66,11 +61,11 @@ __global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
     }
     for (int token = tile * TILE + lane; token < min((tile + 1) * TILE, end); token += LANES) {
       const int distance = distances[token];
-      if (centered) step = __uint_as_float((scales[token] + SCALE_LEAST) << SCALE_SHIFT);
+      if (centered) step = scale_of(scales[token]);
       const float n = static_cast<float>(3 * weights - 2 * distance);  // exact, below 2^18
       float product = __fmul_rn(__fmul_rn(n, step), unit);
       if (centered) product = __fadd_rn(product, on_mean);
-      result_of(results[token], product, distance != INVISIBLE, levels_per_unit);
+      levels[token] = level_of(product, levels_per_unit);
     }
   }
 }

@@ -40,7 +40,8 @@ __global__ void quantize_query(
 // k_rows warps one key each. Either number may be 0.
 //
 // q (B, H, L, D) becomes `query`: (q_rows, bits * P), planes of the weighted metric, or
-// (q_rows, 2 P), codes, where bits is 0.
+// (q_rows, 2 P), codes, where bits is 0. The transformed queries go to x (q_rows, Dt), unless it is
+// null.
 //
 // k (B, H_kv, S, D) becomes the tokens start[b] + s of `planes`, or first + s where start is null.
 // planes (2, B, H_kv, T, 8, P, 8): the tiles of one plane, sequence and head are contiguous, so
@@ -51,7 +52,7 @@ __global__ void quantize_query(
 template <typename T, int N>
 __global__ void encode(
     const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int q_rows, Int bits,
-    Word* query,
+    Word* query, float* x,
     const T* k, Int k_batch, Int k_head, Int k_token, Int H_kv, Int S, Int k_rows,
     Word* planes, Int planes_plane, Int planes_batch, Int planes_head, Int capacity,
     const int* start, Int first, const float* thresholds, Int thresholds_head, Int D, Int Dt,
@@ -63,6 +64,7 @@ __global__ void encode(
     const Place at = place_of(row, H, L);
     load_row(v, q + at.batch * q_batch + at.head * q_head + at.token * q_token, D);
     transform(v, Dt, hadamard_scale);
+    if (x) store_row(v, x + row * Dt, Dt);
     if (bits > 0) {
       write_query(v, Dt, static_cast<int>(bits), query + row * bits * P);
     } else {

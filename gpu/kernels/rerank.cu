@@ -9,7 +9,8 @@ constexpr int SUMS = 16;  // partial sums of a product, in the specified order o
 constexpr int AHEAD = 4;  // loads in flight per thread
 
 // Grid: rows of q (B, H, L, D). k (B, H_kv, S, D); candidates (B, H, L, M) ascend, and those
-// outside 0 to S - 1 are left out; out (B, H, L, K), with -1 after the last token. Dynamic shared
+// outside 0 to S - 1 are left out; the largest of S or more, plus 1, goes to *beyond, unless that
+// is null. out (B, H, L, K), with -1 after the last token. Dynamic shared
 // memory: `width` floats, where width is D rounded up to a multiple of AHEAD SUMS, and in_shared
 // distances. in_shared is M, or 0 where they are too many and go to `workspace` (rows, M). With
 // VEC > 1 every row of k is aligned to VEC elements and VEC divides D.
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(512, 2) rerank(
     const TQ* q, Int q_batch, Int q_head, Int q_token,
     const TK* k, Int k_batch, Int k_head, Int k_token,
     const int* candidates, Int H, Int H_kv, Int L, Int S, Int M, Int D, Int width,
-    unsigned* workspace, Int in_shared, Int K, Int sinks, Int recent, int* out) {
+    unsigned* workspace, Int in_shared, Int K, Int sinks, Int recent, unsigned* beyond, int* out) {
   constexpr int SHARERS = SUMS / VEC;  // threads that share a token, each with VEC partial sums
   constexpr int FOUR = VEC < 4 ? VEC : 4;  // coordinates of the query that one instruction loads
   DYN_SHARED(float, query);
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(512, 2) rerank(
     const int place = start + team;
     const int token = place < n ? candidates[place] : -1;
     const bool there = token >= 0 && token < S;
+    if (token >= S && beyond) atomicMax(beyond, token + 1u);
     const TK* const key = keys.row(b, head, there ? token : 0);
     float sum[VEC] = {};
     for (int at = first; at < end; at += AHEAD * SUMS) {
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(512, 2) rerank(
   }
   __syncthreads();
   const int taken = select_nearest(
-      distances, n, K, sinks, recent, scratch,
+      distances, n, K, sinks, recent, scratch, AsStored<unsigned>{distances},
       [&](int at, int i, unsigned) { out[at] = candidates[i]; });
   for (int i = taken + threadIdx.x; i < K; i += blockDim.x) out[i] = -1;
 }

@@ -7,16 +7,10 @@
 // the second step.
 #include "topk.cuh"
 
-// Tokens per chunk, in whole tiles, so that `chunks` of them hold n tokens. The grid is made for a
-// capacity and serves every length up to it.
-__device__ __forceinline__ int chunk_size(int n, int chunks) {
-  return ((n + TILE - 1) / TILE + chunks - 1) / chunks * TILE;
-}
-
 // Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv. query, planes and
 // lengths are those of score.cu. Candidates (B H L, chunks, slots), indices (B, H, L, K). Dynamic
 // shared memory: min(QUERIES, G L) rows of `stride` distances,
-// stride >= chunk_size(capacity, chunks).
+// which hold the chunks of a sequence of `length` tokens.
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
     const Word* query, Int parts, const Word* planes, Int planes_plane, Int planes_batch,
@@ -30,24 +24,28 @@ __global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
   const int rows = G * L, first_row = blockIdx.y * QUERIES;
   const int count = min(rows - first_row, QUERIES);
   const Int row = static_cast<Int>(blockIdx.z) * rows + first_row;
+  const int n = lengths ? min(static_cast<Int>(lengths[b]), length) : length, step = stride;
+  const int size = chunk_size(n, gridDim.x, step), start = blockIdx.x * size;
+  const Candidates<unsigned short> out{
+      candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.x),
+      static_cast<int>(slots)};
+  if (start >= n) {
+    for (int q = 0; q < count; ++q) leave_unused(0, row + q, blockIdx.x, K, out);
+    return;
+  }
   load_queries<PLANES, P, QUERIES>(queries, query + row * parts * P, parts, count);
   __syncthreads();
 
-  const int n = lengths ? min(static_cast<Int>(lengths[b]), length) : length;
-  const int size = chunk_size(n, gridDim.x), start = blockIdx.x * size, step = stride;
   const Word* const high = planes + b * planes_batch + head * planes_head;
   score_tiles<PLANES, P, QUERIES>(
       high, high + planes_plane, start / TILE, (min(start + size, n) + TILE - 1) / TILE, queries,
       count,
       [&](int q, int token, int distance) { distances[q * step + token - start] = distance; });
   __syncthreads();
-  const Candidates<unsigned short> out{
-      candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.x),
-      static_cast<int>(slots)};
   for (int q = 0; q < count; ++q) {
     const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
     select_from_chunk(
         distances + q * step, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent,
-        scratch, out);
+        scratch, out, AsStored<unsigned short>{distances + q * step});
   }
 }

@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(256) topk_chunks(
   const Candidates<T> out{
       candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.y),
       static_cast<int>(slots)};
-  select_from_chunk(chunk, n, start, row, blockIdx.y, K, sinks, recent, scratch, out);
+  select_from_chunk(chunk, n, start, row, blockIdx.y, K, sinks, recent, scratch, out,
+      AsStored<T>{chunk});
 }
 
 // Grid: rows. Selects from the n candidates of each row into indices (rows, K). Dynamic shared
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(512) merge_candidates(
   }
   __syncthreads();
   const int taken = select_nearest(
-      distances, n, K, sinks, recent, scratch,
+      distances, n, K, sinks, recent, scratch, AsStored<T>{distances},
       [&](int at, int i, unsigned) { out[at] = tokens[i]; });
   for (int i = taken + threadIdx.x; i < K; i += blockDim.x) out[i] = -1;
 }

@@ -11,8 +11,8 @@
 constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS;
 constexpr int MAX_WARPS = 32;
 
-struct SelectionScratch {
-  unsigned histogram[BINS];
+struct alignas(16) SelectionScratch {
+  unsigned histogram[BINS];  // first, so that four bins are aligned to 16 bytes
   unsigned counts[3][MAX_WARPS];
   unsigned bin, before, inside;  // the bin of the threshold; tokens before it and inside it
 };
@@ -23,20 +23,28 @@ __device__ __forceinline__ unsigned sum_of_warp(unsigned x) {
   return x;
 }
 
+// The sums of x over the lanes of the warp up to this one.
+__device__ __forceinline__ unsigned sum_up_to(unsigned x) {
+#pragma unroll
+  for (int stride = 1; stride < LANES; stride *= 2) {
+    const unsigned other = __shfl_up_sync(ALL_LANES, x, stride);
+    if (lane_index() >= stride) x += other;
+  }
+  return x;
+}
+
 // Finds the bin with the token number `rank`, counted from 1, from the histogram. The number of
-// threads of the block divides BINS.
+// threads of the block divides BINS / 4.
 __device__ __forceinline__ void find_bin(SelectionScratch& s, unsigned rank) {
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   const int share = BINS / blockDim.x;
   const unsigned* bins = s.histogram + threadIdx.x * share;
   unsigned own = 0;
-  for (int i = 0; i < share; ++i) own += bins[i];
-  unsigned up_to = own;  // sum over the lanes of the warp up to this one
-#pragma unroll
-  for (int stride = 1; stride < LANES; stride *= 2) {
-    const unsigned other = __shfl_up_sync(ALL_LANES, up_to, stride);
-    if (lane >= stride) up_to += other;
+  for (int i = 0; i < share; i += 4) {  // one load, because single loads meet the same banks
+    const uint4 four = *reinterpret_cast<const uint4*>(bins + i);
+    own += four.x + four.y + four.z + four.w;
   }
+  const unsigned up_to = sum_up_to(own);
   if (lane == LANES - 1) s.counts[0][warp] = up_to;
   __syncthreads();
   unsigned before = up_to - own;
@@ -66,9 +74,10 @@ struct Run {
   bool forces;
 
   // The warp visits its tokens in order, 32 at a time, with visit(token, distance, forced). Lanes
-  // after the end visit an invisible token.
+  // after the end visit an invisible token. Returns the number of visible tokens of the row before
+  // the end of the run, if tokens may be forced.
   template <typename Visit>
-  __device__ void walk(Visit visit) const {
+  __device__ unsigned walk(Visit visit) const {
     const int lane = threadIdx.x % LANES;
     unsigned rank = seen_before;  // visible tokens of the row before these 32
     for (int start = begin; start < end; start += LANES) {
@@ -83,7 +92,27 @@ struct Run {
       }
       visit(i, d, forced);
     }
+    return rank;
   }
+
+  // Calls visit(part) for parts of `size` tokens, a multiple of 32, in order. visit returns what
+  // walk of the part returns; that is not needed where there is one part.
+  template <typename Visit>
+  __device__ void in_parts(int size, Visit visit) const {
+    Run part = *this;
+    for (int start = begin; start < end; start += size) {
+      part.begin = start;
+      part.end = min(start + size, end);
+      part.seen_before = visit(part);
+    }
+  }
+};
+
+// Reads the distances as they are; see select_nearest.
+template <typename T>
+struct AsStored {
+  const T* distances;
+  __device__ unsigned operator()(int i) const { return distances[i]; }
 };
 
 // Selects up to K of n tokens by distances[0 .. n): the first `sinks` and the last `recent` visible
@@ -92,22 +121,24 @@ struct Run {
 // the order of the tokens. Returns their number. The whole block must call it, with sinks +
 // recent <= K, and there must be a barrier between the writes to `distances` and the call. It ends
 // with a barrier.
-template <typename T, typename Emit>
+//
+// read(i) is called once for each token, before all else. It returns the distance of the token, and
+// may write it to distances[i] first. No other thread reads distances[i] before the next barrier.
+template <typename T, typename Read, typename Emit>
 __device__ int select_nearest(
-  const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Emit emit
+  const T* distances, int n, int K, int sinks, int recent, SelectionScratch& s, Read read, Emit emit
 ) {
   // Each warp has a run of consecutive tokens. Their number is a multiple of 32, except for the
   // last.
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   const int run = (n + blockDim.x - 1) / blockDim.x * LANES;
   const int begin = min(warp * run, n), end = min(begin + run, n);
-  const unsigned below_lane = (1u << lane) - 1;
 
   // Count the visible tokens, before this warp and in total; find their smallest and largest
   // distance.
   unsigned seen = 0, least = NOT_THERE<T>, most = 0;
   for (int i = begin + lane; i < end; i += LANES) {
-    const unsigned d = distances[i];
+    const unsigned d = read(i);
     if (d != NOT_THERE<T>) {
       ++seen;
       least = min(least, d);
@@ -144,7 +175,8 @@ __device__ int select_nearest(
   // Find the threshold. Smaller distances are taken; of the distances equal to it all are taken
   // except the first `skipped`. A round with 2048 bins fixes 11 bits, so two rounds find the value
   // of a distance of 16 bits, and three that of 32 bits. One round is enough where the distances
-  // span less than 2048. That is always so for distances up to 7 * 3 * 64 and 3 * 512.
+  // span less than 2048. That is always so for distances up to 7 * 3 * 64 and 3 * 512. No other
+  // round is needed where all tokens of the bin are taken.
   unsigned threshold = NOT_THERE<T>, skipped = 0;
   if (visible > static_cast<unsigned>(K)) {
     const unsigned rank = K - sinks - recent;
@@ -158,7 +190,7 @@ __device__ int select_nearest(
         for (int i = threadIdx.x; i < BINS; i += blockDim.x) s.histogram[i] = 0;
         __syncthreads();
         mine.walk([&](int, unsigned d, bool forced) {
-          if (d != NOT_THERE<T> && !forced && d - first < width) {
+          if (!forced && d - first < width) {  // never true for an invisible token
             atomicAdd(&s.histogram[(d - first) >> shift], 1u);
           }
         });
@@ -166,20 +198,43 @@ __device__ int select_nearest(
         find_bin(s, wanted);
         first += s.bin << shift;
         wanted -= s.before;
-        if (shift == 0) break;
-        width = 1u << shift;
+        skipped = s.inside - wanted;
+        width = min(1u << shift, most - first + 1);
+        if (shift == 0 || skipped == 0) break;
       }
-      threshold = first;
-      skipped = s.inside - wanted;
+      threshold = skipped == 0 ? first + (width - 1) : first;
     }
   }
 
-  // Count the tokens below the threshold and those equal to it, before each warp.
+  // A lane gets the marks of 32 tokens: those below the threshold, and those equal to it. So the
+  // warp marks 1024 tokens at a time. If the run is longer, they are marked again below.
+  constexpr int MARKED = LANES * LANES;
+  unsigned below_marks, equal_marks;
+  const auto mark = [&](Run<T> part) {
+    below_marks = equal_marks = 0;
+    int owner = 0;
+    return part.walk([&](int, unsigned d, bool forced) {
+      const unsigned below_here = __ballot_sync(ALL_LANES, forced || d < threshold);
+      const unsigned equal_here =
+          __ballot_sync(ALL_LANES, !forced && d == threshold && d != NOT_THERE<T>);
+      if (lane == owner) {
+        below_marks = below_here;
+        equal_marks = equal_here;
+      }
+      ++owner;
+    });
+  };
+
+  // Count the marked tokens before each warp.
   unsigned below = 0, equal = 0;
-  mine.walk([&](int, unsigned d, bool forced) {
-    below += __popc(__ballot_sync(ALL_LANES, forced || d < threshold));
-    equal += __popc(__ballot_sync(ALL_LANES, !forced && d == threshold && d != NOT_THERE<T>));
+  mine.in_parts(MARKED, [&](Run<T> part) {
+    const unsigned seen_before_next = mark(part);
+    below += __popc(below_marks);
+    equal += __popc(equal_marks);
+    return seen_before_next;
   });
+  below = sum_of_warp(below);
+  equal = sum_of_warp(equal);
   __syncthreads();  // all threads have read the counts of find_bin
   if (lane == 0) {
     s.counts[0][warp] = below;
@@ -192,21 +247,39 @@ __device__ int select_nearest(
     equal += s.counts[1][w];
   }
 
-  mine.walk([&](int i, unsigned d, bool forced) {
-    const bool is_below = forced || d < threshold;
-    const bool is_equal = !forced && d == threshold && d != NOT_THERE<T>;
-    const unsigned below_here = __ballot_sync(ALL_LANES, is_below);
-    const unsigned equal_here = __ballot_sync(ALL_LANES, is_equal);
-    const unsigned own_below = below + __popc(below_here & below_lane);
-    const unsigned own_equal = equal + __popc(equal_here & below_lane);
-    if (is_below || (is_equal && own_equal >= skipped)) {
-      emit(static_cast<int>(own_below + max(own_equal, skipped) - skipped), i, d);
+  mine.in_parts(MARKED, [&](Run<T> part) {
+    const unsigned seen_before_next = end - begin > MARKED ? mark(part) : 0;
+    const unsigned below_up_to = sum_up_to(__popc(below_marks));
+    const unsigned equal_up_to = sum_up_to(__popc(equal_marks));
+    unsigned own_below = below + below_up_to - __popc(below_marks);
+    unsigned own_equal = equal + equal_up_to - __popc(equal_marks);
+    for (unsigned marks = below_marks | equal_marks; marks != 0; marks &= marks - 1) {
+      const int bit = __ffs(marks) - 1, i = part.begin + LANES * lane + bit;
+      const bool is_equal = equal_marks >> bit & 1;
+      if (!is_equal || own_equal >= skipped) {
+        emit(static_cast<int>(own_below + max(own_equal, skipped) - skipped), i, distances[i]);
+      }
+      own_below += !is_equal;
+      own_equal += is_equal;
     }
-    below += __popc(below_here);
-    equal += __popc(equal_here);
+    below += __shfl_sync(ALL_LANES, below_up_to, LANES - 1);
+    equal += __shfl_sync(ALL_LANES, equal_up_to, LANES - 1);
+    return seen_before_next;
   });
   __syncthreads();
   return min(visible, static_cast<unsigned>(K));
+}
+
+// Tokens per chunk, in whole tiles, so that `chunks` of them hold n tokens. The grid is made for a
+// capacity and serves every length up to it.
+//
+// A short sequence takes few chunks of LEAST_TILES, and leaves the others empty. `room` is the
+// number of tokens that a chunk may have.
+constexpr int LEAST_TILES = 8;
+
+__device__ __forceinline__ int chunk_size(int n, int chunks, int room) {
+  const int even = ((n + TILE - 1) / TILE + chunks - 1) / chunks;
+  return max(even, min(LEAST_TILES, room / TILE)) * TILE;
 }
 
 // The destination of a chunk's selection. If the row has one chunk, this is the result of the row.
@@ -220,29 +293,39 @@ struct Candidates {
   int chunks, slots;
 };
 
-// Selects from a chunk whose first token is `start`, and stores the result. The whole block must
-// call it.
+// Marks the places after the first `taken` of a chunk's selection as unused.
 template <typename T>
+__device__ __forceinline__ void leave_unused(
+  int taken, Int row, int chunk, int K, const Candidates<T>& out
+) {
+  const bool whole = out.chunks == 1;
+  const Int first = (row * out.chunks + chunk) * out.slots;
+  for (int i = taken + threadIdx.x; i < (whole ? K : out.slots); i += blockDim.x) {
+    if (whole) {
+      out.indices[row * K + i] = -1;
+    } else {
+      out.distances[first + i] = NOT_THERE<T>;
+    }
+  }
+}
+
+// Selects from a chunk whose first token is `start`, and stores the result. `read` is that of
+// select_nearest. The whole block must call it.
+template <typename T, typename Read>
 __device__ __forceinline__ void select_from_chunk(
   const T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
-  SelectionScratch& s, const Candidates<T>& out
+  SelectionScratch& s, const Candidates<T>& out, Read read
 ) {
   const bool whole = out.chunks == 1;
   const Int first = (row * out.chunks + chunk) * out.slots;
   int* tokens = whole ? out.indices + row * K : out.tokens + first;
   T* near = whole ? nullptr : out.distances + first;
   const int taken = select_nearest(
-    distances, n, K, sinks, recent, s,
+    distances, n, K, sinks, recent, s, read,
     [&](int at, int i, unsigned d) {
       tokens[at] = start + i;
       if (near) near[at] = d;
     }
   );
-  for (int i = taken + threadIdx.x; i < (whole ? K : out.slots); i += blockDim.x) {
-    if (whole) {
-      tokens[i] = -1;
-    } else {
-      near[i] = NOT_THERE<T>;
-    }
-  }
+  leave_unused(taken, row, chunk, K, out);
 }

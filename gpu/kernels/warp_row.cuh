@@ -12,9 +12,6 @@ struct Place {
   unsigned batch, head, token;
 };
 
-// A scale byte s means the float32 with the bits (s + SCALE_LEAST) << SCALE_SHIFT.
-constexpr int SCALE_SHIFT = 19, SCALE_LEAST = 119 << 4;
-
 // 32-bit divisions cost a quarter of 64-bit ones. They are enough: a launch has fewer than 2^31
 // rows.
 __device__ __forceinline__ Place place_of(Int row, Int heads, Int tokens) {
@@ -29,6 +26,15 @@ __device__ __forceinline__ void load_row(float (&x)[N], const T* row, Int D) {
   for (int j = 0; j < N; ++j) {
     const int i = lane_index() + LANES * j;
     x[j] = i < D ? to_float(row[i]) : 0.0f;
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void store_row(const float (&x)[N], float* row, int size) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const int i = lane_index() + LANES * j;
+    if (i < size) row[i] = x[j];
   }
 }
 

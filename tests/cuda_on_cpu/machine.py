@@ -342,6 +342,8 @@ def _packed(x: Argument, buffers: list[Extent]) -> bytes:
     """One argument as worker.hpp's Argument."""
     if x is None:
         return struct.pack("<QQQ", ord("0"), 0, 0)
+    if isinstance(x, np.ndarray) and x.size == 0:
+        return struct.pack("<QQQ", ord("0"), 0, 0)  # CuPy gives an empty array no address
     if isinstance(x, np.ndarray):
         at = extent(x)
         number = next(
@@ -400,14 +402,22 @@ SMALL = (
 
 
 @contextlib.contextmanager
-def installed(cpu: Cpu | None = None) -> Iterator[Cpu]:
-    """Inside the block adamas_core.gpu runs on this CPU."""
-    from adamas_core.gpu import _launch
-
-    cpu = cpu or Cpu()
+def small() -> Iterator[None]:
+    """Inside the block the launchers split long inputs at the sizes of `SMALL`."""
     with contextlib.ExitStack() as stack:
-        stack.callback(cpu.close)
-        for module, name, value in (("_launch", "device", lambda: cpu), *SMALL):
-            home = import_module(f"{_launch.__package__}.{module}")
-            stack.enter_context(patch.object(home, name, value))
+        for module, name, value in SMALL:
+            stack.enter_context(patch.object(_of_gpu(module), name, value))
+        yield
+
+
+@contextlib.contextmanager
+def installed(cpu: Cpu | None = None) -> Iterator[Cpu]:
+    """Inside the block adamas_core.gpu runs on this CPU, and splits at small sizes."""
+    cpu = cpu or Cpu()
+    with contextlib.closing(cpu), small(), patch.object(_of_gpu("_launch"), "device", lambda: cpu):
         yield cpu
+
+
+def _of_gpu(module: str) -> Any:
+    """A module of adamas_core.gpu."""
+    return import_module(f"adamas_core.gpu.{module}")

@@ -64,10 +64,14 @@ SELECTORS: dict[str, Selector] = {
         "Adamas, L1, own quartiles", metric="l1", thresholds="quartiles", own_thresholds=True
     ),
     "adamas": Adamas(),
-    "adamas-refine-2": Adamas("weighted, refine 2", Selection(refine=2)),
-    "adamas-refine-4": Adamas("weighted, refine 4", Selection(refine=4)),
-    "adamas-high-refine-4": SimulatedCodes("weighted, high plane, refine 4", bits=1, refine=4),
-    "adamas-centered": Adamas("weighted, centered codes", centered=True),
-    "adamas-group": Adamas("weighted, group", Selection(group=True)),
-    "adamas-adaptive": AdaptiveBudgets(),
+    "adamas-refine-2": Adamas("weighted, centered codes, refine 2", Selection(refine=2)),
+    "adamas-group": Adamas("weighted, centered codes, group", Selection(group=True)),
+    "adamas-plain": Adamas("weighted, plain codes", thresholds="rms"),
+    "adamas-plain-refine-2": Adamas("weighted, plain codes, refine 2", Selection(refine=2), "rms"),
+    "adamas-plain-refine-4": Adamas("weighted, plain codes, refine 4", Selection(refine=4), "rms"),
+    "adamas-plain-group": Adamas("weighted, plain codes, group", Selection(group=True), "rms"),
+    "adamas-plain-high-refine-4": SimulatedCodes(
+        "weighted, plain codes, high plane, refine 4", bits=1, refine=4
+    ),
+    "adamas-plain-adaptive": AdaptiveBudgets(),
 }

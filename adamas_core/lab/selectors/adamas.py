@@ -17,7 +17,7 @@ from ...selection import DEFAULT, Selection
 from ..code_bytes import code_bytes
 from .largest import Array, Indices, checked
 
-RULES = ("rms", "quartiles", "published")
+RULES = (None, "rms", "quartiles", "published")
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,17 @@ class Adamas:
     name : str
     selection : Selection
         The options of `select_topk`.
-    thresholds : {"rms", "quartiles", "published"}
-        A rule of `calibrate`, or the constants of the paper's code. Of no use to centered codes.
+    thresholds : {None, "rms", "quartiles", "published"}
+        None: centered codes. Otherwise plain codes, with thresholds by this rule of `calibrate`, or
+        with the constants of the paper's code.
     stretch : float
-        Multiplies the thresholds, to see what a wrong calibration costs.
-    centered : bool
-        Use centered codes.
+        Multiplies the thresholds of plain codes, to see what a wrong calibration costs.
     """
 
-    name: str = "Adamas, weighted"
+    name: str = "weighted, centered codes"
     selection: Selection = DEFAULT
-    thresholds: str = "rms"
+    thresholds: str | None = None
     stretch: float = 1.0
-    centered: bool = False
     fitted: Array | None = field(default=None, repr=False, compare=False)  # thresholds (H_kv, 3)
 
     def __post_init__(self) -> None:
@@ -49,15 +47,15 @@ class Adamas:
             raise ValueError(
                 f"{self.name}: thresholds={self.thresholds!r}; expected one of {RULES}"
             )
-        if self.centered and (self.thresholds, self.stretch) != ("rms", 1):
+        if self.thresholds is None and self.stretch != 1:
             raise ValueError(
-                f"{self.name}: thresholds={self.thresholds!r} and stretch={self.stretch}; expected "
-                "'rms' and 1, because centered codes have thresholds of their own"
+                f"{self.name}: thresholds=None with stretch={self.stretch}; expected stretch=1, "
+                "because centered codes have thresholds of their own"
             )
 
     def fit(self, q: Array, k: Array) -> Adamas:
         """Take thresholds from the first tokens, as `encode` does; centered codes need none."""
-        if self.centered:
+        if self.thresholds is None:
             return self
         published = self.thresholds == "published"
         found = PAPER if published else calibrate(k[:, :SAMPLE], self.thresholds)
@@ -65,7 +63,7 @@ class Adamas:
 
     def __call__(self, q: Array, k: Array, budget: int) -> Indices:
         K = checked(self.name, q, k, budget)
-        if self.centered:
+        if self.thresholds is None:
             return self._by_tiles(q, k, K)
         if self.fitted is None:
             raise ValueError(f"{self.name}: has no thresholds; fit it to a prefix first")
@@ -83,7 +81,7 @@ class Adamas:
         H, L, _ = q.shape
         S = k.shape[1]
         indices = np.full((H, L, K), -1, np.int32)
-        codes = encode(k[:, : S - L], centered=True)
+        codes = encode(k[:, : S - L])
         codes.reserve(S)
         start = S - L
         while start < S:
@@ -103,7 +101,7 @@ class Adamas:
         return replace(self.selection, sinks=sinks, recent=min(self.selection.recent, K - sinks))
 
     def bytes_kept(self, D: int) -> float:
-        return code_bytes(D, self.centered)
+        return code_bytes(D, centered=self.thresholds is None)
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:
         """All codes, and the keys of the candidates of `refine` that are not chosen."""

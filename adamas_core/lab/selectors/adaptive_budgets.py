@@ -21,7 +21,7 @@ class AdaptiveBudgets:
     head.
     """
 
-    name: str = "weighted, adaptive budgets"
+    name: str = "weighted, plain codes, adaptive budgets"
     inner: SimulatedCodes = field(default_factory=SimulatedCodes)
     least: float = 0.25
     most: float = 4.0

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...codes import PAPER, RMS_SHARE
+from ...codes import PAPER
+from ...reference.center import RMS_SHARE
 from .largest import Array
 
 RULES = ("rms", "token", "quartiles", "published")

@@ -31,7 +31,9 @@ def prompt(
     """
     begin, end = control.get(b"<|im_start|>"), control.get(b"<|im_end|>")
     if begin is None or end is None or "<|im_start|>" not in (template or ""):
-        raise ValueError("this model's chat template is not ChatML; encode its prompt yourself")
+        raise ValueError(
+            "this model's chat template is neither ChatML nor Gemma's; encode its prompt yourself"
+        )
     turns = [(m["role"], m["content"]) for m in messages]
     default = _default_system(template or "")
     if default is not None and turns and turns[0][0] != "system":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..gguf_file import open_gguf
+from ..gguf_split import refuse_later
 from ..settings import CheckpointError, Settings
 from . import byte_level, sentencepiece
 from .library_encoder import library_encoder
@@ -20,6 +21,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a GGUF file."""
     _, settings = open_gguf(path)
+    refuse_later(path, settings)
     kind = settings.get("tokenizer.ggml.model", str)
     tokens = settings.items("tokenizer.ggml.tokens", str)
     types = settings.items("tokenizer.ggml.token_type", int, [NORMAL] * len(tokens))

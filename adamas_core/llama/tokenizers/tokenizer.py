@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import chatml
+from . import chatml, gemma_turns
 from .stream import Stream
 
 # Names of the control tokens that end a model's turn.
-ENDS = {b"<|im_end|>", b"<|eot_id|>", b"<|endoftext|>", b"<|end_of_text|>"}
+ENDS = {b"<|im_end|>", b"<|eot_id|>", b"<|endoftext|>", b"<|end_of_text|>", gemma_turns.END}
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,13 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            The model's template is not ChatML (SmolLM2, Qwen), the only one that is known here.
+            The model's template is neither ChatML (SmolLM2, Qwen) nor Gemma's.
         """
         control = {self.pieces[i]: i for i in self.control}
-        return chatml.prompt(
-            messages, self.template, control, lambda text: self.encoder(text, False)
-        )
+
+        def encode(text: str) -> list[int]:
+            return self.encoder(text, False)
+
+        if gemma_turns.fits(self.template, control):
+            return gemma_turns.prompt(messages, self.bos, control, encode)
+        return chatml.prompt(messages, self.template, control, encode)

@@ -1,0 +1,102 @@
+// begin_step: all that a decode step does before its selection. The new keys and values go after
+// the tokens of each sequence, the keys are coded, the queries are coded, and the lengths grow.
+//
+// The time is that of the launch, and of a row's way through a warp. One block per KV head takes
+// the keys, and other blocks take the queries at the same time. Once in 64 tokens of centered codes
+// a tile becomes full, and the block codes all its tokens.
+#include "center.cuh"
+
+// Writes `size` new rows of D elements as the tokens begin, begin + 1, ... of one head.
+template <typename T>
+__device__ __forceinline__ void append_rows(
+    const T* from, Int from_token, T* to, Int to_token, Int begin, int size, int D) {
+  for (int i = threadIdx.x; i < size * D; i += blockDim.x) {
+    const int s = i / D, d = i % D;
+    to[(begin + s) * to_token + d] = from[s * from_token + d];
+  }
+}
+
+// Grid: H_kv blocks for keys and values, then blocks for the H L queries of a sequence, one per
+// warp; B. q (B, H, L, D) becomes `query`: (B, H, L, bits * P), planes of the weighted metric, or
+// (B, H, L, 2 P), codes, where bits is 0. The transformed queries go to x (B, H, L, Dt), unless it
+// is null.
+//
+// k_new and v_new (B, H_kv, L, D) become the tokens lengths[b], lengths[b] + 1, ... of k and v
+// (B, H_kv, capacity, D), and of planes. Tokens that do not fit are not written, because the host
+// does not know the lengths. Plain codes have null for means, scales and open_tile. For centered
+// codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
+// warp, and a mean.
+//
+// lengths (B,) grow by L. The last block of a sequence does that, when all have read the length.
+// `finished` (B,) is 0 before and after the launch.
+template <typename T, int N>
+__global__ void __launch_bounds__(128) begin_step(
+    const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int bits, Word* query, float* x,
+    const T* k_new, Int k_new_batch, Int k_new_head, Int k_new_token,
+    const T* v_new, Int v_new_batch, Int v_new_head, Int v_new_token,
+    T* k, Int k_batch, Int k_head, Int k_token, T* v, Int v_batch, Int v_head, Int v_token,
+    Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
+    Half* means, Int means_batch, Int means_head,
+    unsigned char* scales, Int scales_batch, Int scales_head,
+    float* open_tile, Int open_tile_batch, Int open_tile_head,
+    const float* thresholds, Int thresholds_head, int* lengths, unsigned* finished, Int H_kv,
+    Int capacity, Int D, Int Dt, float hadamard_scale) {
+  DYN_SHARED(float, rows);
+  constexpr int P = words<N>();
+  const Int b = blockIdx.y, head = blockIdx.x;
+  const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+  if (head >= H_kv) {
+    const Int row = (head - H_kv) * warps + warp;  // of the sequence
+    if (row >= H * L) return;
+    const Int h = row / L, l = row % L, to = b * H * L + row;
+    float y[N];
+    load_row(y, q + b * q_batch + h * q_head + l * q_token, D);
+    transform(y, Dt, hadamard_scale);
+    if (x) store_row(y, x + to * Dt, Dt);
+    if (bits > 0) {
+      write_query(y, Dt, static_cast<int>(bits), query + to * bits * P);
+    } else {
+      Word* const high = query + to * 2 * P;
+      write_codes(y, Dt, thresholds + h / (H / H_kv) * thresholds_head, high, high + P, 1);
+    }
+    return;
+  }
+
+  const Int before = lengths[b];
+  const Span span{min(before, capacity), min(before + L, capacity)};
+  const int size = static_cast<int>(span.end - span.begin), dims = D;
+  k_new += b * k_new_batch + head * k_new_head;
+  append_rows(
+      k_new, k_new_token, k + b * k_batch + head * k_head, k_token, span.begin, size, dims);
+  append_rows(
+      v_new + b * v_new_batch + head * v_new_head, v_new_token, v + b * v_batch + head * v_head,
+      v_token, span.begin, size, dims);
+  planes += b * planes_batch + head * planes_head;
+  thresholds += head * thresholds_head;
+  if (means) {
+    const CenteredHead<T> mine{
+        k_new, k_new_token, planes, planes_plane, means + b * means_batch + head * means_head,
+        scales + b * scales_batch + head * scales_head,
+        open_tile + b * open_tile_batch + head * open_tile_head, thresholds, D, Dt, hadamard_scale};
+    for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
+      encode_full_tile<N>(mine, span, tile, rows);
+      __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
+    }
+    encode_open_tile<N>(mine, span);
+  } else {
+    for (int s = warp; s < size; s += warps) {
+      float y[N];
+      load_row(y, k_new + s * k_new_token, D);
+      transform(y, Dt, hadamard_scale);
+      const Int token = span.begin + s;
+      Word* const high = planes + token / 8 * (P * 8) + token % 8;
+      write_codes(y, Dt, thresholds, high, high + planes_plane, 8);
+    }
+  }
+  __syncthreads();  // all threads have read the length
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const unsigned last = static_cast<unsigned>(H_kv - 1);
+    if (atomicInc(&finished[b], last) == last) lengths[b] = static_cast<int>(before + L);
+  }
+}

@@ -1,0 +1,141 @@
+// Codes of keys relative to the mean of their tile, and one scale byte per token.
+#pragma once
+#include "warp_row.cuh"
+
+// The new tokens of a sequence: begin to end - 1.
+struct Span {
+  Int begin, end;
+};
+
+// Codes, centers and new keys of one KV head of a sequence. Key i is token span.begin + i.
+template <typename T>
+struct CenteredHead {
+  const T* k;
+  Int k_token;
+  Word* planes;  // (T, 8, P, 8); the low plane begins planes_plane words after the high plane
+  Int planes_plane;
+  Half* means;            // (T, Dt)
+  unsigned char* scales;  // (T, 64)
+  float* open_tile;       // (64, Dt)
+  const float* thresholds;
+  Int D, Dt;
+  float hadamard_scale;
+};
+
+// The byte of the nearest scale; 0 for a scale that is not positive, or NaN.
+__device__ __forceinline__ unsigned char scale_byte(float scale) {
+  const int bits = scale > 0.0f ? __float_as_int(scale) : 0;
+  const int rounded = (bits + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT;  // inf stays below 2^31
+  return static_cast<unsigned char>(min(max(rounded - SCALE_LEAST, 0), 255));
+}
+
+// Subtracts the mean of a tile from a row.
+template <int N, typename M>
+__device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const int i = lane_index() + LANES * j;
+    if (i < size) x[j] = __fsub_rn(x[j], to_float(mean[i]));
+  }
+}
+
+// Writes the codes and the scale of one token, from its row minus the mean. `planes` and `scales`
+// are those of the tile; the low plane begins planes_plane words after the high plane.
+template <int N>
+__device__ __forceinline__ void write_centered(
+    const float (&rest)[N], Int Dt, const float* thresholds, int slot, Word* planes,
+    Int planes_plane, unsigned char* scales) {
+  const float square = lane_sums<N>([&](int j) { return __fmul_rn(rest[j], rest[j]); });
+  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(Dt)));
+  const float own[3] = {
+      __fmul_rn(thresholds[0], rms), __fmul_rn(thresholds[1], rms), __fmul_rn(thresholds[2], rms)};
+  const float along = lane_sums<N>([&](int j) {
+    return __fmul_rn(rest[j], static_cast<float>(code_of(rest[j], own)) - 1.5f);
+  });
+  Word* const high = planes + slot / 8 * (words<N>() * 8) + slot % 8;
+  write_codes(rest, Dt, own, high, high + planes_plane, 8);
+  if (lane_index() == 0) scales[slot] = scale_byte(__fdiv_rn(square, along));
+}
+
+// Codes a tile that is full after the last new token, by the whole block. Tokens of the tile from
+// earlier calls come from open_tile. `rows` has room for a transformed row per warp, and for the
+// mean.
+template <int N, typename T>
+__device__ __forceinline__ void encode_full_tile(
+    const CenteredHead<T>& head, Span span, Int tile, float* rows) {
+  const Int Dt = head.Dt;
+  const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
+  float* const mean = rows + warps * size;
+  const auto load = [&](float (&x)[N], int slot) {
+    const Int key = tile * TILE + slot - span.begin;
+    if (key < 0) {
+      load_row(x, head.open_tile + slot * Dt, Dt);
+    } else {
+      load_row(x, head.k + key * head.k_token, head.D);
+      transform(x, Dt, head.hadamard_scale);
+    }
+  };
+
+  // A thread sums its coordinates over the tokens, in the order of the tokens.
+  for (int i = threadIdx.x; i < size; i += blockDim.x) mean[i] = 0.0f;
+  for (int first = 0; first < TILE; first += warps) {
+    float x[N];
+    load(x, first + warp);
+    store_row(x, rows + warp * size, size);
+    __syncthreads();
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
+      float sum = mean[i];
+      for (int w = 0; w < warps; ++w) sum = __fadd_rn(sum, rows[w * size + i]);
+      mean[i] = sum;
+    }
+    __syncthreads();
+  }
+  Half* const written = head.means + tile * Dt;
+  for (int i = threadIdx.x; i < size; i += blockDim.x) {
+    Half rounded;
+    from_float(rounded, __fmul_rn(mean[i], 1.0f / TILE));
+    if ((rounded.bits & 0x7c00u) == 0x7c00u) rounded.bits = 0;  // inf or NaN
+    written[i] = rounded;
+    mean[i] = to_float(rounded);
+  }
+  __syncthreads();
+
+  for (int slot = warp; slot < TILE; slot += warps) {
+    float x[N];
+    load(x, slot);
+    subtract(x, mean, size);
+    write_centered(
+        x, Dt, head.thresholds, slot, head.planes + tile * (TILE * words<N>()), head.planes_plane,
+        head.scales + tile * TILE);
+  }
+}
+
+// Codes the tokens after the last full tile, by the whole block. A warp takes one token at a time,
+// of the last 64 new tokens. It writes the transformed token to its row of open_tile. If the tile
+// of the token is not full, the token is coded relative to the mean of the tile before, or to 0 in
+// the first tile. That mean is also written as the mean of the open tile. This call does so if it
+// brings the first token of that tile; else an earlier call did.
+template <int N, typename T>
+__device__ __forceinline__ void encode_open_tile(const CenteredHead<T>& head, Span span) {
+  const Int Dt = head.Dt;
+  const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
+  const Int open = span.end / TILE;  // the tile that is not full; it may have no token
+  const bool begins = span.begin <= open * TILE && open * TILE < span.end;
+  Half* const means = head.means + open * Dt;
+  const Half* const before = begins ? (open > 0 ? means - Dt : nullptr) : means;
+  if (begins) {
+    for (int i = threadIdx.x; i < size; i += blockDim.x) means[i] = before ? before[i] : Half{0};
+  }
+  for (Int token = max(span.begin, span.end - TILE) + warp; token < span.end; token += warps) {
+    const int slot = token % TILE;
+    float x[N];
+    load_row(x, head.k + (token - span.begin) * head.k_token, head.D);
+    transform(x, Dt, head.hadamard_scale);
+    store_row(x, head.open_tile + slot * size, size);
+    if (token < open * TILE) continue;
+    if (before) subtract(x, before, size);
+    write_centered(
+        x, Dt, head.thresholds, slot, head.planes + open * (TILE * words<N>()), head.planes_plane,
+        head.scales + open * TILE);
+  }
+}
