@@ -62,6 +62,7 @@ def phases(out: Path, processes: int) -> list[Phase]:
         Phase("large", 90, large),
         *sanitizer,
         Phase("benchmark", 170, [python, "benchmarks/gpu_decode.py", "--short", "--out", str(out)]),
+        Phase("kernels", 60, [python, "benchmarks/gpu_kernels.py", "--out", str(out)]),
     ]
 
 

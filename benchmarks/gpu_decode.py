@@ -40,7 +40,7 @@ from adamas_core import Selection, gpu
 from adamas_core.gpu import _launch
 from adamas_core.gpu._arrays import sequence_lengths
 from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
-from adamas_core.gpu.quantize import encode_query
+from adamas_core.gpu.quantize import code_query, empty_coded_query
 from adamas_core.gpu.select import make_plan, select_coded
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,7 +65,7 @@ PACKAGES = ("adamas-core", "cupy-cuda12x", "cupy-cuda13x", "torch", "flashinfer-
 
 
 class Shape(NamedTuple):
-    """The sizes and the metric of one line of the result."""
+    """The sizes, the metric and the codes of one line of the result."""
 
     batch: int
     heads: int
@@ -73,11 +73,16 @@ class Shape(NamedTuple):
     tokens: int
     budget: int
     metric: str
+    codes: str  # "centered" or "plain"
 
     @property
     def code_bytes(self) -> int:
-        """Bytes that a selection must read: 2 bits per coordinate of every key."""
-        return self.batch * self.kv_heads * self.tokens * HEAD_DIM // 4
+        """Bytes that a selection must read: 2 bits per coordinate of every key.
+
+        For centered codes also a byte of scale per token and a mean in float16 per 64 tokens.
+        """
+        per_token = HEAD_DIM // 4 + (1 + 2 * HEAD_DIM // 64 if self.codes == "centered" else 0)
+        return self.batch * self.kv_heads * self.tokens * per_token
 
     @property
     def step_bytes(self) -> int:
@@ -186,20 +191,25 @@ def normal(xp: Any, seed: int, size: tuple[int, ...]) -> Any:
 
 def filled(xp: Any, shape: Shape, seed: int) -> DeviceCache:
     """A cache of normal keys and values, with room for the tokens that the steps append."""
+    thresholds = THRESHOLDS if shape.codes == "plain" else None
     cache = device_cache(
-        shape.batch, shape.kv_heads, HEAD_DIM, FLOAT16, shape.tokens + GROWTH, THRESHOLDS
+        shape.batch, shape.kv_heads, HEAD_DIM, FLOAT16, shape.tokens + GROWTH, thresholds
     )
     for i, x in enumerate((cache.k, cache.v)):
         for b in range(shape.batch):  # one at a time, because the numbers are float32 first
             x[b] = normal(xp, (seed * 2 + i) * shape.batch + b, x.shape[1:])
-    gpu.encode(cache.k, cache.thresholds, cache.planes, 0)
+    written = cache.k[:, :, : shape.tokens - 1]
+    if cache.centers is None:
+        gpu.encode(written, cache.thresholds, cache.planes, 0)
+    else:
+        gpu.encode_centered(written, cache.thresholds, cache.planes, cache.centers)
     cache.lengths[...] = shape.tokens - 1
     return cache
 
 
 def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> dict[str, Any]:
     """All times of one shape, in milliseconds, on inputs of at least `rotated` bytes."""
-    B, H, H_kv, S, K, metric = shape
+    B, H, H_kv, S, K, metric, _ = shape
     layers = shape.layers(rotated)
     caches = [filled(xp, shape, i) for i in range(layers)]
     q = normal(xp, 10**6, (B, H, 1, HEAD_DIM))
@@ -207,13 +217,14 @@ def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> di
     selection = Selection(metric=metric)
     step = DecodeStep(H, 1, caches[0], K, selection)
 
-    query = encode_query(q, caches[0].thresholds, H_kv, selection)
-    plan = make_plan(selection, caches[0].planes.shape[5], B, H_kv, H // H_kv, S, K)
+    query = empty_coded_query(q.shape, selection, caches[0].codes)
+    code_query(q, caches[0].thresholds, H_kv, selection, query)
+    plan = make_plan(selection, caches[0].codes, H // H_kv, S, K)
     indices = xp.empty((B, H, 1, K), np.int32)
     counts = sequence_lengths(S)
 
     def select(cache: DeviceCache) -> None:
-        select_coded(query, cache.planes, counts, plan, indices, selection)
+        select_coded(query, cache.codes, counts, plan, indices, selection)
 
     copies = [xp.empty_like(cache.planes) for cache in caches]
 
@@ -326,12 +337,17 @@ class Line(NamedTuple):
         return self.copy / 2 / self.selection if self.copy and self.selection else None
 
 
+def shape_of(result: dict[str, Any]) -> Shape:
+    """The shape of a result in the JSON."""
+    return Shape(*(result[field] for field in Shape._fields))
+
+
 def line(result: dict[str, Any]) -> Line:
     """The line of one shape in the JSON."""
     ms = result["ms"]
     dense = [(t, name) for name, t in ms.items() if name.startswith("dense_") and t is not None]
     fastest, name = min(dense, default=(None, ""))
-    shape = Shape(*(result[field] for field in Shape._fields))
+    shape = shape_of(result)
     return Line(shape, ms["step"], fastest, name, ms["selection"], ms["copy_of_codes"])
 
 
@@ -344,15 +360,15 @@ def table(about: dict[str, Any], lines: list[Line]) -> str:
     rows = [
         f"{about['device']}, {about['date']}; median ms of the step of one layer.",
         "",
-        "| heads | batch | tokens | budget | metric | step | fastest dense | times as fast "
+        "| heads | batch | tokens | budget | metric | codes | step | fastest dense | times as fast "
         "| selection | of copy bandwidth | MB of a step | MB dense |",
-        "| --- | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for x in lines:
         s = x.shape
         rows.append(
             f"| {s.heads}/{s.kv_heads} | {s.batch} | {s.tokens} | {s.budget} | {s.metric} "
-            f"| {shown(x.step, '.4f')} | {shown(x.dense, '.4f')} {x.dense_name} "
+            f"| {s.codes} | {shown(x.step, '.4f')} | {shown(x.dense, '.4f')} {x.dense_name} "
             f"| {shown(x.speedup, '.1f')} | {shown(x.selection, '.4f')} "
             f"| {shown(x.selection_of_copy, '.0%')} | {s.step_bytes / 1e6:.1f} "
             f"| {s.dense_bytes / 1e6:.1f} |"
@@ -368,7 +384,9 @@ def plot(lines: list[Line], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     budget = 128 if any(x.shape.budget == 128 for x in lines) else lines[0].shape.budget
-    lines = [x for x in lines if x.shape.budget == budget and x.shape.metric == "weighted"]
+    form = ("weighted", "centered")
+    lines = [x for x in lines if (x.shape.metric, x.shape.codes) == form]
+    lines = [x for x in lines if x.shape.budget == budget]
     panels = sorted({(x.shape.heads, x.shape.kv_heads) for x in lines})
     figure, axes = plt.subplots(
         1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained", squeeze=False
@@ -411,6 +429,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--budget", type=int, nargs="+", default=[64, 128, 256, 1024])
     parser.add_argument("--metric", nargs="+", default=["weighted", "manhattan"])
+    parser.add_argument("--codes", nargs="+", default=["centered", "plain"])
     parser.add_argument("--heads", nargs="+", default=["32/32", "32/8"], help="query/KV heads")
     parser.add_argument("--short", action="store_true", help="six shapes, budget 128, weighted")
     parser.add_argument("--replays", type=int, default=50)
@@ -465,7 +484,11 @@ def run(
                     f"skipped {shape}: {needed / 1e9:.0f} GB of {free / 1e9:.0f} free", flush=True
                 )
                 continue
-        results.append(measure(xp, shape, clock, rotated, torch))
+        sizes = shape[:5]  # the peers read no codes: their times are taken from the line before
+        before = [r for r in results if shape_of(r)[:5] == sizes]
+        results.append(measure(xp, shape, clock, rotated, None if before else torch))
+        for name, ms in before[0]["ms"].items() if before else ():
+            results[-1]["ms"].setdefault(name, ms)
         print(json.dumps(results[-1]), flush=True)
         write(options.out, about, results)
     return write(options.out, about, results)
@@ -474,13 +497,18 @@ def run(
 def shapes(options: argparse.Namespace) -> list[Shape]:
     """The shapes of the arguments."""
     if options.short:
-        return [Shape(B, H, H_kv, S, 128, "weighted") for H, H_kv, B, S in SHORT]
+        return [
+            Shape(B, H, H_kv, S, 128, "weighted", codes)
+            for H, H_kv, B, S in SHORT
+            for codes in options.codes
+        ]
     return [
-        Shape(batch, *map(int, heads.split("/")), tokens, budget, metric)
-        for heads, batch, tokens, budget, metric in product(
-            options.heads, options.batch, options.tokens, options.budget, options.metric
+        Shape(batch, *map(int, heads.split("/")), tokens, budget, metric, codes)
+        for heads, batch, tokens, budget, metric, codes in product(
+            *(options.heads, options.batch, options.tokens, options.budget, options.metric),
+            options.codes,
         )
-        if budget <= tokens
+        if budget <= tokens and (metric, codes) != ("manhattan", "centered")
     ]
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from adamas_core import Selection, gpu, reference
 from adamas_core.dispatch import on_host
 from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
-from adamas_core.reference.layout import Codes
+from adamas_core.reference.center import CENTERED_THRESHOLDS
+from adamas_core.reference.layout import TILE, Centers, Codes, padded, tiles, words
 from gpu_decode import device
 
 THRESHOLDS = np.array([-1, 0, 1], np.float32)
@@ -83,33 +84,65 @@ def close(actual: Any, expected: Any) -> None:
     assert error < TOLERANCE, f"relative error {error:.2e}; expected less than {TOLERANCE}"
 
 
+def coded(backend: Any, xp: Any, k: Any, centered: bool) -> Codes:
+    """Codes of keys k (B, H_kv, S, D) by a backend with this array module."""
+    _, H_kv, S, _ = k.shape
+    if not centered:
+        t = xp.asarray(np.tile(THRESHOLDS, (H_kv, 1)))
+        return Codes(backend.encode(k, t), S, t, None)
+    B, _, _, D = k.shape
+    T, Dt = tiles(S), padded(D)
+    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
+    centers = Centers(
+        xp.zeros((B, H_kv, T, Dt), np.float16),
+        xp.zeros((B, H_kv, T, TILE), np.uint8),
+        xp.zeros((B, H_kv, TILE, Dt), np.float32),
+    )
+    t = xp.asarray(np.tile(np.asarray(CENTERED_THRESHOLDS, np.float32), (H_kv, 1)))
+    backend.encode_centered(k, t, planes, centers)
+    return Codes(planes, S, t, centers)
+
+
 def selects_as_the_reference(xp: Any, shape: tuple[int, int, int, int, int, int]) -> None:
-    """Codes and indices to the bit, for both metrics, and attention within the tolerance."""
+    """Codes and indices to the bit, for all forms, and attention within the tolerance."""
     B, H, H_kv, S, D, K = shape
     q, k, v = normal(1, (B, H, 1, D)), normal(2, (B, H_kv, S, D)), normal(3, (B, H_kv, S, D))
     there = [xp.asarray(x) for x in (q, k, v)]
-    planes = reference.encode(k, THRESHOLDS)
-    of_heads = np.broadcast_to(THRESHOLDS, (H_kv, 3))
-    coded = gpu.encode(there[1], xp.asarray(THRESHOLDS))
-    np.testing.assert_array_equal(on_host(coded), planes)
-    for selection in (Selection(), Selection(metric="manhattan")):
-        codes = Codes(coded, S, xp.asarray(np.ascontiguousarray(of_heads)), None)
+    for centered, metric in ((True, "weighted"), (False, "weighted"), (False, "manhattan")):
+        codes, expected_codes = (
+            coded(gpu, xp, there[1], centered),
+            coded(reference, np, k, centered),
+        )
+        np.testing.assert_array_equal(on_host(codes.planes), expected_codes.planes)
+        for got, expected in zip(codes.centers or (), expected_codes.centers or (), strict=True):
+            np.testing.assert_array_equal(on_host(got), expected)
+        selection = Selection(metric=metric)
         indices = gpu.select_topk(there[0], codes, K, selection)
-        expected = reference.select_topk(q, Codes(planes, S, of_heads, None), K, selection)
+        expected = reference.select_topk(q, expected_codes, K, selection)
         np.testing.assert_array_equal(on_host(indices), expected)
-        out, _ = gpu.attend(*there, indices, None, True)
-        close(on_host(out), exact(q, k, v, expected))
+    out, _ = gpu.attend(*there, indices, None, True)
+    close(on_host(out), exact(q, k, v, expected))
 
 
 def filled(xp: Any, seed: int, capacity: int, lengths: Any) -> DeviceCache:
     """A cache 16/4 of sequences of these lengths."""
     B, H_kv, D = len(lengths), 4, 128
-    cache = device_cache(B, H_kv, D, FLOAT16, capacity, THRESHOLDS)
+    cache = device_cache(B, H_kv, D, FLOAT16, capacity)
     cache.k[...] = xp.asarray(normal(seed, cache.k.shape))
     cache.v[...] = xp.asarray(normal(seed + 1, cache.v.shape))
-    gpu.encode(cache.k, cache.thresholds, cache.planes, 0)
+    gpu.encode_centered(
+        *(cache.k, cache.thresholds, cache.planes, cache.centers), 0, np.asarray(lengths)
+    )
     cache.lengths[...] = xp.asarray(lengths, np.int32)
     return cache
+
+
+def restore(cache: DeviceCache, old: DeviceCache) -> None:
+    """Put the arrays of another cache into this one, in place."""
+    for x, y in zip(
+        (*cache[:5], *(cache.centers or ())), (*old[:5], *(old.centers or ())), strict=True
+    ):
+        x[...] = y
 
 
 def new_tokens(xp: Any, step: int, B: int) -> list[Any]:
@@ -130,7 +163,7 @@ def replays_as_eager(xp: Any, sizes: Sizes) -> None:
     xp.cuda.get_current_stream().synchronize()  # before the other stream reads the caches
     with stream:
         steps[0](*inputs, captured)  # compiles
-        captured.lengths[...] = xp.asarray(lengths, np.int32)
+        restore(captured, filled(xp, 7, capacity, lengths))
         stream.synchronize()
         stream.begin_capture()
         steps[0](*inputs, captured)
@@ -155,8 +188,7 @@ def compare_with_reference(cache: DeviceCache, step: DecodeStep, q: Any, xp: Any
     k, v, q, out = (on_host(x) for x in (cache.k, cache.v, q, step.out))
     for b, n in enumerate(on_host(cache.lengths)):
         rows = k[b : b + 1, :, :n], v[b : b + 1, :, :n]
-        of_heads = np.broadcast_to(THRESHOLDS, (k.shape[1], 3))
-        codes = Codes(reference.encode(rows[0], THRESHOLDS), int(n), of_heads, None)
+        codes = coded(reference, np, rows[0], True)
         indices = reference.select_topk(q[b : b + 1], codes, 128, Selection())
         close(out[b : b + 1], exact(q[b : b + 1], *rows, indices))
 
@@ -176,7 +208,7 @@ def overlaps(xp: Any, sizes: Sizes) -> None:
     for _ in range(sizes.rounds):
         for stream, step, cache, new in zip(streams, steps, caches, given, strict=True):
             with stream:
-                cache.lengths[...] = start
+                cache.lengths[...] = start  # the step writes the same token again
                 step(*new, cache)
         xp.cuda.Device().synchronize()
         for step, expected in zip(steps, alone, strict=True):

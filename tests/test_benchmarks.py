@@ -38,13 +38,16 @@ def test_dry(device: Any) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{")]
-    assert len(results) == 2 * 2 * 2 * 2
+    assert len(results) == 2 * 2 * 2 * 3
     assert {name for result in results for name in result["ms"]} == {
         "step",
         "selection",
         "copy_of_codes",
     }
-    assert sum(line.startswith("| 4/1 | 2 | 200 | 16 | weighted | - |") for line in lines) == 1
+    assert (
+        sum(line.startswith("| 4/1 | 2 | 200 | 16 | weighted | centered | - |") for line in lines)
+        == 1
+    )
     assert lines[-1].startswith("dry: every shape ran")
 
 
@@ -52,7 +55,7 @@ def test_report_of_times(benchmark: Any, tmp_path: Path) -> None:
     """Table and plot from a JSON whose numbers are made up here."""
     results = [
         {
-            **benchmark.Shape(1, 32, 8, tokens, 128, "weighted")._asdict(),
+            **benchmark.Shape(1, 32, 8, tokens, 128, "weighted", "centered")._asdict(),
             "layers": 2,
             "ms": {
                 "step": 0.01,
@@ -73,7 +76,7 @@ def test_report_of_times(benchmark: Any, tmp_path: Path) -> None:
     # Codes of 8 heads at 32 bytes per token, and 128 rows of k and v at 512 bytes for 32 heads.
     step, dense = 8 * 32768 * 32 + 32 * 128 * 512, 8 * 32768 * 512
     assert last == (
-        "| 32/8 | 1 | 32768 | 128 | weighted | 0.0100 "
+        "| 32/8 | 1 | 32768 | 128 | weighted | centered | 0.0100 "
         "| 0.1638 dense_sdpa_grouped_flash_attention | 16.4 | 0.0050 | 60% "
         f"| {step / 1e6:.1f} | {dense / 1e6:.1f} |"
     )
