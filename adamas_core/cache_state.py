@@ -14,11 +14,12 @@ import numpy as np
 
 from . import checks, code_store
 from .code_store import Coded
-from .codes import CENTERED_THRESHOLDS, SAMPLE, head_thresholds
+from .codes import SAMPLE, head_thresholds
 from .dispatch import array_module
 from .layer_cache import CALIBRATION_TOKENS, FullLayer, Options, Sample
 from .layers import Layer
 from .lengths import Lengths
+from .reference.center import CENTERED_THRESHOLDS
 from .reference.layout import Centers, padded, tiles, words
 from .selection import Selection
 from .window_layer import WindowLayer

@@ -136,7 +136,7 @@ def test_the_backend_is_known_from_the_first_tokens_on() -> None:
 @pytest.mark.parametrize("options", [{"centered": True}, {"thresholds": [-1, 0, 1]}, {}])
 @pytest.mark.parametrize("window", [None, 20])
 def test_an_interrupted_append_changes_nothing(options: dict[str, Any], window: int | None) -> None:
-    """At every bytecode, also while buffers grow; and the next append goes on from there."""
+    """At any bytecode, and the next append goes on from there."""
     k = normal(1, 2, 300, 48)
     options = {"centered": False, "windows": [window], **options}
     caches = {}
@@ -158,4 +158,15 @@ def test_an_interrupted_append_changes_nothing(options: dict[str, Any], window: 
         same_layer(cache[0], caches[260][0])
         cache.append(k[:, :, 260:], k[:, :, 260:])
         same_layer(cache[0], caches[300][0])
-        moment += 1
+        moment += 1 + moment // 15
+
+
+def test_growth_that_ended_between_keys_and_values_goes_on() -> None:
+    k = normal(1, 2, 300, 48)
+    cache, whole = KVCache(), KVCache()
+    cache.append(k[:, :, :100], k[:, :, :100])
+    slot = cache._layers._slots[0]
+    slot.put(next(iter(slot.layer().with_room(200))))
+    cache.append(k[:, :, 100:], k[:, :, 100:])
+    whole.append(k, k)
+    same_layer(cache[0], whole[0])
