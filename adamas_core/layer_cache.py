@@ -170,7 +170,7 @@ class FullLayer(NamedTuple):
 
     def cut(self, tokens: int | NDArray, guard: Guard) -> FullLayer:
         """The layer with at most `tokens` tokens: one number, or (B,)."""
-        if self.k is None:
+        if self.lengths.longest == 0:
             return self
         lengths = self.lengths.cut(tokens)
         if (lengths.each == self.lengths.each).all():

@@ -110,7 +110,7 @@ class WindowLayer(NamedTuple):
 
     def cut(self, tokens: int | NDArray, guard: Guard) -> WindowLayer:
         """The layer with at most `tokens` tokens, checked against `earliest`."""
-        if self.k is None:
+        if self.lengths.longest == 0:
             return self
         lengths = self.lengths.cut(tokens)
         if lengths.longest == 0:
