@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 _root = Path(__file__).resolve().parent.parent
 if (_root / "reference" / "hadamard.py").is_file() and (_root / "pyproject.toml").is_file():
     _own = [str(_root / "adamas_core"), str(_root)]
-    __path__ = [*_own, *(p for p in extend_path(__path__, __name__) if p not in _own)]
+    try:
+        _all = extend_path(__path__, __name__)
+    except FileNotFoundError:  # the current folder, which Python searches, was deleted
+        _all = []
+    __path__ = [*_own, *(p for p in _all if p not in _own)]
 
 __version__ = "0.1.0"
 

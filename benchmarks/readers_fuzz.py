@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -24,6 +25,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,8 @@ def work(name: str, cases: range) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for case in cases:
             print(json.dumps([case]), flush=True)
+            # For a case that hangs where the alarm cannot reach it.
+            faulthandler.dump_traceback_later(5 * SECONDS, exit=True)
             print(json.dumps([case, *run_case(name, case, whole, path)]), flush=True)
 
 
@@ -94,15 +99,12 @@ def run_batch(name: str, cases: range) -> list[tuple[int, str, float]]:
     done: list[tuple[int, str, float]] = []
     begun = None
     assert process.stdout is not None
-    signal.signal(signal.SIGALRM, lambda *_: process.kill())
     for line in process.stdout:
-        signal.alarm(60)  # for a case that hangs where its own alarm cannot reach it
         case, *outcome = json.loads(line)
         begun = case
         if outcome:
             done.append((case, *outcome))
             begun = None
-    signal.alarm(0)
     status = process.wait()
     if status and begun is None:
         raise RuntimeError(f"the worker for {name} ended with {status} outside a case")
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20_000, help="per reader (20000)")
     parser.add_argument("--reader", choices=READERS, action="append")
     parser.add_argument("--case", type=int, help="run one case here, and show its traceback")
+    parser.add_argument("--jobs", type=int, default=2, help="readers at once (2)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -144,8 +147,9 @@ def main() -> None:
     if args.case is not None:
         return show(names[0], args.case)
     report = Report("readers_fuzz", COLUMNS, args)
-    for name in names:
-        report.add(**run_reader(name, args.cases))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for row in pool.map(partial(run_reader, cases=args.cases), names):
+            report.add(**row)
     report.write()
     return None
 

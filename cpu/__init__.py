@@ -1,17 +1,43 @@
 """The operations in Numba: parallel, vectorised, on arrays as they lie in memory."""
 
 from pkgutil import extend_path
+from typing import TYPE_CHECKING
+
+from numba.core import config
 
 __path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the build put it
 
-from .attend import attend
-from .center import encode_centered
-from .hadamard import hadamard
-from .quantize import encode, quantize, quantize_query
-from .rerank import rerank
-from .score import score
-from .select import attend_topk, select_topk
-from .topk import topk
+if not TYPE_CHECKING and config.DISABLE_JIT:
+    import sys
+
+    from adamas_core.reference import (
+        attend,
+        attend_topk,
+        encode,
+        encode_centered,
+        hadamard,
+        quantize,
+        quantize_query,
+        rerank,
+        score,
+        select_topk,
+        topk,
+    )
+
+    # Numba compiles nothing in this process. The kernels are written for compilation alone.
+    print(
+        "adamas-core: NUMBA_DISABLE_JIT is set, so the reference computes in NumPy, slowly",
+        file=sys.stderr,
+    )
+else:
+    from .attend import attend
+    from .center import encode_centered
+    from .hadamard import hadamard
+    from .quantize import encode, quantize, quantize_query
+    from .rerank import rerank
+    from .score import score
+    from .select import attend_topk, select_topk
+    from .topk import topk
 
 __all__ = [
     "attend",

@@ -10,7 +10,6 @@ import math
 from math import gcd
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import prange
 
@@ -31,6 +30,7 @@ from ._simd import (
     sum_of,
     to_all,
 )
+from ._threads import get_num_threads
 from ._visible import visible_tokens
 
 LOWEST = np.float32(np.finfo(np.float32).min)
@@ -58,7 +58,7 @@ def attend_dense(
     rows = H // H_kv * L  # of one KV head
     vectors = 1 if rows <= LANES else 4
     items = B * H_kv * -(-rows // (LANES * vectors))
-    threads = numba.get_num_threads()
+    threads = get_num_threads()
     # Few items (decoding) are split along the keys too, so that no thread is idle.
     splits = 1 if items >= 8 * threads else threads // gcd(items, threads)
     parts = np.empty((B * H * L, splits, -(-D // LANES) * LANES), np.float32)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 
 from ._array import FLOAT16, FLOAT32
+from ._half import narrow_half, widen_half
 from ._jit import inlined
 from ._simd import (
-    F16,
     F32x16,
     I16x16,
     I32x16,
@@ -28,18 +27,9 @@ from ._simd import (
 LANES = 16  # float32 per vector
 
 
-def _widen_half(builder: Any, bits: Any) -> Any:
-    half = builder.bitcast(bits, ir.VectorType(F16, 16))
-    return builder.fpext(half, F32x16.ir)
-
-
 def _widen_bfloat16(builder: Any, bits: Any) -> Any:
     word = builder.shl(builder.zext(bits, I32x16), constant(I32x16, 16))
     return builder.bitcast(word, F32x16.ir)
-
-
-def _narrow_half(builder: Any, x: Any) -> Any:
-    return builder.bitcast(builder.fptrunc(x, ir.VectorType(F16, 16)), I16x16)
 
 
 def _narrow_bfloat16(builder: Any, x: Any) -> Any:
@@ -54,12 +44,12 @@ def _narrow_bfloat16(builder: Any, x: Any) -> Any:
 
 @operation(F32x16, types.int64)
 def load_float16(builder: Any, address: Any) -> Any:
-    return _widen_half(builder, load(builder, address, I16x16))
+    return widen_half(builder, load(builder, address, I16x16))
 
 
 @operation(F32x16, types.int64, types.int64)
 def load_first_float16(builder: Any, address: Any, count: Any) -> Any:
-    return _widen_half(builder, load_first(builder, address, I16x16, count))
+    return widen_half(builder, load_first(builder, address, I16x16, count))
 
 
 @operation(F32x16, types.int64)
@@ -74,7 +64,7 @@ def load_first_bfloat16(builder: Any, address: Any, count: Any) -> Any:
 
 @operation(types.void, types.int64, F32x16, types.int64)
 def store_first_float16(builder: Any, address: Any, x: Any, count: Any) -> None:
-    store_first(builder, address, _narrow_half(builder, x), count)
+    store_first(builder, address, narrow_half(builder, x), count)
 
 
 @operation(types.void, types.int64, F32x16, types.int64)

@@ -1,56 +1,69 @@
-"""JIT flags, set in this one place, and the notice that kernels are being compiled."""
+"""JIT flags, set in this one place, and how kernels are compiled."""
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
-from llvmlite import ir
-from numba.core import cgutils, event, types
+from numba.core import types
 from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
+from numba.core.compiler_lock import global_compiler_lock
 
-from adamas_core.reference import layout
+from . import _team
+from ._invoke import invoke as invoke
+from ._kernel_cache import KernelCache
+from ._threads import (
+    MOST_THREADS,
+    PARALLEL_FOR,
+    get_num_threads,
+    openmp_limit,
+    set_num_threads,
+)
 
-from ._threads import MOST_THREADS, openmp_limit
-
-_HERE = Path(__file__).parent
 _CFunc: Any = CFunc  # its attributes are not typed
 
 # Strict IEEE arithmetic: the transform's bits are part of the contract, so there is no fastmath. A
 # division by zero gives inf or NaN, as in NumPy, and never raises.
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
-# Numba looks for changes in the file of the kernel alone. A kernel also holds code of other files
-# of this folder and constants of the reference, so the newest file decides if a cache is stale.
-_NEWEST = max(
-    file.stat().st_mtime_ns
-    for folder in (_HERE, Path(layout.__file__).parent)
-    for file in folder.glob("*.py")
-)
-
 
 class kernel:
     """Compile a parallel kernel at its first call and cache it on disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.dispatcher = numba.njit(parallel=True, cache=True, **_FLAGS)(function)
-        _look_at_every_file(self.dispatcher._cache)
+        self.dispatcher = numba.njit(parallel=True, **_FLAGS)(function)
+        self.dispatcher._cache = KernelCache(function)
 
     def __call__(self, record: Any) -> Any:
+        if not self.dispatcher.overloads:
+            self._compile(record)
         limit = openmp_limit()
         if limit >= MOST_THREADS:
             return self.dispatcher(record)
-        allowed = numba.get_num_threads()
-        numba.set_num_threads(min(limit, allowed))
+        allowed = get_num_threads()
+        set_num_threads(min(limit, allowed))
         try:
             return self.dispatcher(record)
         finally:
-            numba.set_num_threads(allowed)
+            set_num_threads(allowed)
+
+    def _compile(self, record: Any) -> None:
+        """Compile or load, and link to the parallel loop of _team.py instead of Numba's.
+
+        LLVM looks symbols up when it links. No other kernel is linked in between, because Numba
+        links under this lock.
+        """
+        with global_compiler_lock:
+            own, numbas = _parallel_for(), llvm.address_of_symbol(PARALLEL_FOR)
+            llvm.add_symbol(PARALLEL_FOR, own)
+            try:
+                self.dispatcher.compile((numba.typeof(record),))
+                self.dispatcher.disable_compile()  # another type would be linked to Numba's loop
+            finally:
+                llvm.add_symbol(PARALLEL_FOR, numbas)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,69 +84,30 @@ class opaque:
     and allocates nothing.
     """
 
+    address: int
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    @functools.cached_property
-    def address(self) -> int:
-        """Address of the compiled function. The first use compiles, or loads from the disk."""
+    def __getattr__(self, name: str) -> int:
+        """The address of the compiled function, at its first use: compile, or load from the disk.
+
+        functools.cached_property would hold a lock of its own, in which a fork could get stuck.
+        """
+        if name != "address":
+            raise AttributeError(name)
         count = self._function.__code__.co_argcount
         signature = (types.int64,) * count, types.int64
-        self._compiled = _Announced(self._function, signature, {}, dict(_FLAGS))
-        self._compiled.enable_caching()
-        _look_at_every_file(self._compiled._cache)
-        self._compiled.compile()
-        return int(self._compiled.address)
-
-
-class _Announced(_CFunc):  # type: ignore[misc]
-    def _compile_uncached(self) -> Any:
-        _announce(self._cache.cache_path)
-        return super()._compile_uncached()
-
-
-def _invoke(typing_context, address, arguments):
-    """Call the opaque function at this address with a tuple of int64."""
-
-    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        word = ir.IntType(64)
-        at, packed = values
-        function = ir.FunctionType(word, [word] * len(arguments))
-        pointer = builder.inttoptr(at, function.as_pointer())
-        return builder.call(pointer, cgutils.unpack_tuple(builder, packed))
-
-    return types.int64(types.int64, arguments), emit
-
-
-invoke: Any = intrinsic(_invoke)
-
-
-def _look_at_every_file(cache: Any) -> None:
-    index = cache._cache_file
-    index._source_stamp = (index._source_stamp, _NEWEST)
+        with global_compiler_lock:
+            self._compiled = _CFunc(self._function, signature, {}, dict(_FLAGS))
+            self._compiled._cache = KernelCache(self._function)
+            self._compiled.compile()
+            self.address = int(self._compiled.address)
+        return self.address
 
 
 @functools.cache
-def _announce(folder: str) -> None:
-    """Say once that kernels are compiled. Loading them from the disk is silent."""
-    text = f"adamas-core: compiling CPU kernels, once; they are cached in {folder}"
-    print(text, file=sys.stderr, flush=True)
-
-
-class _Notice(event.Listener):
-    """Announce the first kernel of this package that Numba compiles."""
-
-    def on_start(self, event_: event.Event) -> None:
-        dispatcher = event_.data["dispatcher"]
-        code = getattr(getattr(dispatcher, "py_func", None), "__code__", None)
-        if code is None or Path(code.co_filename).parent != _HERE:
-            return
-        if dispatcher.targetoptions.get("parallel"):
-            event.unregister("numba:compile", self)
-            _announce(dispatcher.stats.cache_path)
-
-    def on_end(self, event_: event.Event) -> None:
-        pass
-
-
-event.register("numba:compile", _Notice())
+def _parallel_for() -> int:
+    """The address of the parallel loop that kernels are linked to."""
+    llvm.add_symbol(_team.TAKE_PIECES, opaque(_team.take_pieces).address)
+    return opaque(_team.parallel_for).address

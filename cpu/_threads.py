@@ -1,17 +1,23 @@
-"""Threads: their number, and the counters that they share."""
+"""Numba's threads: their start, their number, a fork, and the counters that they share."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba.core import cgutils, config, types
-from numba.np.ufunc.parallel import threading_layer
+from numba.core.compiler_lock import global_compiler_lock
+from numba.np.ufunc import parallel
 
 from ._simd import I32, I64, operation
 
@@ -54,6 +60,19 @@ def allow_threads(builder: Any, count: Any) -> None:
     builder.call(function, [builder.trunc(count, I32)])
 
 
+PARALLEL_FOR = "numba_parallel_for"  # the symbol that Numba's kernels call for a parallel loop
+_LAYER_LOOP = "adamas_core_layer_loop"
+
+
+@operation(types.int64)
+def layer_loop(builder: Any) -> Any:
+    """The address of the parallel loop of Numba's threads, or 0 where they cannot be used."""
+    word = builder.module.globals.get(_LAYER_LOOP)
+    if word is None:
+        word = ir.GlobalVariable(builder.module, I64, _LAYER_LOOP)
+    return builder.load(word)
+
+
 def _start_threads() -> None:
     """Start Numba's threads with a short wait.
 
@@ -62,9 +81,13 @@ def _start_threads() -> None:
     from BLAS: 1500 ms per token instead of 40 were measured on 2 cores. A wait of about 15 us is
     still long enough from one kernel of a step to the next. The library reads the variable once,
     when it is loaded.
+
+    Numba asks multiprocessing for its start method, which fixes it. It is set free again, so that
+    the program can still choose "spawn".
     """
     wait = "GOMP_SPINCOUNT"
     own = wait not in os.environ and "OMP_WAIT_POLICY" not in os.environ
+    free = multiprocessing.get_start_method(allow_none=True) is None
     if own:
         os.environ[wait] = "1000"
     try:
@@ -72,6 +95,39 @@ def _start_threads() -> None:
     finally:
         if own:
             del os.environ[wait]
+        if free:
+            multiprocessing.set_start_method(None, force=True)
+
+
+def _forked() -> bool:
+    """Whether this process may be a fork: Linux tells if it has run no program of its own since."""
+    without_exec = 0x40  # PF_FORKNOEXEC
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return bool(int(fields[6]) & without_exec)
+
+
+def _shared_word() -> Any:
+    """An int64 that becomes 0 in a forked process, whoever forks."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    wipe_on_fork = 18  # MADV_WIPEONFORK
+    with suppress(OSError):  # a kernel without it
+        page.madvise(wipe_on_fork)
+    word = ctypes.c_int64.from_buffer(page)
+    os.register_at_fork(after_in_child=lambda: setattr(word, "value", 0))
+    return word
+
+
+def _find_layer_loop(started_before: bool) -> Any:
+    """Publish the loop of Numba's threads under the name that `layer_loop` reads."""
+    word = _shared_word()
+    llvm.add_symbol(_LAYER_LOOP, ctypes.addressof(word))
+    inherited = started_before and _forked()  # perhaps its threads are those of the parent
+    if parallel.threading_layer() != "workqueue" and not inherited:
+        word.value = llvm.address_of_symbol(PARALLEL_FOR)
+    return word
 
 
 def _find_openmp_limit() -> Callable[[], int]:
@@ -80,7 +136,7 @@ def _find_openmp_limit() -> Callable[[], int]:
     threadpoolctl sets this limit. Numba asks for its own number, whatever the limit is. Threading
     layers other than OpenMP have none.
     """
-    if sys.platform == "linux" and threading_layer() == "omp":
+    if sys.platform == "linux" and parallel.threading_layer() == "omp":
         try:
             loaded: Any = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:  # a Numba that was built with another OpenMP
@@ -91,5 +147,20 @@ def _find_openmp_limit() -> Callable[[], int]:
     return lambda: MOST_THREADS
 
 
+_started_before: bool = parallel._is_initialized
 _start_threads()
+_layer_loop = _find_layer_loop(_started_before)
 openmp_limit = _find_openmp_limit()
+
+# Numba's own functions of these names take two locks first. A process that is forked while another
+# thread holds one of them would wait for ever.
+get_num_threads: Callable[[], int] = parallel._get_num_threads  # type: ignore[attr-defined]
+set_num_threads: Callable[[int], None] = parallel._set_num_threads  # type: ignore[attr-defined]
+
+# A fork waits until no thread compiles. The compiler of the new process is then in order, and its
+# lock is free.
+os.register_at_fork(
+    before=global_compiler_lock.acquire,
+    after_in_parent=global_compiler_lock.release,
+    after_in_child=global_compiler_lock.release,
+)

@@ -30,7 +30,9 @@ def mutated(kind, data, rng):
             edit = {"json": json_edit, "headed": headed_edit, "kv": kv_edit}[kind]
             edit = word if kind == "json" and rng.random() < 0.3 else edit
         else:
-            edit = rng.choice([flip, flip, flip, overwrite, number, number, cut, insert, repeat])
+            edit = rng.choice(
+                [flip, flip, letter, letter, overwrite, number, number, cut, insert, repeat]
+            )
         data = edit(data, rng)
     return sealed(data) if kind == "kv" and rng.random() < 0.9 else data
 
@@ -48,6 +50,15 @@ def flip(data, rng):
         return data
     place = spot(data[:-1], rng)
     return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+
+
+def letter(data, rng):
+    """Another letter, so that texts stay texts and most lengths stay small."""
+    for _ in range(30):
+        place = spot(data[:-1], rng)
+        if data and 0x20 < data[place] < 0x7F:
+            return data[:place] + bytes([rng.randrange(0x21, 0x7F)]) + data[place + 1 :]
+    return data
 
 
 def overwrite(data, rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ import numpy as np
 from tiny_model import (
     CONFIG,
     FAMILIES,
+    GEMMA3,
+    KINDS,
+    LINEAR,
     LLAMA3,
     YARN,
     DenseAttention,
@@ -32,7 +36,11 @@ from tiny_tokenizer import (
 from adamas_core import KVCache, decode_attention
 from adamas_core.llama import load, load_tokenizer
 
+# A table of 256 empty entries: it changes nothing.
+CHARSMAP = base64.b64encode((1024).to_bytes(4, "little") + bytes(1024)).decode()
 SMALL = CONFIG | FAMILIES["llama"] | {"num_hidden_layers": 1, "rope_theta": 10000.0}
+
+GEMMA = GEMMA3 | {"num_hidden_layers": 2, "layer_types": KINDS, "rope_scaling": LINEAR}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ def use_tokenizer(path):
         ids = tokenizer.encode("a b 12 é漢<s>", bos=False)
     except ValueError:  # a table that lacks these characters
         ids = []
-    tokenizer.decode(ids[:20], special=True)
+    tokenizer.decode(ids[:20])
+    tokenizer.decode(range(min(len(tokenizer.pieces), 300)), special=True)
     assert all(0 <= i < len(tokenizer.pieces) for i in tokenizer.stop)
 
 
@@ -101,11 +110,36 @@ def folder_file(name):
     return lambda folder: write_folder(folder) / name
 
 
-def gguf_model(kind):
-    config = SMALL | {"intermediate_size": 64}  # rows of whole blocks
+def gguf_model(kind, **changes):
+    config = SMALL | {"intermediate_size": 64} | changes  # rows of whole blocks
     return lambda folder: write_gguf(
         folder / "x.gguf", config, random_weights(shapes(config)), kind
     )
+
+
+def sentencepiece_json(folder):
+    """A tokenizer.json of the kind of Llama 2 and Gemma: normalizer, post-processor, decoder."""
+    write_folder(folder)
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    steps = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Precompiled", "precompiled_charsmap": CHARSMAP},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    names = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    template = {"type": "TemplateProcessing", "single": [bos, text], "pair": [bos, text]}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    spec |= {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "post_processor": template | {"special_tokens": names},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}]},
+    }
+    path.write_text(json.dumps(spec))
+    return path
 
 
 def byte_level_gguf(folder):
@@ -118,6 +152,7 @@ def byte_level_gguf(folder):
 READERS = {
     "gguf": Reader(gguf_model("F32"), use_model),
     "gguf Q8_0": Reader(gguf_model("Q8_0"), use_model),
+    "gguf gemma3": Reader(gguf_model("F32", **GEMMA), use_model),
     "llama2.c": Reader(
         lambda f: write_llama2c(f / "x.bin", SMALL, random_weights(shapes(SMALL))), use_model
     ),
@@ -127,11 +162,15 @@ READERS = {
     "config.json llama3": Reader(
         huggingface("config.json", rope_scaling=LLAMA3), use_model, "json", whole=True
     ),
+    "config.json gemma3": Reader(
+        huggingface("config.json", **GEMMA), use_model, "json", whole=True
+    ),
     "model.safetensors": Reader(huggingface("model.safetensors"), use_model, "headed", whole=True),
     "safetensors index": Reader(
         huggingface("model.safetensors.index.json", sharded=True), use_model, "json", whole=True
     ),
     "tokenizer.json": Reader(folder_file("tokenizer.json"), use_tokenizer, "json", whole=True),
+    "tokenizer.json sentencepiece": Reader(sentencepiece_json, use_tokenizer, "json", whole=True),
     "tokenizer_config.json": Reader(
         folder_file("tokenizer_config.json"), use_tokenizer, "json", whole=True
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from tiny_model import LETTERS_CONFIG, OutOf
 
 from adamas_core import cli
-from adamas_core.cli import compare
+from adamas_core.cli import compare, loading
 from adamas_core.lab import answer_rows, answers, tasks
 from adamas_core.lab.measuring import Reading
 from adamas_core.lab.metrics import Captured
 from adamas_core.lab.variants import ablations
+from adamas_core.llama import fetch
 
 
 @pytest.fixture
@@ -108,27 +110,120 @@ def test_ablations_on_the_command_line(command: list[str], tmp_path: Path, out_o
             ["--selectors", "nearest"],
             "no selector is called 'nearest'; expected one of full, exact",
         ),
-        (
-            ["--context=512"],
-            f"512 is more than the model's {LETTERS_CONFIG['max_position_embeddings']}",
-        ),
+        (["--context=0"], "--context: 0; expected at least 1"),
         (["--positions=128"], "a window of 128 tokens has no prefix before 128 positions"),
-        (["--positions=8"], "8 positions; the interval of a mean takes at least 16"),
-        (["--text=/nowhere/text.txt"], "No such file"),
-        (["--budgets", "0"], "budget"),
+        (["--contexts", "64", "32"], "a window of 32 tokens has no prefix before 32 positions"),
+        (["--positions=8"], "--positions: 8; expected at least 16"),
+        (["--text=/nowhere/text.txt"], "--text: /nowhere/text.txt: No such file; expected one of"),
+        (["--text=/"], "/: Is a directory"),
+        (["--text=pydoc", "--text=pydoc"], "--text: two texts are called pydoc"),
+        (["--budgets", "0"], "--budgets: 0; expected at least 1"),
+        (["--budgets", "8", "nan"], "--budgets: nan; expected a whole number"),
+        (["--budgets"], "--budgets: expected at least one argument"),
+        (["--contexts", "-1"], "--contexts: -1; expected at least 1"),
+        (["--at=-1"], "--at: -1; expected at least 1"),
+        (["--examples=2"], "--examples without --tasks; expected both or none"),
+        (["--out="], "--out: empty; expected a path"),
+        (["--out=/dev/null"], "/dev/null: "),
+        (["--out=/dev/null/out"], "/dev/null/out: Not a directory"),
+        (["--model=/nowhere/m.gguf"], "--model: /nowhere/m.gguf: No such file"),
     ],
 )
-def test_errors(
+def test_errors_come_before_the_model_is_loaded(
     command: list[str],
     tmp_path: Path,
     options: list[str],
     message: str,
     out_of: OutOf,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    status, _, err = out_of(*command, *options, f"--out={tmp_path / 'out'}")
+    monkeypatch.setattr(loading, "load", None)
+    monkeypatch.setattr(loading, "load_tokenizer", None)
+    status, out, err = out_of(*command, f"--out={tmp_path / 'out'}", *options)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("adamas-core compare: ")
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context=9000"], "a context of 9000 is more than the 8192 of the model SmolLM2-135M"),
+        (["--contexts", "9000"], "a context of 9000 is more than the 8192"),
+        (["--model=gemma3-270m", "--contexts", "40000"], "40000 is more than the 32768"),
+        (["--tasks", "--contexts", "9000"], "a context of 9000 is more than the 8192"),
+        (["--tasks", "--text=pydoc"], "--text with --tasks; expected one of them"),
+        (["--tasks", "--ablations"], "--ablations with --tasks; expected one of them"),
+        (["--tasks", "--at=8"], "--at with --tasks; expected one of them"),
+        (["--tasks", "--context=8"], "--context with --tasks; expected one of them"),
+        (["--out=/dev/null/out"], "/dev/null/out: Not a directory"),
+        (["--selectors", "nearest"], "no selector is called 'nearest'"),
+    ],
+)
+def test_errors_come_before_the_download(
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    out_of: OutOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetch, "fetch", None)
+    status, _, err = out_of("compare", f"--out={tmp_path / 'out'}", *options)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("tasks", [False, True])
+def test_a_context_beyond_the_model(
+    letters_model: list[str], command: list[str], tmp_path: Path, out_of: OutOf, tasks: bool
+) -> None:
+    if tasks:
+        command = ["compare", *letters_model, "--quick", "--tasks"]
+    limit = LETTERS_CONFIG["max_position_embeddings"]
+    status, _, err = out_of(*command, "--contexts", "512", f"--out={tmp_path / 'out'}")
     assert status == 2
-    assert message in err.splitlines()[-1]
-    assert "Traceback" not in err
+    assert f"a context of 512 is more than the {limit} of the model model.bin" in err
+
+
+def test_texts_that_are_refused(command: list[str], tmp_path: Path, out_of: OutOf) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "text.txt").write_text("abc")
+    status, _, err = out_of(*command, f"--text={tmp_path / 'more' / 'text.txt'}")
+    assert (status, err) == (
+        2,
+        "adamas-core compare: --text: two texts are called text; expected different names\n",
+    )
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    status, _, err = out_of(*command, f"--text={tmp_path / 'latin1.txt'}")
+    assert status == 2
+    assert "latin1.txt is not UTF-8: the byte 0xe9 at 3" in err
+
+
+def test_a_text_of_any_name(command: list[str], tmp_path: Path, out_of: OutOf) -> None:
+    """Names that rich reads as markup, matplotlib as math, and that are not UTF-8."""
+    named = tmp_path / "[_a]$x^$ :smile: \udce9.txt"
+    (tmp_path / "text.txt").rename(named)
+    command = [option for option in command if not option.startswith("--text")]
+    options = [f"--text={named}", "--selectors", "exact", "quest", "--budgets", "8", "16"]
+    status, printed, err = out_of(*command, *options, f"--out={tmp_path / 'out'}")
+    assert (status, err.count("Traceback")) == (0, 0), err
+    assert "[_a]$x^$ :smile: ?" in printed
+
+
+def test_a_full_disk(
+    command: list[str], tmp_path: Path, out_of: OutOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, report: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(compare, "write_json", full)
+    options = ["--selectors", "exact", "--budgets", "8", f"--out={tmp_path / 'out'}"]
+    status, _, err = out_of(*command, *options)
+    assert (status, err) == (
+        2,
+        f"adamas-core compare: {tmp_path / 'out'}: No space left on device\n",
+    )
 
 
 def test_other_settings_in_the_same_folder(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import cpu
-from adamas_core.cpu import _jit
 
 
 def test_no_layout_compiles_anew():
@@ -26,11 +26,14 @@ def test_no_layout_compiles_anew():
     assert len(_attend.dispatcher.overloads) == 1
 
 
-def test_compilation_is_announced_for_this_package_alone(capfd):
-    from numba.core import event
+def test_a_kernel_is_compiled_for_its_first_argument_alone():
+    assert_array_equal(cpu.hadamard(np.ones((1, 1, 1, 4), np.float32))[0, 0, 0], [2, 0, 0, 0])
+    from adamas_core.cpu.hadamard import _hadamard
 
-    notice = _jit._Notice()
-    event.register("numba:compile", notice)
+    with pytest.raises(TypeError, match="No matching definition"):
+        _hadamard(np.zeros(1, np.float32))
+
+
+def test_compilation_is_announced_for_this_package_alone(capfd):
     numba.njit(lambda x: x + 1)(1)
     assert "adamas" not in capfd.readouterr().err
-    event.unregister("numba:compile", notice)

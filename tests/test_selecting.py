@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, fields, replace
 
 import pytest
+from tiny_model import tiny
 
 from adamas_core import Selection
 from adamas_core.cli import selecting
@@ -74,7 +75,7 @@ def test_defaults() -> None:
 )
 def test_the_kind_of_codes(argv: list[str], centered: bool) -> None:
     args = parsed(*argv, "--dense-layers=1", "--sinks=2")
-    cache = selecting.cache(args, selecting.selection(args), 3, 10, "reference")
+    cache = selecting.cache(args, selecting.selection(args), tiny().config, 10, "reference")
     assert cache.centered is centered
     assert cache.selection.sinks == 2
     assert cache.dense_layers == {0}
@@ -104,10 +105,10 @@ def test_errors(argv: list[str], message: str) -> None:
 
 
 def test_more_dense_layers_than_the_model_has() -> None:
-    for number in (4, 2**31 - 1):
+    for number in (3, 2**31 - 1):
         args = parsed(f"--dense-layers={number}")
-        with pytest.raises(ValueError, match=f"--dense-layers: {number}; expected 0 to 3"):
-            selecting.cache(args, Selection(), 3, 0, "cpu")
+        with pytest.raises(ValueError, match=f"--dense-layers: {number}; expected 0 to 2"):
+            selecting.cache(args, Selection(), tiny().config, 0, "cpu")
 
 
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:

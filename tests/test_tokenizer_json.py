@@ -103,3 +103,72 @@ def test_a_damaged_tokenizer_json_is_a_clear_error(content, tmp_path):
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: missing"):
         load_tokenizer(tmp_path)
+
+
+def damaged(folder, change, name="tokenizer.json"):
+    """The folder after a change of the object in one of its files."""
+    values = json.loads((folder / name).read_text())
+    change(values)
+    (folder / name).write_text(json.dumps(values))
+    return folder
+
+
+def refused(folder, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_tokenizer(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("number", [2**24, 2**27, 2**32 - 1])
+def test_a_damaged_id_is_refused_before_a_table_is_made_for_it(folder, number):
+    damaged(folder, lambda spec: spec["model"]["vocab"].update({"zz": number}))
+    refused(folder, rf"tokenizer\.json: the id {number} is damaged, expected at most 16777215")
+
+
+def test_ids_with_gaps_have_no_text(folder):
+    damaged(folder, lambda spec: spec["model"]["vocab"].update({"zz": 10**6}))
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer.pieces) == 10**6 + 1
+    assert tokenizer.decode([10**6, 10**6 - 1]) == "zz"
+
+
+def test_a_panic_of_the_library_is_an_error(folder):
+    """Its class is no Exception. This one is a retry limit of the regular expressions."""
+    split = {"type": "Split", "pattern": {"Regex": "(x*)*y"}, "behavior": "Isolated"}
+    damaged(folder, lambda spec: spec.update(pre_tokenizer=split | {"invert": False}))
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(CheckpointError, match="cannot encode the text") as error:
+        tokenizer.encode("x" * 50 + "z y")
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["x", "x" * 50])
+def test_a_prefix_of_subwords_is_refused(folder, prefix):
+    damaged(folder, lambda spec: spec["model"].update(continuing_subword_prefix=prefix))
+    refused(folder, "model.continuing_subword_prefix is not supported")
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "chat_template"])
+@pytest.mark.parametrize("value", [5, 0.5, True, {"content": 5}, {"content": ["a"]}, {}])
+def test_a_value_of_another_type_is_named(folder, name, value):
+    damaged(folder, lambda config: config.update({name: value}), "tokenizer_config.json")
+    refused(folder, rf"tokenizer_config\.json: {name}")
+
+
+def test_a_template_that_is_no_text_is_named(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    refused(folder, r"chat_template\.jinja: damaged")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{" * 100_000, '{"bos_token": "\\ud800"}', "5"])
+def test_a_damaged_tokenizer_config_is_named(folder, content):
+    (folder / "tokenizer_config.json").write_text(content)
+    refused(folder, r"tokenizer_config\.json: ")
+
+
+def test_a_post_processor_that_adds_many_tokens_is_refused(folder):
+    token = {"SpecialToken": {"id": "a", "type_id": 0}}
+    ids = {"a": {"id": "a", "ids": list(range(1000)), "tokens": ["a"] * 1000}}
+    template = {"type": "TemplateProcessing", "single": [token] * 20_000, "pair": []}
+    damaged(folder, lambda spec: spec.update(post_processor=template | {"special_tokens": ids}))
+    refused(folder, r"tokenizer\.json: post_processor adds 20000000 tokens")

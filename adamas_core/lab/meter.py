@@ -62,6 +62,9 @@ class Meter:
     def _count(self, layer: int, H: int) -> None:
         held = self._cache[layer]
         B, H_kv, S, D = held.k.shape
+        window = self._cache.windows[layer]
+        if window is not None:
+            S = min(S, window)  # a layer keeps more tokens than it reads
         row = 2 * D * held.k.itemsize  # a token's key and value
         dense = B * H_kv * S * row
         self.dense_bytes += dense

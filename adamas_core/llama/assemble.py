@@ -35,7 +35,7 @@ class Tensor:
     read: Callable[[], Array]
 
     def values(self, name: str) -> Array:
-        """What `read` returns, with errors that give the name of the tensor."""
+        """The result of `read`. Its errors give the name of the tensor."""
         with library_errors(f"{self.file}: tensor {name} cannot be read"):
             return self.read()
 

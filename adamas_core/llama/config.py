@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from .rope import Rope
+from .settings import MAX_SIZE
 
 _COUNTS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
-MAX_SIZE = 2**31 - 1
 ACTIVATIONS = ("silu", "gelu")
 
 

@@ -92,30 +92,30 @@ def read_later(path: Path, tensor: GgufTensor) -> Tensor:
 
 def _config(settings: Settings, arch: str, embedding: Tensor | None) -> Config:
     path = settings.path
-    hidden = settings.get(f"{arch}.embedding_length", int)
-    heads = settings.get(f"{arch}.attention.head_count", int)
-    head_dim = settings.get(f"{arch}.attention.key_length", int, hidden // max(heads, 1))
+    hidden = settings.size(f"{arch}.embedding_length")
+    heads = settings.size(f"{arch}.attention.head_count")
+    head_dim = settings.size(f"{arch}.attention.key_length", hidden // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
         if settings.get(f"{arch}.{name}", int, head_dim) != head_dim:
             raise CheckpointError(f"{path}: {arch}.{name} differs from the head_dim, {head_dim}")
-    context = settings.get(f"{arch}.context_length", int)
-    layers = settings.get(f"{arch}.block_count", int)
+    context = settings.size(f"{arch}.context_length")
+    layers = settings.size(f"{arch}.block_count")
     gemma = arch == "gemma3"
     theta = settings.get(f"{arch}.rope.freq_base", float, 1e6 if gemma else 10000.0)
     scale = settings.optional(f"{arch}.attention.scale", float)
     if scale is None and gemma and layers == GEMMA3_27B_LAYERS:
-        scale = (hidden / max(heads, 1)) ** -0.5
+        scale = (hidden / heads) ** -0.5
     return assemble_config(
         path,
         RopeSettings(theta, _rope_scaling(settings, arch, context)),
         _windows(settings, arch),
         layers=layers,
         hidden=hidden,
-        ffn=settings.get(f"{arch}.feed_forward_length", int),
+        ffn=settings.size(f"{arch}.feed_forward_length"),
         heads=heads,
-        kv_heads=settings.get(f"{arch}.attention.head_count_kv", int, heads),
+        kv_heads=settings.size(f"{arch}.attention.head_count_kv", heads),
         head_dim=head_dim,
-        vocab=embedding.shape[0] if embedding else settings.get(f"{arch}.vocab_size", int),
+        vocab=embedding.shape[0] if embedding else settings.size(f"{arch}.vocab_size"),
         context=context,
         norm_eps=settings.get(f"{arch}.attention.layer_norm_rms_epsilon", float),
         activation="gelu" if gemma else "silu",

@@ -143,7 +143,7 @@ class _Cursor:
     at: int
 
     def take(self, count: int, size: int, what: str) -> int:
-        """The place of `count` items of `size` bytes; the cursor moves behind them."""
+        """The place of `count` items of `size` bytes; the cursor moves past them."""
         left = len(self.data) - self.at
         if count * size > left:
             raise CheckpointError(
@@ -206,7 +206,7 @@ class _Cursor:
             at = len(data) + 1
         if at > len(data):
             raise CheckpointError(
-                f"{self.path}: cut short, or damaged: {name} ends behind the end of the file"
+                f"{self.path}: cut short, or damaged: {name} ends after the end of the file"
             )
         self.at = at
         return texts

@@ -18,12 +18,12 @@ from .assemble import (
     assemble_config,
     assemble_weights,
 )
-from .config import MAX_SIZE, Config
+from .config import Config
 from .extra import needs_extra
 from .files import regular
 from .json_file import read_json
 from .library_errors import library_errors
-from .settings import CheckpointError, Settings
+from .settings import MAX_SIZE, CheckpointError, Settings
 from .weights import Array, Weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -113,7 +113,8 @@ def _settings(path: Path) -> tuple[Settings, str]:
     if whole.lookup("quantization_config") is not None:
         raise CheckpointError(f"{path}: quantized safetensors are not supported; GGUF files are")
     if family == "gemma3":
-        settings = Settings(path, whole.get("text_config", dict).get)
+        whole.get("text_config", dict)  # it must be there
+        settings = whole.section("text_config")
         family = settings.get("model_type", str, "gemma3_text")
     if family not in FAMILIES:
         raise CheckpointError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
@@ -124,7 +125,7 @@ def _settings(path: Path) -> tuple[Settings, str]:
         value = settings.lookup(name)
         return defaults.get(name) if value is None else value
 
-    return Settings(path, lookup), family
+    return Settings(path, lookup, settings.prefix), family
 
 
 def _names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -155,11 +156,11 @@ def _refuse_unsupported(settings: Settings, gemma: bool) -> None:
 
 
 def _config(settings: Settings, family: str) -> Config:
-    hidden = settings.get("hidden_size", int)
-    heads = settings.get("num_attention_heads", int)
-    head_dim = settings.get("head_dim", int, hidden // max(heads, 1))
-    context = settings.get("max_position_embeddings", int)
-    layers = settings.get("num_hidden_layers", int)
+    hidden = settings.size("hidden_size")
+    heads = settings.size("num_attention_heads")
+    head_dim = settings.size("head_dim", hidden // heads)
+    context = settings.size("max_position_embeddings")
+    layers = settings.size("num_hidden_layers")
     gemma = family == "gemma3_text"
     rope_settings, local = _rope_settings(settings, gemma, context)
     scaling = rope_settings.scaling
@@ -173,11 +174,11 @@ def _config(settings: Settings, family: str) -> Config:
         _windows(settings, family, layers, local),
         layers=layers,
         hidden=hidden,
-        ffn=settings.get("intermediate_size", int),
+        ffn=settings.size("intermediate_size"),
         heads=heads,
-        kv_heads=settings.get("num_key_value_heads", int, heads),
+        kv_heads=settings.size("num_key_value_heads", heads),
         head_dim=head_dim,
-        vocab=settings.get("vocab_size", int),
+        vocab=settings.size("vocab_size"),
         context=context,
         norm_eps=settings.get("rms_norm_eps", float, 1e-6),
         activation="gelu" if gemma else "silu",
@@ -204,7 +205,7 @@ def _windows(settings: Settings, family: str, layers: int, local: RopeSettings |
     size = settings.optional("sliding_window", int)
     if family in ("qwen2", "qwen3"):
         uses = settings.get("use_sliding_window", bool, False)
-        size = settings.get("sliding_window", int, QWEN_WINDOW) if uses else None
+        size = settings.size("sliding_window", QWEN_WINDOW) if uses else None
     if size is None or family == "llama":
         return Windows(None)
     if settings.lookup("layer_types") is not None:
@@ -216,11 +217,7 @@ def _windows(settings: Settings, family: str, layers: int, local: RopeSettings |
             )
         return Windows(size, lambda layer: kinds[layer] == LOCAL, local)
     if family == "gemma3_text":
-        period = settings.get("sliding_window_pattern", int, GEMMA3_PATTERN)
-        if period < 1:
-            raise CheckpointError(
-                f"{settings.path}: sliding_window_pattern is {period}, expected at least 1"
-            )
+        period = settings.size("sliding_window_pattern", GEMMA3_PATTERN)
         return Windows(size, lambda layer: (layer + 1) % period != 0, local)
     first = 0
     if family in ("qwen2", "qwen3"):
@@ -235,25 +232,22 @@ def _rope_settings(
 
     transformers 5 changed the place and the names of theta and of the scaling.
     """
-    given: dict[str, Any] = dict(settings.get("rope_parameters", dict, {}))
-    by_kind = Settings(settings.path, given.get)
-    if given.keys() & {GLOBAL, LOCAL}:
-        local = by_kind.get(LOCAL, dict, {})
-        given = dict(by_kind.get(GLOBAL, dict, {}))
-    else:
-        local = {}
-        given = given or dict(settings.get("rope_scaling", dict, {}))
+    place = "rope_parameters" if settings.optional("rope_parameters", dict) else "rope_scaling"
     theta = settings.get("rope_theta", float, 10000.0)
-    everywhere = _rope_of(settings.path, given, theta, context)
-    if not (gemma or local):
-        return everywhere, None
-    theta = settings.get("rope_local_base_freq", float, 10000.0)
-    return everywhere, _rope_of(settings.path, dict(local), theta, context)
+    local_theta = settings.get("rope_local_base_freq", float, 10000.0)
+    if not settings.get(place, dict, {}).keys() & {GLOBAL, LOCAL}:
+        everywhere = _rope_of(settings, place, theta, context)
+        return everywhere, RopeSettings(local_theta) if gemma else None
+    by_kind = settings.section(place)
+    local = _rope_of(by_kind, LOCAL, local_theta, context)
+    has_local = gemma or bool(by_kind.optional(LOCAL, dict))
+    return _rope_of(by_kind, GLOBAL, theta, context), local if has_local else None
 
 
-def _rope_of(path: Path, given: dict[str, Any], theta: float, context: int) -> RopeSettings:
-    """The settings in an object of a config.json; `theta` is used if it holds none."""
-    inner = Settings(path, given.get)
+def _rope_of(settings: Settings, name: str, theta: float, context: int) -> RopeSettings:
+    """The settings in the object `name`; `theta` is used if it holds none."""
+    path, inner = settings.path, settings.section(name)
+    given: dict[str, Any] = dict(settings.get(name, dict, {}))
     theta = inner.optional("rope_theta", float) or theta
     if inner.get("partial_rotary_factor", float, 1.0) != 1:
         raise CheckpointError(f"{path}: partial_rotary_factor is not supported")
@@ -262,7 +256,7 @@ def _rope_of(path: Path, given: dict[str, Any], theta: float, context: int) -> R
         return RopeSettings(theta)
     if kind == "yarn":
         factor, original = inner.get("factor", float), "original_max_position_embeddings"
-        given[original] = inner.optional(original, int) or context
+        given[original] = inner.size(original, context)
         scales = [inner.optional(name, float) for name in ("mscale", "mscale_all_dim")]
         if all(scales) and not given.get("attention_factor") and factor > 0:
             above, below = (0.1 * (m or 0) * math.log(factor) + 1 for m in scales)
@@ -277,7 +271,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of model.safetensors, or of the files in the folder's index."""
     needs_extra("ml_dtypes")  # it gives NumPy the bfloat16 that safetensors asks for
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    if not index.exists():
         return _tensors_of_file(folder / "model.safetensors")
     file_of: dict[str, Any] = Settings(index, read_json(index).get).get("weight_map", dict)
     for name, file in file_of.items():

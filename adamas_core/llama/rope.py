@@ -107,6 +107,8 @@ def _llama3(base: NDArray[np.float64], given: dict[str, Any]) -> NDArray[np.floa
     """
     factor = given.pop("factor")
     low, high = given.pop("low_freq_factor"), given.pop("high_freq_factor")
+    if not low < high:
+        raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     turns = given.pop("original_max_position_embeddings") * base / (2 * math.pi)  # (D / 2,)
     keep = np.clip((turns - low) / (high - low), 0, 1)  # (D / 2,)
     mixed: NDArray[np.float64] = keep * base + (1 - keep) * base / factor  # (D / 2,)

@@ -67,8 +67,8 @@ struct Units {
 // The units of a query, by one warp, from its row x (Dt,) and its planes in shared memory.
 template <int PLANES, int P>
 __device__ __forceinline__ Units units_of(
-    const float* x, int Dt, const unsigned* query, int bits) {
-  const int lane = lane_index();
+    const float* x, int width, const unsigned* query, int bits) {
+  const int lane = lane_index(), Dt = P == 1 ? width : 64 * P;
   float largest = 0.0f;
   for (int i = lane; i < Dt; i += LANES) largest = fmaxf(largest, fabsf(x[i]));
 #pragma unroll
@@ -92,8 +92,9 @@ __device__ __forceinline__ float exact_float(int n) {
 }
 
 // Blocks per multiprocessor whose registers fit, without a spill.
-template <int P, int QUERIES>
-constexpr int RESIDENT = P == 2 || (P == 1 && QUERIES == 1) ? 4 : P == 1 ? 3 : 2;
+template <int PLANES, int P, int QUERIES>
+constexpr int RESIDENT =
+    P > 2 ? 2 : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3 : 4;
 
 // Grid, query, planes, lengths, candidates and indices as for select_chunks, with ranks for
 // distances. x (B, H, L, Dt) are the transformed queries; means (B, H_kv, T, Dt) and scales
@@ -102,7 +103,7 @@ constexpr int RESIDENT = P == 2 || (P == 1 && QUERIES == 1) ? 4 : P == 1 ? 3 : 2
 // sequence of `length` tokens, where stride is a multiple of 4; rows of Dt floats; `queries` floats
 // per tile of a chunk; a byte per token of a chunk.
 template <int PLANES, int P, int QUERIES>
-__global__ void __launch_bounds__(256, RESIDENT<P, QUERIES>) select_centered(
+__global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_centered(
     const Word* query, Int parts, const float* x, const Word* planes, Int planes_plane,
     Int planes_batch, Int planes_head, const Half* means, Int means_batch, Int means_head,
     const unsigned char* scales, Int scales_batch, Int scales_head, const int* lengths, Int length,

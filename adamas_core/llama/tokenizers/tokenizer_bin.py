@@ -30,7 +30,9 @@ def load(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path}: cut short: {bytes_there} of the 256 byte tokens are there")
     control = frozenset({UNKNOWN, BOS, EOS})
     return Tokenizer(
-        pieces=[token_bytes(text) for text in texts],
+        pieces=[
+            text.encode() if i in control else token_bytes(text) for i, text in enumerate(texts)
+        ],
         control=control,
         bos=BOS,
         eos=EOS,

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..extra import needs_extra
+from ..files import regular
 from ..json_file import read_json
 from ..library_errors import library_errors
 from ..settings import CheckpointError, Settings
 from . import byte_level, sentencepiece
 from .library_encoder import library_encoder
+from .normalizer import check_normalizer, steps
 from .tokenizer import Tokenizer
 
+MAX_ADDED = 100  # tokens; real models add one or two
 MAX_ID = 2**24 - 1  # a table of the ids takes 8 bytes for each, also in a gap
 
 
@@ -29,16 +32,14 @@ def load(path: Path) -> Tokenizer:
     token_bytes, strips_space = _decoder(path, spec)
     added = tokenizer.get_added_tokens_decoder()
     config_path = path.with_name("tokenizer_config.json")
-    config = Settings(config_path, (read_json(config_path) if config_path.is_file() else {}).get)
+    config = Settings(config_path, (read_json(config_path) if config_path.exists() else {}).get)
     bos = _named_token(tokenizer, config, "bos_token")
-    with library_errors(f"{path}: this tokenizer cannot encode a text"):
-        adds_bos = bos is not None and tokenizer.encode("").ids[:1] == [bos]
     return Tokenizer(
         pieces=_pieces(path, tokenizer, token_bytes),
         control=frozenset(i for i, token in added.items() if token.special),
         bos=bos,
         eos=_named_token(tokenizer, config, "eos_token"),
-        adds_bos=adds_bos,
+        adds_bos=bos is not None and _first_id(path, tokenizer) == bos,
         template=_template(path, config),
         strips_space=strips_space,
         encoder=library_encoder(path, tokenizer),
@@ -51,6 +52,7 @@ def _library_tokenizer(path: Path, spec: dict[str, Any]) -> Any:
     model = spec.get("model")
     if isinstance(model, dict) and model.get("continuing_subword_prefix"):
         raise CheckpointError(f"{path}: model.continuing_subword_prefix is not supported")
+    check_normalizer(path, spec.get("normalizer"))
     with library_errors(f"{path}: not a tokenizer.json"):
         tokenizer = lib.Tokenizer.from_str(json.dumps(spec))
         tokenizer.no_padding()
@@ -73,9 +75,7 @@ def _pieces(path: Path, tokenizer: Any, token_bytes: Callable[[str], bytes]) -> 
 
 def _decoder(path: Path, spec: dict[str, Any]) -> tuple[Callable[[str], bytes], bool]:
     """The function from a token to its bytes, and whether decoding removes a first space."""
-    whole = spec.get("decoder") or {}
-    steps = whole["decoders"] if whole.get("type") == "Sequence" else [whole]
-    decoders = {step.get("type"): step for step in steps}
+    decoders = {str(step.get("type")): step for step in steps(spec.get("decoder"), "decoders")}
     if "ByteLevel" in decoders:
         return byte_level.token_bytes, False
     if "Metaspace" in decoders:
@@ -87,22 +87,34 @@ def _decoder(path: Path, spec: dict[str, Any]) -> tuple[Callable[[str], bytes], 
 
 def _named_token(tokenizer: Any, config: Settings, name: str) -> int | None:
     """The id of a token that tokenizer_config.json names, as text or as {"content": text}."""
-    token = config.lookup(name)
-    if isinstance(token, dict):
-        text = Settings(config.path, token.get).get("content", str)
+    if isinstance(config.lookup(name), dict):
+        text = config.section(name).get("content", str)
     else:
         text = config.get(name, str, "")
     found: int | None = tokenizer.token_to_id(text) if text else None
     return found
 
 
+def _first_id(path: Path, tokenizer: Any) -> int | None:
+    """The id that the post-processor puts before a text."""
+    with library_errors(f"{path}: this tokenizer cannot encode a text"):
+        added = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if added > MAX_ADDED:
+            raise CheckpointError(
+                f"{path}: post_processor adds {added} tokens to a text, "
+                f"expected at most {MAX_ADDED}"
+            )
+        ids: list[int] = tokenizer.encode("").ids
+    return ids[0] if ids else None
+
+
 def _template(path: Path, config: Settings) -> str | None:
     """The chat template of the model, in Jinja. A list of several templates is not read."""
     jinja = path.with_name("chat_template.jinja")
-    if not jinja.is_file():
+    if not jinja.exists():
         given = config.lookup("chat_template")
         return None if isinstance(given, list) else config.optional("chat_template", str)
     try:
-        return jinja.read_text(encoding="utf-8")
+        return regular(jinja).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{jinja}: damaged: {error}") from error
