@@ -2,7 +2,8 @@
 
     python benchmarks/cpu_decode.py table --dtype bfloat16
 
-`table`    the step, appending a token, every peer and the floor, cold and hot
+`table`    the step, appending a token, every peer and the floor, cold and hot; plain codes, and
+           centered ones
 `length`   time against S, from 1K tokens to 4M
 `budget`   time against the budget, from 16 tokens to 4096
 `stages`   where the step's time goes
@@ -70,6 +71,12 @@ class Setting:
         lists = chosen.reshape(B * H_kv, -1)  # the heads of a group one after another
         rows = sum(np.unique(x).size for x in lists)
         return self.cache[0].codes.nbytes + 2 * rows * D * self.cache[0].k.itemsize
+
+    def with_centered_codes(self) -> Setting:
+        """The same with a second cache, which has centered codes."""
+        cache = KVCache(capacity=self.cache[0].tokens)
+        cache.append(self.cache[0].k, self.cache[0].v)
+        return replace(self, cache=cache)
 
     def step(self) -> Form:
         return Form(
@@ -157,7 +164,13 @@ def steps(setting: Setting, args: argparse.Namespace) -> dict[str, Form]:
 def table(args: argparse.Namespace, report: Report) -> None:
     for facts, setting in settings(args, report):
         dense = setting.dense(args.peers, report, set())
-        ours = {**steps(setting, args), "append a token": setting.append()}
+        centered = setting.with_centered_codes()
+        ours = {
+            **steps(setting, args),
+            "weighted 4, centered": centered.step(),
+            "append a token": setting.append(),
+            "append a token, centered": centered.append(),
+        }
         for state in args.state:
             compare(report, facts, ours, dense, state, args.repeats)
 
@@ -200,7 +213,7 @@ def stages(args: argparse.Namespace, report: Report) -> None:
     """
     for facts, setting in settings(args, report):
         k, v = setting.cache[0].k, setting.cache[0].v
-        tile = KVCache(capacity=64)
+        tile = KVCache(centered=False, capacity=64)
         tile.append(k[:, :, :64], v[:, :, :64])
         tile_k, tile_v = tile[0].k, tile[0].v
         for selection in selections(args):
@@ -268,9 +281,7 @@ OF_CENTERED = {
 def options(args: argparse.Namespace, report: Report) -> None:
     """Times in units ("/ none") of the step without an option, or of appending to plain codes."""
     for facts, setting in settings(args, report):
-        cache = KVCache(centered=True)
-        cache.append(setting.cache[0].k, setting.cache[0].v)
-        centered = replace(setting, cache=cache)
+        centered = setting.with_centered_codes()
         forms = {name: replace(setting, selection=x).step() for name, x in OPTIONS.items()}
         forms |= {name: replace(centered, selection=x).step() for name, x in OF_CENTERED.items()}
         appends = {

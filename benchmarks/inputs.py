@@ -30,7 +30,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
 def make(
     kind: str, dtype: str, B: int, H: int, H_kv: int, S: int, D: int, most_bytes: int
 ) -> tuple[NDArray[Any], KVCache]:
-    """Queries (B, H, 1, D) and a cache of S tokens.
+    """Queries (B, H, 1, D) and a cache of S tokens with plain codes, which serve every metric.
 
     "random": everything is normal, so the heads of a group choose different tokens. "structured":
     keys come in runs of related tokens and have four strong channels. The heads of a group have
@@ -42,7 +42,7 @@ def make(
     if nbytes > room:
         raise TooLarge(f"the cache needs {nbytes / 1e9:.1f} GB; available: {room / 1e9:.1f} GB")
     rng = np.random.default_rng(0)
-    cache = KVCache(capacity=S)
+    cache = KVCache(centered=False, capacity=S)
     shape = (B, H_kv, min(S, CHUNK), D)
     # The numbers in the values do not change the speed, so all chunks have the same.
     v = rng.standard_normal(shape, dtype=np.float32).astype(size)
