@@ -218,10 +218,10 @@ class KVCache:
         for i, layer in enumerate(self._layers.all()):
             holder = f", the tokens of layer {i}"
             each = layer.lengths.each
-            if layer.k is None and np.ndim(kept):  # it may become a batch of any size
+            if layer.lengths.longest == 0 and np.ndim(kept):  # it may become a batch of any size
                 each = np.zeros(np.shape(kept), int)
             checked = checks.cut(where, kept, each, holder)
-            if layer.k is None:
+            if layer.lengths.longest == 0:
                 continue
             after = np.minimum(each, checked)
             early = (after < layer.earliest()) & (after > 0) & (after < each)
@@ -247,7 +247,7 @@ class KVCache:
         """
         kept: list[int | NDArray | None] = []
         for layer in self._layers.all():
-            if layer.k is None:
+            if layer.lengths.longest == 0:
                 kept.append(None)
                 continue
             tokens = layer.lengths.each.copy()
@@ -274,12 +274,12 @@ class KVCache:
         where = "KVCache.reorder"
         layers = self._layers.all()
         for layer in layers:
-            if layer.k is not None:
+            if layer.lengths.longest > 0:
                 numbers = checks.order(where, "order", order, len(layer.lengths.each), -1)
                 if len(numbers) == 0:
                     raise ValueError(f"{where}: order={order!r}; expected at least one sequence")
         self._layers.replace(
-            [layer if layer.k is None else layer.take(numbers) for layer in layers]
+            [layer if layer.lengths.longest == 0 else layer.take(numbers) for layer in layers]
         )
 
     def remove(self, sequences: int | Sequence[int]) -> None:
@@ -292,7 +292,7 @@ class KVCache:
         """
         layers = []
         for layer in self._layers.all():
-            if layer.k is not None:
+            if layer.lengths.longest > 0:
                 B = len(layer.lengths.each)
                 out = checks.order("KVCache.remove", "sequences", sequences, B)
                 layer = layer.take(np.setdiff1d(np.arange(B), out))
@@ -312,7 +312,7 @@ class KVCache:
         checks.at_least(where, "copies", copies, 1)
         layers = []
         for layer in self._layers.all():
-            if layer.k is not None:
+            if layer.lengths.longest > 0:
                 B = len(layer.lengths.each)
                 one = checks.order(where, "sequence", sequence, B)
                 layer = layer.take(np.concatenate([np.arange(B), np.repeat(one, copies)]))
@@ -441,7 +441,7 @@ def decode_attention(
     checks.instance(where, "cache", cache, KVCache, "KVCache")
     (a,) = views(q=q)
     held = cache._layers[checks.layer("KVCache", layer, len(cache))]
-    if held.k is None or held.lengths.longest == 0:
+    if held.lengths.longest == 0:
         checks.floats(where, "q", a, (3, 4))
         raise ValueError(
             f"{where}: layer {layer} of the cache is empty, and {checks.shown('q', a)}; expected "

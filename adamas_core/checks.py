@@ -341,8 +341,9 @@ def windows(where: str, given: object, layers: int) -> tuple[int | None, ...]:
 
 def finite(where: str, name: str, x: NDArray) -> None:
     """Reject keys that hold NaN or infinities: they have no codes."""
-    found = ~np.isfinite(x)
-    if found.any():
+    finite = np.isfinite(x)
+    if not finite.all():
+        found = ~finite
         first = tuple(int(i) for i in np.argwhere(found)[0])
         raise ValueError(
             f"{where}: {shown(name, x)}; expected finite numbers, found {int(found.sum())} others, "

@@ -60,13 +60,14 @@ class Undo(NamedTuple):
     """How arrays get back to a state that an operation has begun to write over."""
 
     state: Coded
-    end: NDArray  # (B,): free slots before it may have been written
+    new: int  # free slots after the last token of each sequence that may have been written
     saved: list[tuple[Any, Any]]  # views of the arrays, and what they held
 
     def restore(self) -> None:
         for view, before in self.saved:
             view[...] = before
-        clear(self.state, self.state.lengths.each, self.end)
+        each = self.state.lengths.each
+        clear(self.state, each, each + self.new)
 
 
 def empty(
@@ -94,14 +95,13 @@ def append(state: Coded, k: Any, added: int | NDArray, lengths: Lengths, guard: 
     room = reserve(state, old.longest + S)
     home = load(state.backend)
     start = old.each if lengths.ragged else old.longest
-    end = old.each + S
     if room is state:  # else the old arrays are not touched
         filled = [] if state.centers is None else _filled_tiles(old, lengths)
-        guard(Undo(state, end, _saved(state, filled)))
+        guard(Undo(state, S, _saved(state, filled)))
     if room.centers is None:
         home.encode(k, room.thresholds, room.planes, start)
         if np.ndim(added):
-            clear(room, lengths.each, end)  # this kernel codes all S keys of each sequence
+            clear(room, lengths.each, old.each + S)  # this kernel codes all S keys of each sequence
     else:
         home.encode_centered(k, room.thresholds, room.planes, room.centers, start, added)
     return room._replace(lengths=lengths)
@@ -113,7 +113,7 @@ def cut(state: Coded, lengths: Lengths, k: Any, guard: Guard) -> Coded:
     room = reserve(state, old.longest)
     if room is state:
         dropped = _ranges(lengths.each // TILE, -(-old.each // TILE))
-        guard(Undo(state, old.each, _saved(state, list(dropped))))
+        guard(Undo(state, 0, _saved(state, list(dropped))))
     clear(room, lengths.each, old.each)
     if room.centers is not None:
         for b in np.flatnonzero(reopened(old, lengths)):
@@ -203,6 +203,10 @@ def _ranges(first: NDArray, end: NDArray) -> Iterator[tuple[slice, int, int]]:
 
 def _filled_tiles(old: Lengths, new: Lengths) -> list[tuple[slice, int, int]]:
     """(sequences, tile, tile + 1) of the tiles with tokens that become full."""
+    if not new.ragged:
+        first, slot = divmod(old.longest, TILE)
+        fills = slot and new.longest // TILE > first
+        return [(slice(None), first, first + 1)] if fills else []
     tile = old.each // TILE
     full = (old.each % TILE != 0) & (new.each // TILE > tile)
     return list(_ranges(tile, tile + full))

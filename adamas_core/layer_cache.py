@@ -105,11 +105,12 @@ class FullLayer(NamedTuple):
         The old buffer is let go after each step, so that only one is there twice.
         """
         if self.k is not None:
-            xp, old = array_module(str(self.backend)), self.lengths.longest
-            if self.k.shape[2] < old + S:
-                grown = self._replace(k=_room(xp, self.k, old, old + S))
-                yield grown
-                yield grown._replace(v=_room(xp, self.v, old, old + S))
+            xp, old, layer = array_module(str(self.backend)), self.lengths.longest, self
+            if layer.k.shape[2] < old + S:
+                layer = layer._replace(k=_room(xp, layer.k, old, old + S))
+                yield layer
+            if layer.v.shape[2] < old + S:  # also where an earlier call ended after the first step
+                yield layer._replace(v=_room(xp, layer.v, old, old + S))
 
     def appended(
         self, k: Any, v: Any, added: int | NDArray, backend: str, guard: Guard
@@ -127,20 +128,26 @@ class FullLayer(NamedTuple):
                 lengths=Lengths.of(0, B),
             )
         lengths = layer.lengths.plus(added)
-        write(layer.k, k, layer.lengths.each, lengths.each)
-        write(layer.v, v, layer.lengths.each, lengths.each)
+        if lengths.ragged:
+            write(layer.k, k, layer.lengths.each, lengths.each)
+            write(layer.v, v, layer.lengths.each, lengths.each)
+        else:
+            first, end = layer.lengths.longest, lengths.longest
+            layer.k[:, :, first:end] = k[:, :, : end - first]
+            layer.v[:, :, first:end] = v[:, :, : end - first]
         return layer._replace(lengths=lengths)._coded(k, added, layer.codes, guard)
 
     def _coded(self, k: Any, added: int | NDArray, old: Coded | None, guard: Guard) -> FullLayer:
         """Encode new keys, or all keys where the thresholds are not settled yet."""
-        total = int(self.lengths.each.sum())
-        if self.options.dense or total == 0:
+        if self.options.dense:
             return self
-        if old is not None and (
-            self.sample is None or self.sample.lasting is not None or total < CALIBRATION_TOKENS
-        ):
+        settled = self.sample is None or self.sample.lasting is not None
+        total = -1 if old is not None and settled else int(self.lengths.each.sum())
+        if old is not None and total < CALIBRATION_TOKENS:
             codes = code_store.append(old, k, added, self.lengths, guard)
             return self._replace(codes=codes)
+        if total == 0:
+            return self
         sample = None
         if self.options.thresholds is None and not self.options.centered:
             now = sample_of(self.lengths)
@@ -163,7 +170,7 @@ class FullLayer(NamedTuple):
 
     def cut(self, tokens: int | NDArray, guard: Guard) -> FullLayer:
         """The layer with at most `tokens` tokens: one number, or (B,)."""
-        if self.k is None:
+        if self.lengths.longest == 0:
             return self
         lengths = self.lengths.cut(tokens)
         if (lengths.each == self.lengths.each).all():
@@ -216,8 +223,8 @@ class FullLayer(NamedTuple):
         return joined(xp, parts)
 
     def arrays(self) -> dict[str, Any]:
-        """The arrays of the layer for a file."""
-        if self.k is None:
+        """The arrays of the layer for a file: none without tokens, as of a new layer."""
+        if self.lengths.longest == 0:
             return {}
         k, v = self.shown()
         arrays = {"k": k, "v": v, "length": self.lengths.each.astype(np.int64)}

@@ -88,6 +88,8 @@ class Layers:
         backend = self.backend or backend_of(a)
         slot = self._slots[layer]
         held = slot.layer()
+        if held.lengths.longest == 0:  # as a new layer: the shape may be another one
+            held = type(held)(held.options)
         added = checked_append(where, held, a, added, backend)
         if a.shape[2] == 0 and held.k is not None:
             return

@@ -40,6 +40,12 @@ class Lengths:
 
     def plus(self, added: int | NDArray) -> Lengths:
         """Lengths after an append: of one number of tokens, or of a number per sequence (B,)."""
+        if not self.ragged and isinstance(added, int) and len(self.each):  # as each decode step
+            grown = Lengths.__new__(Lengths)
+            grown.each = self.each + added
+            grown.ragged = False
+            grown.longest = grown.shortest = self.longest + added
+            return grown
         return Lengths(self.each + added, self.ragged or np.ndim(added) == 1)
 
     def cut(self, tokens: int | NDArray) -> Lengths:

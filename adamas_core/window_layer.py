@@ -110,7 +110,7 @@ class WindowLayer(NamedTuple):
 
     def cut(self, tokens: int | NDArray, guard: Guard) -> WindowLayer:
         """The layer with at most `tokens` tokens, checked against `earliest`."""
-        if self.k is None:
+        if self.lengths.longest == 0:
             return self
         lengths = self.lengths.cut(tokens)
         if lengths.longest == 0:
@@ -155,8 +155,8 @@ class WindowLayer(NamedTuple):
         return bool(((first >= self.base) | (self.lengths.each == 0)).all())
 
     def arrays(self) -> dict[str, Any]:
-        """The arrays of the layer for a file."""
-        if self.k is None:
+        """The arrays of the layer for a file: none without tokens, as of a new layer."""
+        if self.lengths.longest == 0:
             return {}
         layer = self._kept(np.minimum(self.held, self.window + ROLLBACK), 0)
         return {

@@ -284,10 +284,11 @@ def interrupted(call: Callable[[], Any], bytecodes: int) -> bool:
 
 def same_layer(got: Any, expected: Any) -> None:
     """All that can be seen of two layers has the same bits."""
-    assert got.shape == expected.shape
-    if expected.shape is None:
+    assert got.tokens == expected.tokens
+    if expected.tokens == 0:  # an append of no token may have fixed the shape
         assert got.codes is None
         return
+    assert got.shape == expected.shape
     B = expected.shape[0]
     np.testing.assert_array_equal(
         np.broadcast_to(got.length, (B,)), np.broadcast_to(expected.length, (B,))
@@ -309,7 +310,7 @@ def decodes_as_fresh(model: Model) -> None:
     expected = model.fresh()
     for layer in range(LAYERS):
         model._fill(expected, layer)
-        if expected[layer].shape is None:
+        if expected[layer].tokens == 0:
             continue
         shape = (model.B, 2 * model.H_kv, 1, model.D)
         q = model.rng.standard_normal(shape).astype(np.float32)

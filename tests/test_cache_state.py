@@ -204,3 +204,15 @@ def test_a_random_forgery_is_refused_or_harmless(
         cache.append(k, k)
         with np.errstate(all="ignore"):
             decode_attention(np.ones((B, H_kv, 1, D), np.float32), cache, 8)
+
+
+def test_a_layer_without_tokens_comes_back_as_a_new_one(tmp_path: Path) -> None:
+    cache = KVCache(2, windows=[None, 5])
+    k = np.ones((2, 1, 3, 8), np.float32)
+    for layer in range(2):
+        cache.append(k, k, layer, count=np.array([0, 0]))
+    cache.save(tmp_path / "a.kv")
+    assert [KVCache.load(tmp_path / "a.kv")[i].shape for i in range(2)] == [None, None]
+    for layer in range(2):  # here too it is as new: another batch may come
+        cache.append(k[:1], k[:1], layer)
+    assert [cache[i].shape for i in range(2)] == [(1, 1, 3, 8)] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_model import (
@@ -16,9 +18,11 @@ from tiny_model import (
     write_huggingface,
 )
 
-from adamas_core.llama import CheckpointError, load
+from adamas_core.llama import CheckpointError, load, rope
+from adamas_core.llama import gguf as gguf_format
 from adamas_core.llama.gguf import read_later
 from adamas_core.llama.gguf_file import open_gguf
+from adamas_core.llama.settings import Settings
 
 gguf = pytest.importorskip("gguf", reason='needs the extra "llama"')
 pytest.importorskip("safetensors", reason='needs the extra "llama"')
@@ -135,3 +139,19 @@ def test_another_gguf_architecture_is_named(tmp_path):
     path = write_gguf(tmp_path / "x.gguf", config, {})
     with pytest.raises(CheckpointError, match="architecture 'gemma' is not one of llama"):
         load(path)
+
+
+@pytest.mark.parametrize(("layers", "scale"), [(34, 1.0), (62, (128 / 168) ** 0.5)])
+def test_the_scale_of_gemma_3_27b_is_known_by_its_layers(layers, scale):
+    """No file stores it: it is the hidden size per head, 168, and not the head_dim, 128."""
+    sizes = {"block_count": layers, "embedding_length": 5376, "feed_forward_length": 21504}
+    sizes |= {"context_length": 131072, "attention.head_count": 32, "attention.key_length": 128}
+    sizes |= {"attention.head_count_kv": 16, "attention.layer_norm_rms_epsilon": 1e-6}
+    sizes |= {"attention.sliding_window": 1024, "vocab_size": 262208}
+    sizes |= {"rope.freq_base": 1e6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    values = {f"gemma3.{name}": value for name, value in sizes.items()}
+    config = gguf_format._config(Settings(Path("x.gguf"), values.get), "gemma3", None)
+    assert config.query_scale == pytest.approx(scale)
+    assert config.windows[:7] == (1024,) * 5 + (None, 1024)
+    assert config.ropes[0] == rope.scaled_rope(128, 1e4)
+    assert config.ropes[5] == rope.scaled_rope(128, 1e6, {"rope_type": "linear", "factor": 8.0})

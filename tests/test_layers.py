@@ -131,3 +131,42 @@ def test_the_backend_is_known_from_the_first_tokens_on() -> None:
     cache.append(k, k, 1)
     assert cache.backend == "cpu"
     assert KVCache(backend="reference").backend == "reference"
+
+
+@pytest.mark.parametrize("options", [{"centered": True}, {"thresholds": [-1, 0, 1]}, {}])
+@pytest.mark.parametrize("window", [None, 20])
+def test_an_interrupted_append_changes_nothing(options: dict[str, Any], window: int | None) -> None:
+    """At any bytecode, and the next append goes on from there."""
+    k = normal(1, 2, 300, 48)
+    options = {"centered": False, "windows": [window], **options}
+    caches = {}
+    for n in (100, 260, 300):
+        caches[n] = KVCache(**options)
+        for end in (100, 260, 300):
+            if end <= n:
+                part = slice({100: 0, 260: 100, 300: 260}[end], end)
+                caches[n].append(k[:, :, part], k[:, :, part])
+    moment, stopped = 1, True
+    while stopped:
+        cache = KVCache(**options)
+        cache.append(k[:, :, :100], k[:, :, :100])
+        call = partial(cache.append, k[:, :, 100:260], k[:, :, 100:260])
+        stopped = interrupted(call, moment)
+        if cache[0].tokens == 100:
+            same_layer(cache[0], caches[100][0])
+            call()
+        same_layer(cache[0], caches[260][0])
+        cache.append(k[:, :, 260:], k[:, :, 260:])
+        same_layer(cache[0], caches[300][0])
+        moment += 1 + moment // 15
+
+
+def test_growth_that_ended_between_keys_and_values_goes_on() -> None:
+    k = normal(1, 2, 300, 48)
+    cache, whole = KVCache(), KVCache()
+    cache.append(k[:, :, :100], k[:, :, :100])
+    slot = cache._layers._slots[0]
+    slot.put(next(iter(slot.layer().with_room(200))))
+    cache.append(k[:, :, 100:], k[:, :, 100:])
+    whole.append(k, k)
+    same_layer(cache[0], whole[0])

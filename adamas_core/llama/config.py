@@ -95,7 +95,8 @@ class Config:
         for window in set(self.windows):
             if window is not None and not 1 <= window <= MAX_SIZE:
                 raise ValueError(f"a window is {window}, expected 1 to {MAX_SIZE}")
-        for rope in set(self.ropes):
+        # By identity: layers share an object, and the hash of one reads all its frequencies.
+        for rope in {id(rope): rope for rope in self.ropes}.values():
             if len(rope.frequencies) != self.head_dim // 2:
                 raise ValueError(
                     f"RoPE has {len(rope.frequencies)} frequencies, expected {self.head_dim // 2}"

@@ -181,7 +181,8 @@ def _divide_frequencies(path: Path, config: Config, divisors: Tensor) -> Config:
     values = divisors.values("rope_freqs.weight")  # (D / 2,)
     if not ((values > 0) & (values < np.inf)).all():
         raise CheckpointError(f"{path}: tensor rope_freqs.weight is not finite and above 0")
-    ropes = {each: np.divide(each.frequencies, values).tolist() for each in set(config.ropes)}
-    return replace(
-        config, ropes=tuple(each._replace(frequencies=tuple(ropes[each])) for each in config.ropes)
-    )
+    divided = {
+        id(each): each._replace(frequencies=tuple(np.divide(each.frequencies, values).tolist()))
+        for each in {id(each): each for each in config.ropes}.values()
+    }
+    return replace(config, ropes=tuple(divided[id(each)] for each in config.ropes))
