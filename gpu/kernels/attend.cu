@@ -14,21 +14,22 @@ constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
 __device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
 
 // The tokens of one query: those of `indices`, or `count` from `first` on if attention is dense. An
-// index below 0 means no token. An index of S or more is ignored, so that nothing outside k and v is
-// read; the largest such index plus 1 goes to *beyond.
+// index below 0 means no token. An index of S or more counts as none, so that nothing outside k and
+// v is read. A branch in here would keep the compiler from loading several indices at a time.
 struct Tokens {
   const int* indices;
   bool dense;
   int count, first, S;
-  unsigned* beyond;
+
+  __device__ int named(int i) const {
+    int token = -1;
+    if (i < count) token = dense ? first + i : indices[i];
+    return token;
+  }
 
   __device__ int operator()(int i) const {
-    if (i >= count) return -1;
-    if (dense) return first + i;
-    const int token = indices[i];
-    if (token < S) return token;
-    if (beyond) atomicMax(beyond, token + 1u);
-    return -1;
+    const int token = named(i);
+    return token < S ? token : -1;
   }
 };
 
@@ -129,9 +130,11 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const int head = h / (H / H_kv);
   const bool dense = K < 0;
   const int visible = visible_tokens(S, l, L);
-  const int count = dense ? min(visible, static_cast<int>(window)) : K;
+  // Without keys there is no row that a load could take in place of a missing one.
+  const int count = S == 0 ? 0 : dense ? min(visible, static_cast<int>(window)) : K;
   const Tokens tokens{
-      indices + (dense ? 0 : row * K), dense, count, visible - count, static_cast<int>(S), beyond};
+      indices + (dense ? 0 : row * K), dense, count, visible - count, static_cast<int>(S)};
+  int largest = -1;  // index that this thread has met
   const int splits = gridDim.y;
   const int size = (count + splits - 1) / splits;
   const int begin = min(static_cast<int>(blockIdx.y) * size, count), end = min(begin + size, count);
@@ -153,13 +156,17 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   // Online softmax: `top` is the largest logit so far, mass = sum of exp(logit - top) and
   // sum = sum of exp(logit - top) v.
   float top = no_token(), mass = 0;
-  using Part = Vector<TK, VEC>;
+  using Part = Packed<TK, VEC>;
+  // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
+  // Above Dt = 1024 that would need more registers than there are.
   const auto load = [&](const Strided<TK>& rows, int token, Part (&parts)[PER]) {
     const TK* const from = rows.row(b, head, max(token, 0));
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
       const int d = (i * SHARERS + lane) * VEC;
-      parts[i] = token >= 0 && d < D ? *reinterpret_cast<const Part*>(from + d) : Part{};
+      const bool there = token >= 0 && d < D;
+      if (EARLY || there) parts[i] = *reinterpret_cast<const Part*>(from + (d < D ? d : 0));
+      if (!there) parts[i] = Part{};
     }
   };
   for (int start = begin; start < end; start += TEAMS * AHEAD) {
@@ -168,7 +175,12 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
       const int at = start + a * TEAMS + team;
-      token[a] = at < end ? tokens(at) : -1;
+      const int named = at < end ? tokens.named(at) : -1;
+      largest = max(largest, named);
+      token[a] = named < tokens.S ? named : -1;
+    }
+#pragma unroll
+    for (int a = 0; a < AHEAD; ++a) {
       load(keys, token[a], key[a]);
       if (EARLY) load(values, token[a], value[a]);
     }
@@ -183,7 +195,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
         for (int j = 0; j < VEC; ++j) {
           const float x = EARLY ? query[EARLY ? i : 0][j]
                                 : shared_query[EARLY ? 0 : (i * SHARERS + lane) * VEC + j];
-          dot += x * to_float(key[a][i].x[j]);
+          dot += x * to_float(key[a][i].element(j));
         }
       }
 #pragma unroll
@@ -210,10 +222,11 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
 #pragma unroll
       for (int i = 0; i < PER; ++i) {
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) sum[i][j] += p * to_float(value[a][i].x[j]);
+        for (int j = 0; j < VEC; ++j) sum[i][j] += p * to_float(value[a][i].element(j));
       }
     }
   }
+  if (beyond && largest >= tokens.S) atomicMax(beyond, largest + 1u);
 
   // Merge the teams of a warp, then the warps.
 #pragma unroll

@@ -16,6 +16,12 @@ __device__ __forceinline__ void append_rows(
   }
 }
 
+// encode_open_tile as a function of its own. Inlined above Dt = 1024 it would spill registers.
+template <int N, typename T>
+__device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span) {
+  encode_open_tile<N>(head, span);
+}
+
 // Grid: H_kv blocks for keys and values, then blocks for the H L queries of a sequence, one per
 // warp; B. q (B, H, L, D) becomes `query`: (B, H, L, bits * P), planes of the weighted metric, or
 // (B, H, L, 2 P), codes, where bits is 0. The transformed queries go to x (B, H, L, Dt), unless it
@@ -27,10 +33,12 @@ __device__ __forceinline__ void append_rows(
 // codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
 // warp, and a mean.
 //
+// The least number of blocks keeps the compiler from taking too few registers.
+//
 // lengths (B,) grow by L. The last block of a sequence does that, when all have read the length.
 // `finished` (B,) is 0 before and after the launch.
 template <typename T, int N>
-__global__ void __launch_bounds__(128) begin_step(
+__global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int bits, Word* query, float* x,
     const T* k_new, Int k_new_batch, Int k_new_head, Int k_new_token,
     const T* v_new, Int v_new_batch, Int v_new_head, Int v_new_token,
@@ -77,12 +85,17 @@ __global__ void __launch_bounds__(128) begin_step(
     const CenteredHead<T> mine{
         k_new, k_new_token, planes, planes_plane, means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
-        open_tile + b * open_tile_batch + head * open_tile_head, thresholds, D, Dt, hadamard_scale};
+        open_tile + b * open_tile_batch + head * open_tile_head, thresholds, dims,
+        static_cast<int>(Dt), hadamard_scale};
     for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
       encode_full_tile<N>(mine, span, tile, rows);
       __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
     }
-    encode_open_tile<N>(mine, span);
+    if constexpr (N <= 32) {
+      encode_open_tile<N>(mine, span);
+    } else {
+      encode_apart<N>(mine, span);
+    }
   } else {
     for (int s = warp; s < size; s += warps) {
       float y[N];

@@ -18,7 +18,7 @@ struct CenteredHead {
   unsigned char* scales;  // (T, 64)
   float* open_tile;       // (64, Dt)
   const float* thresholds;
-  Int D, Dt;
+  int D, Dt;
   float hadamard_scale;
 };
 
@@ -63,7 +63,7 @@ __device__ __forceinline__ void write_centered(
 template <int N, typename T>
 __device__ __forceinline__ void encode_full_tile(
     const CenteredHead<T>& head, Span span, Int tile, float* rows) {
-  const Int Dt = head.Dt;
+  const int Dt = head.Dt;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
   float* const mean = rows + warps * size;
   const auto load = [&](float (&x)[N], int slot) {
@@ -117,7 +117,7 @@ __device__ __forceinline__ void encode_full_tile(
 // brings the first token of that tile; else an earlier call did.
 template <int N, typename T>
 __device__ __forceinline__ void encode_open_tile(const CenteredHead<T>& head, Span span) {
-  const Int Dt = head.Dt;
+  const int Dt = head.Dt;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
   const Int open = span.end / TILE;  // the tile that is not full; it may have no token
   const bool begins = span.begin <= open * TILE && open * TILE < span.end;

@@ -79,6 +79,29 @@ struct alignas(sizeof(T) * N) Vector {
   T x[N];
 };
 
+// The same N elements as words of 32 bits. A load of them under a condition stays one instruction.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Packed {
+  static constexpr int PER_WORD = 4 / sizeof(T);
+  unsigned words[N / PER_WORD];
+
+  __device__ T element(int i) const {
+    T x;
+    if constexpr (sizeof(T) == 4) {
+      x = __uint_as_float(words[i]);
+    } else {
+      x.bits = static_cast<unsigned short>(words[i / PER_WORD] >> (16 * (i % PER_WORD)));
+    }
+    return x;
+  }
+};
+template <typename T>
+struct Packed<T, 1> {
+  T x;
+
+  __device__ T element(int) const { return x; }
+};
+
 // An array (B, heads, tokens, D), its strides in elements. The last axis is contiguous.
 template <typename T>
 struct Strided {

@@ -7,12 +7,23 @@
 // the second step.
 #include "topk.cuh"
 
+// Blocks per multiprocessor whose registers fit, without a spill. From sm_100 on a variant takes a
+// few registers more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int SPARE = 1;
+#else
+constexpr int SPARE = 0;
+#endif
+template <int PLANES, int P, int QUERIES>
+constexpr int RESIDENT =
+    P > 2 ? 2 : P == 2 && (PLANES == 8 || QUERIES == 8) ? (PLANES == 8 ? 3 : 4 - SPARE) : 4;
+
 // Grid: chunks, groups of QUERIES of the G L queries of a KV head, B H_kv. query, planes and
 // lengths are those of score.cu. Candidates (B H L, chunks, slots), indices (B, H, L, K). Dynamic
 // shared memory: min(QUERIES, G L) rows of `stride` distances,
 // which hold the chunks of a sequence of `length` tokens.
 template <int PLANES, int P, int QUERIES>
-__global__ void __launch_bounds__(256, P <= 2 ? 4 : 2) select_chunks(
+__global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_chunks(
     const Word* query, Int parts, const Word* planes, Int planes_plane, Int planes_batch,
     Int planes_head, const int* lengths, Int length, Int H_kv, Int G, Int L, Int stride, Int K,
     Int sinks, Int recent, unsigned short* candidate_distances, int* candidate_tokens, Int slots,
