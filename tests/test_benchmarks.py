@@ -73,8 +73,8 @@ def test_report_of_times(benchmark: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps({"device": "none", "date": "never", "results": results}))
     benchmark.main(["--report", str(path)])
     last = path.with_suffix(".md").read_text().splitlines()[-1]
-    # Codes of 8 heads at 32 bytes per token, and 128 rows of k and v at 512 bytes for 32 heads.
-    step, dense = 8 * 32768 * 32 + 32 * 128 * 512, 8 * 32768 * 512
+    # Codes of 8 heads at 37 bytes per token, and 128 rows of k and v at 512 bytes for 32 heads.
+    step, dense = 8 * 32768 * 37 + 32 * 128 * 512, 8 * 32768 * 512
     assert last == (
         "| 32/8 | 1 | 32768 | 128 | weighted | centered | 0.0100 "
         "| 0.1638 dense_sdpa_grouped_flash_attention | 16.4 | 0.0050 | 60% "

@@ -236,7 +236,7 @@ MISTAKES = [
     ("score.cuh", "+ 2 * g + word", "+ 2 * g + 2 + word", PRODUCTS),
     ("attend.cu", SUMS_BARRIER, "  // Merge the warps", ONE_BLOCK),
     ("attend.cu", "== splits - 1u", "== splits - 2u", SPLITS),
-    ("attend.cu", "if (token < S) return", "if (token < S - 1) return", ONE_BLOCK),
+    ("attend.cu", "named < tokens.S ?", "named < tokens.S - 1 ?", ONE_BLOCK),
     ("attend.cu", "min(begin + size, count)", "min(begin + size + 1, count)", SPLITS),
     ("attend.cu", "stride = SHARERS; stride < LANES;", "stride = SHARERS; stride < 16;", SPLITS),
     ("rerank.cu", QUERY_BARRIER, "  using Part", RERANK),
