@@ -50,6 +50,11 @@ class CacheAttention:
         return self._step(layer, q, k, v, None)
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows of the cache's layers."""
+        return tuple(layer.options.window for layer in self._layers.all())
+
+    @property
     def tokens(self) -> int:
         """The tokens in the cache: the position of the next one.
 

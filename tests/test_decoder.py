@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import DenseAttention, assert_close, by_hand, tiny
 
+from adamas_core import KVCache
 from adamas_core.llama import rope
 from adamas_core.llama.decoder import geglu, swiglu
 
@@ -97,3 +98,18 @@ def test_gelu_is_that_of_the_error_function():
     gate = np.linspace(-6, 6, 101, dtype=np.float32)[None]
     exact = [x / 2 * (1 + math.erf(x / math.sqrt(2))) for x in gate[0].tolist()]
     np.testing.assert_allclose(geglu(gate, np.ones_like(gate))[0], exact, atol=5e-4)
+
+
+def test_a_cache_without_the_models_windows_is_refused():
+    """It would read other tokens in silence; in a prefill too."""
+    model = tiny(windows=(3, None))
+    whole, right = KVCache(2).attention(None), KVCache(2, windows=(3, None)).attention(None)
+    for attention in (whole, whole.prefill):
+        with pytest.raises(
+            ValueError, match=r"windows=\(None, None\) and the model has \(3, None\)"
+        ):
+            model.forward([1, 2], 0, attention)
+    with pytest.raises(ValueError, match=r"windows=\(3, None\) and the model has \(None, None\)"):
+        tiny().forward([1, 2], 0, right)
+    model.forward([1, 2], 0, right.prefill)
+    tiny().forward([1, 2], 0, whole)

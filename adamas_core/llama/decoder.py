@@ -64,9 +64,11 @@ class Llama:
         Raises
         ------
         ValueError
-            A token id is not in the vocabulary, or `attention` returns another shape than q's.
+            A token id is not in the vocabulary, `attention` returns another shape than q's, or it
+            is that of a KVCache with other windows than the model's.
         """
         c, w = self.config, self.weights
+        self._check_windows(attention)
         ids = self._token_ids(tokens)  # (L,)
         angles = {each: rope.cos_sin(each, position, len(ids)) for each in set(c.ropes)}
         x = w.embedding[ids]  # (L, E)
@@ -110,6 +112,19 @@ class Llama:
     def _post_norm(self, h: Array, weight: Array | None) -> Array:
         """The norm of a block's result (L, E), in a model that has one there."""
         return h if weight is None else rms_norm(h, weight, self.config.norm_eps)
+
+    def _check_windows(self, attention: Attention) -> None:
+        """Reject a cache with other windows than the model's: it would give other text in silence.
+
+        An attention that names no windows may do what it likes.
+        """
+        own = self.config.windows
+        given = getattr(getattr(attention, "__self__", attention), "windows", own)
+        if given != own and any((*given, *own)):
+            raise ValueError(
+                f"Llama.forward: the cache of attention has windows={given} and the model has "
+                f"{own}; expected KVCache(layers, windows=model.config.windows)"
+            )
 
     def _token_ids(self, tokens: ArrayLike) -> NDArray[np.integer[Any]]:
         """The tokens as an array, checked: a negative id would silently index from the end."""
