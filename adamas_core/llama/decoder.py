@@ -119,8 +119,8 @@ class Llama:
         An attention that names no windows may do what it likes.
         """
         own = self.config.windows
-        given = getattr(getattr(attention, "__self__", attention), "windows", own)
-        if given != own and any((*given, *own)):
+        given = getattr(getattr(attention, "__self__", attention), "windows", None)
+        if given is not None and tuple(given) != own and any((*given, *own)):
             raise ValueError(
                 f"Llama.forward: the cache of attention has windows={given} and the model has "
                 f"{own}; expected KVCache(layers, windows=model.config.windows)"
