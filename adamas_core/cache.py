@@ -198,14 +198,15 @@ class KVCache:
         """Forget all but the first `tokens` tokens, in every layer.
 
         Afterwards the cache equals one that never saw more than these tokens: thresholds and codes
-        too. With 0 tokens it is a new cache.
+        too. With 0 tokens it is a new cache. If a cut leaves no token that the thresholds of plain
+        codes were calibrated from, the tokens that are left count as one append.
 
         Parameters
         ----------
         tokens : int, or (B,) integers
             One number for all sequences, of which shorter ones stay as they are. Or a number per
-            sequence, at most its length. A layer with a window can go back by 128 tokens at least,
-            and to 0.
+            sequence, at most its length. A layer with a window keeps the 128 tokens before its
+            window. So it can go back by 128 tokens from the most that it has held, and to 0.
 
         Raises
         ------
@@ -238,7 +239,8 @@ class KVCache:
         """Forget all tokens of some sequences. Their places in the batch stay, and are empty.
 
         New sequences join there: `append` with an array `count` that is 0 for all others. The
-        attention of a query of an empty sequence is 0.
+        attention of a query of an empty sequence is 0. If no sequence has a token left, the cache is
+        a new one.
 
         Raises
         ------

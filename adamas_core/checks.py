@@ -311,9 +311,11 @@ def order(where: str, name: str, value: object, B: int, least: int = 0) -> NDArr
     try:
         numbers = np.atleast_1d(np.asarray(value))
     except ValueError:
-        numbers = np.zeros(0)
+        numbers = np.zeros(1)
+    if numbers.size == 0:
+        numbers = np.zeros(numbers.shape, np.int64)  # NumPy makes an empty list float64
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        raise TypeError(f"{where}: {name}={value!r}; expected an integer or several in a row")
+        raise TypeError(f"{where}: {name}={value!r}; expected an integer, or a list of integers")
     if numbers.min(initial=least) < least or numbers.max(initial=-1) >= B:
         raise ValueError(f"{where}: {name}={value!r}; expected {least} to {B - 1}")
     return numbers.astype(np.int64)

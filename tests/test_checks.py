@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import adamas_core as ac
+from adamas_core import checks
 
 F32, F16, F64 = np.float32, np.float16, np.float64
 ones = np.ones
@@ -566,3 +567,10 @@ def test_more_tokens_than_an_index_can_name() -> None:
     with pytest.raises(ValueError, match="2147483648 tokens"):
         codes.reserve(2**31)
     assert codes.tokens == 5
+
+
+@pytest.mark.parametrize("empty", [[], (), range(0), np.array([], int)])
+def test_no_sequence_is_an_order(empty: object) -> None:
+    """As a list comprehension gives it where nothing is done."""
+    found = checks.order("f", "sequences", empty, 2)
+    assert (found.shape, found.dtype) == ((0,), np.int64)

@@ -113,3 +113,17 @@ def test_a_cache_without_the_models_windows_is_refused():
         tiny().forward([1, 2], 0, right)
     model.forward([1, 2], 0, right.prefill)
     tiny().forward([1, 2], 0, whole)
+
+
+def test_a_cache_of_other_layers_or_at_another_position_is_refused():
+    model = tiny()
+    attention = KVCache(2).attention(None)
+    with pytest.raises(ValueError, match=r"the cache of attention has layers with windows"):
+        model.forward([1], 0, KVCache(5).attention(None))
+    model.forward([1, 2], 0, attention.prefill)
+    for position in (0, 1, 99):
+        with pytest.raises(ValueError, match=rf"holds 2 tokens and position={position}; expected"):
+            model.forward([3], position, attention)
+    with pytest.raises(ValueError, match=r"position=-3; expected at least 0"):
+        model.forward([3], -3, attention)
+    model.forward([3], 2, attention)

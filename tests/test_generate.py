@@ -202,3 +202,23 @@ def test_stories(budget: int | None, metric: str, backend_name: str) -> None:
     tokens = generate(model, [tokenizer.bos], cache.attention(budget), max_tokens=200)
     expected = (MODELS / "stories260K.greedy.txt").read_bytes()
     assert tokenizer.decode(tokens).encode() == expected
+
+
+def test_two_generations_that_take_turns_on_one_cache() -> None:
+    """The first one ends with an error: the cache does not hold its text any more."""
+    model = tiny()
+    attention = KVCache(2).attention(None)
+    first = generate(model, [1, 2, 3], attention, max_tokens=9)
+    next(first), next(first)
+    held = attention.tokens
+    next(generate(model, [4], attention, max_tokens=2, position=held))
+    with pytest.raises(ValueError, match=rf"holds {held + 1} tokens and position={held}"):
+        next(first)
+
+
+def test_a_bad_id_leaves_no_half_read_prompt() -> None:
+    model = tiny()
+    attention = KVCache(2).attention(None)
+    with pytest.raises(ValueError, match="ids from"):
+        next(generate(model, [1, 2, 3, 10**6], attention, max_tokens=1, chunk=2))
+    assert attention.tokens == 0

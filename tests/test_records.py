@@ -37,3 +37,13 @@ def test_settings_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     expected = {"adamas_core": __version__, "model": "a.bin", "model_bytes": 3, "positions": 7}
     assert settings(tmp_path / "a.bin", 7) == expected
     assert settings(tmp_path, 7) == {**expected, "model": tmp_path.name, "model_bytes": 5}
+
+
+def test_a_record_without_results_takes_other_settings(tmp_path: Path) -> None:
+    """A run that was refused before its first result blocks no other run."""
+    path = tmp_path / "cells.jsonl"
+    Record(path, {"positions": 64}, ["text"])
+    record = Record(path, {"positions": 16}, ["text"])
+    record.add({"text": "a"})
+    with pytest.raises(ValueError, match="positions"):
+        Record(path, {"positions": 64}, ["text"])

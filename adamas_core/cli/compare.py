@@ -192,7 +192,10 @@ def fits(model: str, limit: int, contexts: Iterable[int]) -> None:
     """Reject a context that is longer than the model's."""
     longest = max(contexts, default=0)
     if longest > limit:
-        raise ValueError(f"a context of {longest} is more than the {limit} of the model {model}")
+        raise ValueError(
+            f"a context of {longest} is more than the {limit} of the model {model}; --context and "
+            "--contexts take shorter ones"
+        )
 
 
 def command() -> str:

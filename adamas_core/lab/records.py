@@ -47,7 +47,7 @@ class Record:
         self._results: dict[tuple[Any, ...], dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = list(_whole_lines(path)) if path.exists() else []
-        if not lines:
+        if len(lines) < 2:  # no result depends on the settings yet
             path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
             return
         self._require_equal("", lines[0].get("settings", {}), settings)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import checks
 from . import rope
 from .config import Config
 from .weights import Array, Layer, Weights
@@ -65,11 +66,12 @@ class Llama:
         ------
         ValueError
             A token id is not in the vocabulary, `attention` returns another shape than q's, or it
-            is that of a KVCache with other windows than the model's.
+            is that of a KVCache with other layers or windows than the model's, or with another
+            number of tokens than `position`.
         """
         c, w = self.config, self.weights
-        self._check_windows(attention)
-        ids = self._token_ids(tokens)  # (L,)
+        ids = self.token_ids(tokens)  # (L,)
+        self._check_attention(attention, position)
         angles = {each: rope.cos_sin(each, position, len(ids)) for each in set(c.ropes)}
         x = w.embedding[ids]  # (L, E)
         x *= np.float32(c.embedding_scale)
@@ -113,20 +115,28 @@ class Llama:
         """The norm of a block's result (L, E), in a model that has one there."""
         return h if weight is None else rms_norm(h, weight, self.config.norm_eps)
 
-    def _check_windows(self, attention: Attention) -> None:
-        """Reject a cache with other windows than the model's: it would give other text in silence.
+    def _check_attention(self, attention: Attention, position: int) -> None:
+        """Reject a cache of other layers, or at another position: the text would be wrong.
 
-        An attention that names no windows may do what it likes.
+        An attention that names no `windows` or `tokens` may do what it likes.
         """
+        checks.at_least("Llama.forward", "position", position, 0)
+        cache = getattr(attention, "__self__", attention)
         own = self.config.windows
-        given = getattr(getattr(attention, "__self__", attention), "windows", None)
-        if given is not None and tuple(given) != own and any((*given, *own)):
+        given = getattr(cache, "windows", None)
+        if given is not None and tuple(given) != own:
             raise ValueError(
-                f"Llama.forward: the cache of attention has windows={given} and the model has "
-                f"{own}; expected KVCache(layers, windows=model.config.windows)"
+                f"Llama.forward: the cache of attention has layers with windows={given} and the "
+                f"model has {own}; expected KVCache(layers, windows=model.config.windows)"
+            )
+        held = getattr(cache, "tokens", position)
+        if held != position:
+            raise ValueError(
+                f"Llama.forward: the cache of attention holds {held} tokens and "
+                f"position={position}; expected equal numbers"
             )
 
-    def _token_ids(self, tokens: ArrayLike) -> NDArray[np.integer[Any]]:
+    def token_ids(self, tokens: ArrayLike) -> NDArray[np.integer[Any]]:
         """The tokens as an array, checked: a negative id would silently index from the end."""
         ids = np.asarray(tokens)
         if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):

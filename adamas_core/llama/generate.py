@@ -149,6 +149,7 @@ def generate(
                 f"generate: the cache of attention holds {held} tokens and position={position}; "
                 "expected equal numbers: pass position, truncate the cache, or take a new one"
             )
+        model.token_ids(prompt)  # a bad id in a later chunk would leave a prompt half read
         prefill = getattr(attention, "prefill", attention)
         for start in range(0, len(prompt), chunk):
             part = prompt[start : start + chunk]
