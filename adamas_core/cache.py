@@ -239,8 +239,8 @@ class KVCache:
         """Forget all tokens of some sequences. Their places in the batch stay, and are empty.
 
         New sequences join there: `append` with an array `count` that is 0 for all others. The
-        attention of a query of an empty sequence is 0. If no sequence has a token left, the cache is
-        a new one.
+        attention of a query of an empty sequence is 0. If no sequence has a token left, the cache
+        is a new one.
 
         Raises
         ------
