@@ -282,7 +282,7 @@ MISTAKES = [
     ("group.cu", BEST_BARRIER, "  const int best", POOL),
     ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], POOL),
     ("group.cu", "32 * STEPS - 1", "32 * STEPS", POOL),
-    ("group.cu", "first_row + g * L", "first_row + (G - 1 - g) * L", CLOSE_POOL),
+    ("group.cu", "first_row + g * L", "first_row + (g > 0 ? g - 1 : 0) * L", CLOSE_POOL),
     ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", POOL),
     ("group.cu", "visible_tokens(n, l, L)", "n", POOL),
     ("group.cu", "min(first + size, S)", "first + size", POOL),

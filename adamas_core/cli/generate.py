@@ -11,7 +11,7 @@ from .. import checks, dispatch
 from ..dispatch import BACKENDS, array_module
 from ..lab.meter import Meter
 from ..lab.texts import utf8
-from ..llama import Attention, Sampling, generate
+from ..llama import Sampling, generate
 from ..llama.tokenizers import Stream
 from . import selecting, streams
 from .amounts import amount
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         new_tokens = generate(
             model,
             tokens,
-            on_host(meter, args.backend),
+            meter if BACKENDS[args.backend] == "cpu" else OnHost(meter, args.backend),
             max_tokens=args.max_tokens,
             sampling=sampling,
             on_prefill=move,
@@ -93,16 +93,29 @@ def write(text: Stream, token: int | None, more: Iterator[int]) -> int:
     return count
 
 
-def on_host(attention: Attention, backend: str) -> Attention:
-    """Attention for the decoder, whose arrays are on the host; those of the cache may be not."""
-    if BACKENDS[backend] == "cpu":
-        return attention
-    xp = array_module(backend)
+class OnHost:
+    """Attention for the decoder, whose arrays are on the host, over a cache on a device."""
 
-    def attend(layer: int, *arrays: Array) -> Array:
-        return dispatch.on_host(attention(layer, *map(xp.asarray, arrays)))
+    def __init__(self, meter: Meter, backend: str) -> None:
+        self._meter = meter
+        self._xp = array_module(backend)
 
-    return attend
+    @property
+    def tokens(self) -> int:
+        """The tokens in the cache."""
+        return self._meter.tokens
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows of the cache's layers."""
+        return self._meter.windows
+
+    def prefill(self, layer: int, *arrays: Array) -> Array:
+        """Attention for a prompt, which is dense."""
+        return dispatch.on_host(self._meter.prefill(layer, *map(self._xp.asarray, arrays)))
+
+    def __call__(self, layer: int, *arrays: Array) -> Array:
+        return dispatch.on_host(self._meter(layer, *map(self._xp.asarray, arrays)))
 
 
 def report(

@@ -45,6 +45,11 @@ class Meter:
         """The tokens in the cache."""
         return self._attend.tokens
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows of the cache's layers."""
+        return self._attend.windows
+
     def prefill(self, layer: int, q: NDArray, k: NDArray, v: NDArray) -> NDArray:
         """Attention for a prompt, which is dense and is not counted."""
         out: NDArray = self._attend.prefill(layer, q, k, v)
