@@ -212,7 +212,7 @@ LEVELS = partial(compare_levels, 40, 1)
 SHORT_LEVELS = partial(compare_levels, 12, 1)
 FAR_LEVELS = partial(compare_levels, 40, 100)
 POOL = partial(compare_pool, 5)
-CLOSE_POOL = partial(compare_pool, 0.3)
+CLOSE_POOL = partial(compare_pool, 0.1)
 
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
 TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
@@ -282,6 +282,7 @@ MISTAKES = [
     ("group.cu", BEST_BARRIER, "  const int best", POOL),
     ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], POOL),
     ("group.cu", "32 * STEPS - 1", "32 * STEPS", POOL),
+    ("group.cu", "first_row + g * L", "first_row + (G - 1 - g) * L", CLOSE_POOL),
     ("group.cu", "first_row + g * L", "first_row + (g > 0 ? g - 1 : 0) * L", CLOSE_POOL),
     ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", POOL),
     ("group.cu", "visible_tokens(n, l, L)", "n", POOL),
