@@ -78,8 +78,9 @@ def use_tokenizer(path):
 def use_cache(path):
     cache = KVCache.load(path)
     if len(cache):
-        _, H, S, D = cache[0].k.shape
-        decode_attention(np.ones((1, H, 1, D), cache[0].k.dtype), cache, min(8, S))
+        _, H, _, D = cache[0].k.shape
+        budget = max(8, cache.selection.sinks + cache.selection.recent)  # a file may ask for many
+        decode_attention(np.ones((1, H, 1, D), cache[0].k.dtype), cache, budget)
 
 
 def write_cache(folder):

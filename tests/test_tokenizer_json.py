@@ -172,3 +172,14 @@ def test_a_post_processor_that_adds_many_tokens_is_refused(folder):
     template = {"type": "TemplateProcessing", "single": [token] * 20_000, "pair": []}
     damaged(folder, lambda spec: spec.update(post_processor=template | {"special_tokens": ids}))
     refused(folder, r"tokenizer\.json: post_processor adds 20000000 tokens")
+
+
+def test_byte_levels_that_multiply_are_refused(folder, tmp_path):
+    """Each step would double the bytes of a text; 900 of them ended the process."""
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [level] * 900}
+    path.write_text(json.dumps(spec))
+    with pytest.raises(CheckpointError, match="has 900 byte-level steps, expected at most one"):
+        load_tokenizer(folder)

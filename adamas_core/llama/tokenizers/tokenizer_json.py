@@ -53,11 +53,21 @@ def _library_tokenizer(path: Path, spec: dict[str, Any]) -> Any:
     if isinstance(model, dict) and model.get("continuing_subword_prefix"):
         raise CheckpointError(f"{path}: model.continuing_subword_prefix is not supported")
     check_normalizer(path, spec.get("normalizer"))
+    _check_byte_levels(path, spec.get("pre_tokenizer"))
     with library_errors(f"{path}: not a tokenizer.json"):
         tokenizer = lib.Tokenizer.from_str(json.dumps(spec))
         tokenizer.no_padding()
         tokenizer.no_truncation()
     return tokenizer
+
+
+def _check_byte_levels(path: Path, pre_tokenizer: object) -> None:
+    """Reject several byte-level steps: each makes two bytes of one, so the text grows to 2^n."""
+    steps = json.dumps(pre_tokenizer).count('"ByteLevel"')
+    if steps > 1:
+        raise CheckpointError(
+            f"{path}: pre_tokenizer has {steps} byte-level steps, expected at most one"
+        )
 
 
 def _pieces(path: Path, tokenizer: Any, token_bytes: Callable[[str], bytes]) -> list[bytes]:
