@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .code_store import Guard
+from .code_store import Guard, take_sequences
 from .dispatch import array_module
 from .layer_cache import Options, joined, no_attention, write
 from .lengths import Lengths, taken
@@ -123,11 +123,7 @@ class WindowLayer(NamedTuple):
         if self.k is None or lengths.longest == 0:
             return WindowLayer(self.options)
         xp = array_module(str(self.backend))
-        shape = (len(order), *self.k.shape[1:])
-        k, v = xp.zeros(shape, self.k.dtype), xp.zeros(shape, self.k.dtype)
-        for i, b in enumerate(map(int, order)):
-            if b >= 0:
-                k[i], v[i] = self.k[b], self.v[b]
+        k, v = (take_sequences(xp, x, order) for x in (self.k, self.v))
         return self._replace(k=k, v=v, lengths=lengths, base=taken(self.base, order))
 
     def dense(self, home: Any, q: Any, scale: float | None) -> tuple[Any, Any]:

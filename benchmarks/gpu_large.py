@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamas_core import Selection, gpu, reference
+from adamas_core import Selection, encode, gpu, reference
 from adamas_core.dispatch import on_host
 from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
-from adamas_core.reference.center import CENTERED_THRESHOLDS
-from adamas_core.reference.layout import TILE, Centers, Codes, padded, tiles, words
+from adamas_core.reference.layout import Codes
 from gpu_decode import device
 
 THRESHOLDS = np.array([-1, 0, 1], np.float32)
@@ -84,23 +83,9 @@ def close(actual: Any, expected: Any) -> None:
     assert error < TOLERANCE, f"relative error {error:.2e}; expected less than {TOLERANCE}"
 
 
-def coded(backend: Any, xp: Any, k: Any, centered: bool) -> Codes:
-    """Codes of keys k (B, H_kv, S, D) by a backend with this array module."""
-    _, H_kv, S, _ = k.shape
-    if not centered:
-        t = xp.asarray(np.tile(THRESHOLDS, (H_kv, 1)))
-        return Codes(backend.encode(k, t), S, t, None)
-    B, _, _, D = k.shape
-    T, Dt = tiles(S), padded(D)
-    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
-    centers = Centers(
-        xp.zeros((B, H_kv, T, Dt), np.float16),
-        xp.zeros((B, H_kv, T, TILE), np.uint8),
-        xp.zeros((B, H_kv, TILE, Dt), np.float32),
-    )
-    t = xp.asarray(np.tile(np.asarray(CENTERED_THRESHOLDS, np.float32), (H_kv, 1)))
-    backend.encode_centered(k, t, planes, centers)
-    return Codes(planes, S, t, centers)
+def coded(backend: str, k: Any, centered: bool) -> Codes:
+    """Codes of keys k (B, H_kv, S, D) by a backend."""
+    return encode(k, None if centered else THRESHOLDS, backend=backend).record
 
 
 def selects_as_the_reference(xp: Any, shape: tuple[int, int, int, int, int, int]) -> None:
@@ -110,8 +95,8 @@ def selects_as_the_reference(xp: Any, shape: tuple[int, int, int, int, int, int]
     there = [xp.asarray(x) for x in (q, k, v)]
     for centered, metric in ((True, "weighted"), (False, "weighted"), (False, "manhattan")):
         codes, expected_codes = (
-            coded(gpu, xp, there[1], centered),
-            coded(reference, np, k, centered),
+            coded("gpu", there[1], centered),
+            coded("reference", k, centered),
         )
         np.testing.assert_array_equal(on_host(codes.planes), expected_codes.planes)
         for got, expected in zip(codes.centers or (), expected_codes.centers or (), strict=True):
@@ -188,7 +173,7 @@ def compare_with_reference(cache: DeviceCache, step: DecodeStep, q: Any, xp: Any
     k, v, q, out = (on_host(x) for x in (cache.k, cache.v, q, step.out))
     for b, n in enumerate(on_host(cache.lengths)):
         rows = k[b : b + 1, :, :n], v[b : b + 1, :, :n]
-        codes = coded(reference, np, rows[0], True)
+        codes = coded("reference", rows[0], True)
         indices = reference.select_topk(q[b : b + 1], codes, 128, Selection())
         close(out[b : b + 1], exact(q[b : b + 1], *rows, indices))
 
