@@ -6,7 +6,6 @@ and fail for every edit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from cuda_on_cpu import machine
 from cuda_on_cpu.arrays import DeviceArray
 from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
+from cuda_on_cpu.marks import BUILDS_PROGRAMS
 from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, gpu, reference
@@ -30,13 +30,7 @@ from adamas_core.reference.group import levels as reference_levels
 from adamas_core.reference.group import pool as reference_pool
 from adamas_core.reference.layout import INVISIBLE, Centers, Codes
 
-# Under CI a missing compiler is a failure.
-pytestmark = [
-    pytest.mark.shim,
-    pytest.mark.skipif(
-        machine.missing() is not None and not os.environ.get("CI"), reason=str(machine.missing())
-    ),
-]
+pytestmark = BUILDS_PROGRAMS
 
 LENGTHS = np.array([150, 97])
 FORCED = Selection(sinks=1, recent=2)

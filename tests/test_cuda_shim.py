@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,16 +10,11 @@ import numpy as np
 import pytest
 from cuda_on_cpu import machine
 from cuda_on_cpu.machine import KernelFault, Program, launch
+from cuda_on_cpu.marks import BUILDS_PROGRAMS
 
 from adamas_core.gpu._kernels import headers
 
-# Under CI a missing compiler is a failure.
-pytestmark = [
-    pytest.mark.shim,
-    pytest.mark.skipif(
-        machine.missing() is not None and not os.environ.get("CI"), reason=str(machine.missing())
-    ),
-]
+pytestmark = BUILDS_PROGRAMS
 
 # Thread i gives its number to thread N - 1 - i, through shared memory.
 REVERSE = """

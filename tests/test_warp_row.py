@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
-from cuda_on_cpu import machine
 from cuda_on_cpu.machine import Program, launch
+from cuda_on_cpu.marks import BUILDS_PROGRAMS
 from numpy.typing import NDArray
 
 from adamas_core.gpu._kernels import VALUES, headers
 from adamas_core.reference.rerank import lane_sums
 
-# Under CI a missing compiler is a failure.
-pytestmark = [
-    pytest.mark.shim,
-    pytest.mark.skipif(
-        machine.missing() is not None and not os.environ.get("CI"), reason=str(machine.missing())
-    ),
-]
+pytestmark = BUILDS_PROGRAMS
 
 SUMS = """
 #include "warp_row.cuh"
