@@ -56,10 +56,6 @@ class Setting:
     selection: Selection
     budget: int
 
-    def use(self) -> None:
-        """Let the cache, whose codes serve every metric, select by this setting."""
-        self.cache.selection = self.selection
-
     def select(self, budget: int) -> NDArray[np.int32]:
         held = self.cache[0]
         return select_topk(self.q, held.codes, budget, self.selection, held.k)
@@ -79,10 +75,10 @@ class Setting:
         return replace(self, cache=cache)
 
     def step(self) -> Form:
+        cache = inputs.with_selection(self.cache, self.selection)
         return Form(
-            lambda: decode_attention(self.q, self.cache, self.budget),
-            self.use,
-            {"peer": "adamas-core", "bytes": self.bytes_that_must_move()},
+            lambda: decode_attention(self.q, cache, self.budget),
+            facts={"peer": "adamas-core", "bytes": self.bytes_that_must_move()},
         )
 
     def append(self) -> Form:
@@ -219,13 +215,12 @@ def stages(args: argparse.Namespace, report: Report) -> None:
         for selection in selections(args):
             whole = replace(setting, selection=selection)
             start = replace(whole, cache=tile, budget=1)
-            start.use()
             chosen, first = whole.select(whole.budget), start.select(1)
             step = whole.step()
             nbytes = step.facts["bytes"]
             warm_select = partial(start.select, 1)
             warm_attend = partial(attend, whole.q, tile_k, tile_v, first)
-            warm_step = partial(decode_attention, whole.q, tile, 1)
+            warm_step = partial(decode_attention, whole.q, inputs.with_selection(tile, selection), 1)
             forms = {
                 "prepare": Form(warm_select, after_emptying=warm_select),
                 "scan": Form(partial(whole.select, 1), after_emptying=warm_select),

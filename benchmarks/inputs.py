@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core import KVCache
+from adamas_core import KVCache, Selection
 from harness import memory_available
 
 CHUNK = 1 << 16  # tokens made at a time
@@ -59,3 +59,14 @@ def make(
         near = cache[0].k[:, :, rng.integers(S)].astype(np.float32)  # (B, H_kv, D)
         q = near.repeat(H // H_kv, axis=1)[:, :, None] + 0.5 * q
     return q.astype(size), cache
+
+
+def with_selection(cache: KVCache, selection: Selection) -> KVCache:
+    """The same keys, values and codes, searched with other options. Nothing is copied.
+
+    A cache keeps the options that it was made with, and has no public way to share its arrays. One
+    copy per selection would not fit into memory.
+    """
+    same = KVCache(selection=selection, centered=cache.centered)
+    same._layers = cache._layers
+    return same
