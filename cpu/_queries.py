@@ -82,6 +82,17 @@ def begin_row(step, state, row, part, bound):
 
 
 @inlined
+def common_tiles(part, state):
+    """The tiles, first .. end, whose tokens compete for all rows; and the most places of a row."""
+    first, end, places = part.start, part.end, 0
+    for i in range(len(state)):
+        first = max(first, state[i, FIRST])
+        end = min(end, state[i, END])
+        places = max(places, state[i, PLACES])
+    return (first + TILE - 1) // TILE, end // TILE, places
+
+
+@inlined
 def forced_of(step, row):
     """Visible tokens of a row, its `forced_tokens`, and how many of these are taken.
 

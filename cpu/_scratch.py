@@ -14,6 +14,7 @@ from .rerank import rerank_scratch
 from .score import query_bytes
 
 CHUNK = 512 * TILE  # tokens scored before their distances are looked at; 64 KiB per row
+SAMPLE_TILES = 32  # at most, in a sample of estimates
 ROWS = 8  # query rows that share a chunk of codes while it is in cache
 
 # The state of a row between chunks, in int64.
@@ -30,14 +31,38 @@ BEST = 16  # int64, of a head of a group: its best level
 TERMS_BYTES = 32
 
 
+class Tests(NamedTuple):
+    """Where the tests of a chunk's tiles begin, in bytes. Lane i and lane i + ROWS are of row i."""
+
+    least: int  # estimates that a token must reach, 2 * ROWS float32
+    units: int  # 2 * ROWS float32
+    totals: int  # ROWS float32
+    limits: int  # ROWS float32 per tile
+    masks: int  # ROWS masks of 64 tokens per tile
+    found: int  # numbers of tiles, int64, with room for one more
+    end: int
+
+
+@inlined
+def tests_of(start):
+    """The tests that begin at a line."""
+    tiles = CHUNK // TILE
+    limits = start + 4 * LINE
+    masks = limits + 4 * ROWS * tiles
+    found = masks + 8 * ROWS * tiles
+    end = found + 8 * tiles + LINE
+    return Tests(start, start + LINE, start + 2 * LINE, limits, masks, found, end)
+
+
 class Layout(NamedTuple):
     """Where each array begins, in bytes from the start of the scratch."""
 
     queries: int  # prepared
     x: int  # transformed queries: of all rows if there are estimates, else of one
     terms: int  # of each row, if there are estimates
-    on_means: int  # products of each row with the means of a chunk's tiles, float32
-    tile_ranks: int  # of 64 tokens, uint32
+    on_means: int  # products with the means of a chunk's tiles, float32, ROWS per tile
+    tests: int  # see Tests
+    ranks: int  # of a tile's tokens or a sample, uint32
     distances: int  # of a chunk; for a group, of all tokens
     near: int  # candidates
     near_ranks: int
@@ -68,13 +93,16 @@ def layout_of(step):
     transformed, extra, rank_bytes = 1, 0, 2
     if estimated(step):
         transformed, extra, rank_bytes = rows, rows, 4
-    # A group uses each product with a mean at once.
-    products_per_row = 0 if step.group != 0 else CHUNK // TILE
     x = rows * query_bytes(step.P, step.weights)
     terms = x + 4 * transformed * scratch_floats(step.Dt)
-    on_means = terms + TERMS_BYTES * extra
-    tile_ranks = (on_means + 4 * extra * products_per_row + LINE - 1) // LINE * LINE
-    distances = tile_ranks + 4 * TILE
+    on_means = (terms + TERMS_BYTES * extra + LINE - 1) // LINE * LINE
+    tests = ranks = on_means
+    sample = TILE
+    if step.scales != 0 and step.group == 0:  # a group uses each product with a mean at once
+        tests = on_means + 4 * ROWS * (CHUNK // TILE)
+        ranks = tests_of(tests).end
+        sample = SAMPLE_TILES * TILE
+    distances = ranks + 4 * sample
     near = distances + 2 * rows * tokens
     near_ranks = near + 4 * choosing * step.part_room
     state = near_ranks + rank_bytes * choosing * step.part_room
@@ -82,5 +110,5 @@ def layout_of(step):
     by_products = products + rerank_scratch(step.D, step.refined)
     end = max(by_products, attend_scratch(step.D, step.budget)) + LINE
     return Layout(
-        0, x, terms, on_means, tile_ranks, distances, near, near_ranks, state, products, end
+        0, x, terms, on_means, tests, ranks, distances, near, near_ranks, state, products, end
     )

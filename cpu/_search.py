@@ -8,7 +8,15 @@ from numba.np.numpy_support import carray
 from adamas_core.reference.layout import INVISIBLE, TILE
 
 from ._jit import inlined, invoke, opaque
-from ._queries import begin_row, forced_of, keep_by_products, part_of, prepare, store_indices
+from ._queries import (
+    begin_row,
+    common_tiles,
+    forced_of,
+    keep_by_products,
+    part_of,
+    prepare,
+    store_indices,
+)
 from ._scratch import (
     BOUND,
     CHUNK,
@@ -114,13 +122,8 @@ def _sample(step, high, queries, distances, part, state):
     The sample is spread over the tokens that compete for all rows.
     """
     rows, P, stride = len(state), step.P, 2 * CHUNK
-    first, end, places = part.start, part.end, 0
-    for i in range(rows):
-        first = max(first, state[i, FIRST])
-        end = min(end, state[i, END])
-        places = max(places, state[i, PLACES])
+    first_tile, end_tile, places = common_tiles(part, state)
     tiles = min(max(SAMPLE, 8 * places), CHUNK) // TILE
-    first_tile, end_tile = (first + TILE - 1) // TILE, end // TILE
     if places <= 0 or tiles * TILE < 2 * places or end_tile - first_tile < 4 * tiles:
         return False
     for j in range(tiles):

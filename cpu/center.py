@@ -124,6 +124,14 @@ def load_scales(builder: Any, address: Any) -> Any:
     return builder.bitcast(builder.shl(shifted, constant(I32x16, SCALE_SHIFT)), F32x16.ir)
 
 
+@operation(types.float32, types.int64)
+def load_scale(builder: Any, address: Any) -> Any:
+    """The scale of one byte."""
+    byte = builder.load(builder.inttoptr(address, I8.as_pointer()), align=1)
+    shifted = builder.add(builder.zext(byte, I32), I32(SCALE_LEAST))
+    return builder.bitcast(builder.shl(shifted, I32(SCALE_SHIFT)), F32)
+
+
 @inlined
 def load_row(source, Dt, target):
     """Copy Dt float32 into whole vectors, and fill the last one with zeros."""

@@ -9,14 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.core import types
+from llvmlite import ir
+from numba.core import cgutils, types
 from numba.np.numpy_support import carray
 
 from adamas_core.reference.layout import TILE
 
 from ._float_rows import LANES
 from ._jit import inlined, invoke, opaque, outlined
-from ._queries import begin_row, forced_of, keep_by_products, part_of, prepare, store_indices
+from ._queries import (
+    begin_row,
+    common_tiles,
+    forced_of,
+    keep_by_products,
+    part_of,
+    prepare,
+    store_indices,
+)
 from ._scratch import (
     BOUND,
     CHUNK,
@@ -25,17 +34,23 @@ from ._scratch import (
     FIRST,
     PLACES,
     ROWS,
+    SAMPLE_TILES,
     STATE_FIELDS,
     TERMS_BYTES,
     TOTAL,
     UNIT,
     layout_of,
     sought,
+    tests_of,
 )
 from ._simd import (
+    F32,
+    I32,
+    I64,
     F32x16,
     I16x16,
     I32x16,
+    call,
     constant,
     count_bits,
     highest_bit,
@@ -46,22 +61,28 @@ from ._simd import (
     load_int32,
     load_int64,
     load_scalar_float32,
+    load_uint16,
     load_uint32,
     load_uint64,
+    mask_bits,
+    multiply_add,
     operation,
     pointer,
+    splat,
     store,
+    store_float32,
     store_int32,
     store_int64,
     store_scalar_float32,
     store_uint32,
+    store_uint64,
     sum_of,
     to_all,
 )
 from ._step import step_at
-from .center import load_mean, load_scales
+from .center import load_mean, load_scale, load_scales
 from .hadamard import scratch_floats
-from .rerank import LAST_RANK, keep_best, mask_ranks_at_most
+from .rerank import LAST_RANK, keep_best, kth_rank, mask_ranks_at_most
 from .score import query_bytes, table_bytes
 from .topk import those_between
 
@@ -115,6 +136,46 @@ def _store_terms(step, words, x, terms):
     store_scalar_float32(terms + UNIT, unit)
 
 
+@operation(types.void, types.int64, F32x16, F32x16, F32x16, F32x16)
+def store_four_sums(builder: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> None:
+    """`sum_of` four vectors, one after another. Halves of two rows are added by one instruction."""
+    rows = [_fold_two(builder, _fold_two(builder, a, b, 8), _fold_two(builder, c, d, 8), 4)]
+    for lanes in (2, 1):
+        upper = [min(i + lanes, 15) for i in range(16)]
+        rows.append(builder.fadd(rows[-1], _picked(builder, rows[-1], rows[-1], upper)))
+    store(builder, address, _picked(builder, rows[-1], rows[-1], [0, 4, 8, 12]))
+
+
+def _fold_two(builder: Any, a: Any, b: Any, lanes: int) -> Any:
+    """Add the upper `lanes` of each block of 2 * lanes to its lower ones, in a and in b."""
+    lower = [i for i in range(32) if i % (2 * lanes) < lanes]
+    upper = [i + lanes for i in lower]
+    return builder.fadd(_picked(builder, a, b, lower), _picked(builder, a, b, upper))
+
+
+def _picked(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    """Lanes of a, and of b from number 16 on."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+@inlined
+def store_on_mean(x, x_bytes, rows, mean, Dt, products):
+    """`on_mean` of some transformed queries. Four at a time share the mean and the additions."""
+    whole = rows // 4 * 4
+    for first in range(0, whole, 4):
+        at = x + x_bytes * first
+        a = b = c = e = to_all(np.float32(0))
+        for d in range(0, Dt, LANES):
+            m = load_mean(mean + 2 * d, Dt - d)
+            a += load_float32(at + 4 * d) * m
+            b += load_float32(at + x_bytes + 4 * d) * m
+            c += load_float32(at + 2 * x_bytes + 4 * d) * m
+            e += load_float32(at + 3 * x_bytes + 4 * d) * m
+        store_four_sums(products + 4 * first, a, b, c, e)
+    for i in range(whole, rows):
+        store_scalar_float32(products + 4 * i, on_mean(x + x_bytes * i, mean, Dt))
+
+
 @inlined
 def on_mean(x, mean, Dt):
     """A transformed query times the mean of a tile, in the order of the reference's lane_sums."""
@@ -138,6 +199,83 @@ def _rank_tile(distances, scales, terms, mean, ranks):
         n = doubled(distances + 2 * i, total)
         x = n * load_scales(scales + i) * to_all(unit) + to_all(mean)
         store_ranks(ranks + 4 * i, x)
+
+
+# ---- promising tokens --------------------------------------------------------------------------
+
+FEW = 6  # up to this many tokens of a tile are ranked one by one
+SLACK = 2.0**-20  # of the largest terms: sixteen times the rounding errors of an estimate
+
+
+@operation(F32x16, F32x16, F32x16, F32x16)
+def limits_of(builder: Any, least: Any, mean: Any, unit: Any) -> Any:
+    """Limits of n s: where n s unit + mean >= least, n s is not below the limit.
+
+    That holds for the rounded sum too. NaN in, or infinities without a sense, give NaN.
+    """
+    away = builder.fsub(least, mean)
+    terms = _absolute(builder, least)
+    for x in (mean, away):
+        terms = builder.fadd(terms, _absolute(builder, x))
+    slack = builder.fmul(terms, constant(F32x16.ir, SLACK))
+    return builder.fdiv(builder.fsub(away, slack), unit)
+
+
+@operation(types.void, *[types.int64] * 7)
+def find_promising(
+    builder: Any,
+    distances: Any,
+    stride: Any,
+    scales: Any,
+    totals: Any,
+    limits: Any,
+    rows: Any,
+    masks: Any,
+) -> None:
+    """For some rows, which of a tile's tokens have n s >= limit; all if the limit is NaN.
+
+    n s is exact: n is an integer below 2^18, and s has five bits. totals and limits are float32,
+    and masks 64 bits, of each row. stride is in bytes, between the distances of two rows.
+    """
+    factors = [load_scales(builder, builder.add(scales, I64(16 * i))) for i in range(4)]
+    minus_two = constant(F32x16.ir, -2.0)
+    with cgutils.for_range(builder, rows) as loop:
+        four = builder.mul(loop.index, I64(4))
+        total, limit = (
+            splat(builder, F32x16.ir, load_scalar_float32(builder, builder.add(x, four)))
+            for x in (totals, limits)
+        )
+        own = builder.add(distances, builder.mul(stride, loop.index))
+        tests = []
+        for i, factor in enumerate(factors):
+            d = load_uint16_as_float(builder, builder.add(own, I64(32 * i)))
+            n = multiply_add(builder, minus_two, d, total)
+            tests.append(builder.fcmp_unordered(">=", builder.fmul(n, factor), limit))
+        halves = [_picked(builder, tests[i], tests[i + 1], list(range(32))) for i in (0, 2)]
+        mask = mask_bits(builder, _picked(builder, *halves, list(range(64))))
+        store_uint64(builder, builder.add(masks, builder.mul(loop.index, I64(8))), mask)
+
+
+def _absolute(builder: Any, x: Any) -> Any:
+    return call(builder, "llvm.fabs.v16f32", F32x16.ir, x)
+
+
+@operation(types.float32, types.int64)
+def least_of(builder: Any, bound: Any) -> Any:
+    """The least estimate whose rank is <= bound; NaN for some bounds that no rank reaches."""
+    word = builder.trunc(bound, I32)
+    upside_down = builder.xor(word, I32(0x7FFFFFFF))
+    positive = builder.icmp_signed(">=", word, I32(0))
+    return builder.bitcast(builder.select(positive, upside_down, word), F32)
+
+
+@operation(types.uint32, types.float32)
+def rank_of(builder: Any, x: Any) -> Any:
+    """The rank of one estimate, as `store_ranks` has it."""
+    x = builder.select(builder.fcmp_unordered("uno", x, x), F32(float("-inf")), x)
+    word = builder.bitcast(builder.fadd(x, F32(0.0)), I32)
+    negative = builder.icmp_signed("<", word, I32(0))
+    return builder.select(negative, word, builder.xor(word, I32(0x7FFFFFFF)))
 
 
 # ---- candidates of a part ----------------------------------------------------------------------
@@ -180,36 +318,23 @@ def collect_estimated(at, head, split, scratch):
 
 @inlined
 def _search_rows(step, layout, scratch, part, first_row, rows):
-    """The nearest tokens of a part to each of some rows of a head, newest first."""
-    P, Dt, start, end = step.P, step.Dt, part.start, part.end
-    high = step.planes + part.b * step.planes_b + part.h * step.planes_h
-    means = step.means + part.b * step.means_b + part.h * step.means_h
-    scales = step.scales + part.b * step.scales_b + part.h * step.scales_h
-    x_bytes, stride = 4 * scratch_floats(Dt), 2 * CHUNK
-    distances, on_means = scratch + layout.distances, scratch + layout.on_means
+    """The nearest tokens of a part to each of some rows of a head, newest first.
+
+    A sample gives bounds that most tokens are sorted out by. They are guesses: if fewer tokens than
+    there are places come up to one, the search starts again without them.
+    """
     state = carray(pointer(scratch + layout.state), (rows, STATE_FIELDS), np.int64)
-    for i in range(rows):
-        begin_row(step, state[i], first_row + i, part, ANY_RANK)
-    last_chunk = start + (end - 1 - start) // CHUNK * CHUNK
-    for chunk in range(last_chunk, start - 1, -CHUNK):
-        chunk_end = min(chunk + CHUNK, end)
-        for tile in range(chunk, chunk_end, TILE):
-            words, j = high + 8 * P * tile, (tile - chunk) // TILE
-            invoke(
-                step.score_tile,
-                (
-                    *(words, words + step.to_low, scratch + layout.queries, rows, P, step.weights),
-                    *(distances + 2 * (tile - chunk), stride),
-                ),
-            )
-            for i in range(rows):
-                mean = means + 2 * Dt * (tile // TILE)
-                product = on_mean(scratch + layout.x + x_bytes * i, mean, Dt)
-                store_scalar_float32(on_means + 4 * (i * (CHUNK // TILE) + j), product)
+    _begin_rows(step, layout, scratch, part, first_row, state)
+    guessed = _guess_bounds(step, layout, scratch, part, state)
+    while True:
+        _search_chunks(step, layout, scratch, part, state)
+        missing = False
         for i in range(rows):
-            first, stop = max(state[i, FIRST], chunk), min(state[i, END], chunk_end)
-            if state[i, PLACES] > 0 and first < stop:
-                _append_chunk(step, layout, scratch, i, chunk, first, stop, scales, state[i])
+            missing |= state[i, COUNT] < state[i, PLACES]
+        if not (guessed and missing):
+            break
+        _begin_rows(step, layout, scratch, part, first_row, state)
+        guessed = False
     for i in range(rows):
         near = scratch + layout.near + 4 * step.part_room * i
         near_ranks = scratch + layout.near_ranks + 4 * step.part_room * i
@@ -218,23 +343,165 @@ def _search_rows(step, layout, scratch, part, first_row, rows):
 
 
 @inlined
+def _begin_rows(step, layout, scratch, part, first_row, state):
+    """The state of rows about which nothing is known: all their tokens are promising."""
+    tests = tests_of(scratch + layout.tests)
+    for i in range(len(state)):
+        terms = scratch + layout.terms + TERMS_BYTES * i
+        begin_row(step, state[i], first_row + i, part, ANY_RANK)
+        unit = load_scalar_float32(terms + UNIT)
+        if not unit >= np.float32(2**-100):  # products with it would lose bits, or be no number
+            unit = np.float32(np.nan)
+        store_scalar_float32(tests.totals + 4 * i, load_scalar_float32(terms + TOTAL))
+        for lane in (i, i + ROWS):
+            store_scalar_float32(tests.units + 4 * lane, unit)
+        _store_bound(tests, i, ANY_RANK)
+
+
+@inlined
+def _store_bound(tests, i, bound):
+    for lane in (i, i + ROWS):
+        store_scalar_float32(tests.least + 4 * lane, least_of(bound))
+
+
+@inlined
+def _guess_bounds(step, layout, scratch, part, state):
+    """Guess a bound for each row from some tiles of the part; returns whether it did.
+
+    The tiles are spread over the tokens that compete for all rows. If the nearest tokens are spread
+    as well, e of them are in the sample, and fewer than 2 e + 6 nearly always.
+    """
+    first_tile, end_tile, places = common_tiles(part, state)
+    count = end_tile - first_tile
+    tiles = min(max(count // 64, 16), SAMPLE_TILES)
+    k = 2 * places * tiles // max(count, 1) + 6
+    if places <= 0 or count < 4 * tiles or k >= TILE * tiles:
+        return False
+    scales = step.scales + part.b * step.scales_b + part.h * step.scales_h
+    ranks = scratch + layout.ranks
+    for j in range(tiles):
+        tile = first_tile + j * count // tiles
+        _score_tile(step, layout, scratch, part, tile, j, len(state))
+        _multiply_mean(step, layout, scratch, part, tile, j, len(state))
+    for i in range(len(state)):
+        terms = scratch + layout.terms + TERMS_BYTES * i
+        for j in range(tiles):
+            _rank_tile(
+                scratch + layout.distances + 2 * (CHUNK * i + TILE * j),
+                scales + TILE * (first_tile + j * count // tiles),
+                terms,
+                load_scalar_float32(scratch + layout.on_means + 4 * (ROWS * j + i)),
+                ranks + 4 * TILE * j,
+            )
+        state[i, BOUND] = min(kth_rank(ranks, TILE * tiles, min(k, places)), ANY_RANK)
+        _store_bound(tests_of(scratch + layout.tests), i, state[i, BOUND])
+    return True
+
+
+@inlined
+def _search_chunks(step, layout, scratch, part, state):
+    """Candidates of rows from all chunks of a part, newest first."""
+    rows, stride = len(state), 2 * CHUNK
+    scales = step.scales + part.b * step.scales_b + part.h * step.scales_h
+    last_chunk = part.start + (part.end - 1 - part.start) // CHUNK * CHUNK
+    for chunk in range(last_chunk, part.start - 1, -CHUNK):
+        chunk_end = min(chunk + CHUNK, part.end)
+        for tile in range(chunk, chunk_end, TILE):
+            _score_tile(step, layout, scratch, part, tile // TILE, (tile - chunk) // TILE, rows)
+        # A loop of its own: the processor then makes the sums of several tiles at the same time.
+        for tile in range(chunk, chunk_end, TILE):
+            _multiply_mean(step, layout, scratch, part, tile // TILE, (tile - chunk) // TILE, rows)
+        _test_chunk(
+            tests_of(scratch + layout.tests), scratch + layout.distances, stride, scales + chunk,
+            scratch + layout.on_means, chunk_end - chunk, rows,
+        )  # fmt: skip
+        for i in range(rows):
+            first, stop = max(state[i, FIRST], chunk), min(state[i, END], chunk_end)
+            if state[i, PLACES] > 0 and first < stop:
+                _append_chunk(step, layout, scratch, i, chunk, first, stop, scales, state[i])
+
+
+@inlined
+def _score_tile(step, layout, scratch, part, tile, j, rows):
+    """Distances of a tile, as the j-th of a chunk."""
+    words = step.planes + part.b * step.planes_b + part.h * step.planes_h
+    words += 8 * step.P * TILE * tile
+    invoke(
+        step.score_tile,
+        (
+            *(words, words + step.to_low, scratch + layout.queries, rows, step.P, step.weights),
+            *(scratch + layout.distances + 2 * TILE * j, 2 * CHUNK),
+        ),
+    )
+
+
+@inlined
+def _multiply_mean(step, layout, scratch, part, tile, j, rows):
+    """Products with the mean of a tile, as the j-th of a chunk."""
+    mean = step.means + part.b * step.means_b + part.h * step.means_h + 2 * step.Dt * tile
+    products = scratch + layout.on_means + 4 * ROWS * j
+    store_on_mean(scratch + layout.x, 4 * scratch_floats(step.Dt), rows, mean, step.Dt, products)
+
+
+@inlined
+def _test_chunk(tests, distances, stride, scales, on_means, tokens, rows):
+    """The masks of a chunk: for each tile, one per row."""
+    least, unit = load_float32(tests.least), load_float32(tests.units)
+    for pair in range(0, tokens, 2 * TILE):
+        at = 4 * ROWS * (pair // TILE)
+        store_float32(tests.limits + at, limits_of(least, load_float32(on_means + at), unit))
+    for i in range(0, tokens, TILE):
+        at = ROWS * (i // TILE)
+        find_promising(
+            distances + 2 * i, stride, scales + i, tests.totals, tests.limits + 4 * at, rows,
+            tests.masks + 8 * at,
+        )  # fmt: skip
+
+
+@inlined
 def _append_chunk(step, layout, scratch, i, chunk, first, stop, scales, state):
-    """Candidates of row i among the tokens first .. stop of a chunk that has been scored."""
+    """Candidates of row i among the tokens first .. stop of a chunk that has been tested."""
     distances = scratch + layout.distances + 2 * CHUNK * i
-    on_means = scratch + layout.on_means + 4 * (CHUNK // TILE) * i
+    on_means = scratch + layout.on_means + 4 * i
+    tests = tests_of(scratch + layout.tests)
     near = scratch + layout.near + 4 * step.part_room * i
     near_ranks = scratch + layout.near_ranks + 4 * step.part_room * i
-    terms, ranks = scratch + layout.terms + TERMS_BYTES * i, scratch + layout.tile_ranks
+    terms, ranks = scratch + layout.terms + TERMS_BYTES * i, scratch + layout.ranks
     room, places, count, bound = step.part_room, state[PLACES], state[COUNT], state[BOUND]
-    for tile in range((stop - 1) // TILE * TILE, first // TILE * TILE - 1, -TILE):
+    total, unit = load_scalar_float32(terms + TOTAL), load_scalar_float32(terms + UNIT)
+    # Tiles with a promising token, in a list that is made without a branch.
+    found = 0
+    for tile in range(first // TILE, (stop - 1) // TILE + 1):
+        j = tile - chunk // TILE
+        store_int64(tests.found + 8 * found, np.int64(j))
+        found += load_uint64(tests.masks + 8 * (ROWS * j + i)) != 0
+    for f in range(found - 1, -1, -1):
         if bound < 0:
             break
-        j = (tile - chunk) // TILE
-        mean = load_scalar_float32(on_means + 4 * j)
-        _rank_tile(distances + 2 * TILE * j, scales + tile, terms, mean, ranks)
-        count, bound = append_tile(
-            ranks, tile, first, stop, bound, near, near_ranks, count, room, places
-        )
+        j = load_int64(tests.found + 8 * f)
+        mask = load_uint64(tests.masks + 8 * (ROWS * j + i))
+        mean = load_scalar_float32(on_means + 4 * ROWS * j)
+        own, tile = distances + 2 * TILE * j, chunk + TILE * j
+        if count_bits(mask) > FEW:
+            _rank_tile(own, scales + tile, terms, mean, ranks)
+            count, bound = append_tile(
+                ranks, tile, first, stop, bound, near, near_ranks, count, room, places
+            )
+            continue
+        mask = those_between(mask, tile, first, stop)
+        while mask:
+            bit = highest_bit(mask)
+            mask ^= np.uint64(1) << np.uint64(bit)
+            n = total - np.float32(2) * np.float32(load_uint16(own + 2 * bit))
+            rank = rank_of(n * load_scale(scales + tile + bit) * unit + mean)
+            store_int32(near + 4 * count, np.int32(tile + bit))
+            store_uint32(near_ranks + 4 * count, rank)
+            count += rank <= bound
+        if count > room - TILE:
+            count, kth = keep_best(near, near_ranks, count, places)
+            bound = kth - 1
+    if bound != state[BOUND]:
+        _store_bound(tests, i, bound)
     state[COUNT], state[BOUND] = count, bound
 
 

@@ -202,7 +202,7 @@ def _search_tokens(step, layout, scratch, row, visible):
     first, sinks_taken, stop, recent_taken = forced_tokens(visible, step.budget, step)
     places = step.budget - sinks_taken - recent_taken
     near, near_ranks = scratch + layout.near, scratch + layout.near_ranks
-    ranks = scratch + layout.tile_ranks
+    ranks = scratch + layout.ranks
     count, bound = 0, ANY_RANK
     if places > 0:
         for tile in range((stop - 1) // TILE * TILE, first // TILE * TILE - 1, -TILE):

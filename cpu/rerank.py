@@ -148,13 +148,7 @@ def keep_best(tokens, ranks, n, places):
     if n <= places:
         return n, LAST_RANK
     own = carray(pointer(ranks), n, np.uint32)
-    low, high = 0, LAST_RANK
-    while low < high:
-        middle = (low + high) // 2
-        if _count_at_most(ranks, n, middle) >= places:
-            high = middle
-        else:
-            low = middle + 1
+    low = kth_rank(ranks, n, places)
     bound = np.uint32(low)
     ties = places - (_count_at_most(ranks, n, low - 1) if low > 0 else 0)
     count = 0
@@ -166,6 +160,19 @@ def keep_best(tokens, ranks, n, places):
             ties -= tie
             count += 1
     return count, low
+
+
+@outlined
+def kth_rank(ranks, n, k):
+    """The smallest bound for which at least k of n ranks are <= bound."""
+    low, high = 0, LAST_RANK
+    while low < high:
+        middle = (low + high) // 2
+        if _count_at_most(ranks, n, middle) >= k:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @inlined
