@@ -90,7 +90,7 @@ class KVCache:
     (32, 1, 128)
     """
 
-    __slots__ = ("_centered", "_dense_layers", "_layers", "_selection", "_windows")
+    __slots__ = ("_centered", "_dense_layers", "_layers", "_selection")
 
     def __init__(
         self,
@@ -123,7 +123,6 @@ class KVCache:
         self._selection = selection
         self._centered = checks.centered(where, centered, thresholds, selection)
         self._dense_layers = frozenset(dense)
-        self._windows = each
         options = [
             Options(thresholds, self._centered, i in self._dense_layers, int(capacity), window)
             for i, window in enumerate(each)
@@ -144,7 +143,7 @@ class KVCache:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        return self._windows
+        return self._layers.windows
 
     @property
     def backend(self) -> str | None:

@@ -52,7 +52,7 @@ class CacheAttention:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """The windows of the cache's layers."""
-        return tuple(layer.options.window for layer in self._layers.all())
+        return self._layers.windows
 
     @property
     def tokens(self) -> int:
@@ -105,7 +105,7 @@ class CacheAttention:
         while done < L or not outs:
             n = L if budget is None else min(_run(self._layers[layer]), L - done)
             part = slice(done, done + n)
-            self._layers.append(where, layer, k[:, :, part], v[:, :, part], None)
+            self._layers.add(where, layer, k[:, :, part], v[:, :, part], n)
             held = self._layers[layer]
             check_tokens(where, q[:, :, part], held)
             outs.append(

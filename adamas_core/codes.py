@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, code_store
-from .code_store import Coded, Undo
+from .code_store import Coded
 from .dispatch import (
     BACKENDS,
     DEFAULT_BACKEND,
@@ -26,6 +26,7 @@ from .lengths import Lengths
 from .ops import hadamard
 from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, padded
+from .slot import Slot
 
 NDArray = np.ndarray[Any, Any]
 
@@ -151,7 +152,7 @@ class KeyCodes:
     encode : makes codes from keys.
     """
 
-    __slots__ = ("_now", "_undo")
+    __slots__ = ("_slot",)
 
     def __init__(
         self,
@@ -179,15 +180,13 @@ class KeyCodes:
             centers = Centers(*views(**centers._asdict()))
             checks.centers(where, centers, buffer, head_dim)
         t = head_thresholds(t, H_kv, backend)
-        self._now = Coded(buffer, centers, t, Lengths.of(n, B), int(head_dim), backend)
-        self._undo: Undo | None = None
+        self._slot = Slot(Coded(buffer, centers, t, Lengths.of(n, B), int(head_dim), backend))
 
     @classmethod
     def _of(cls, coded: Coded) -> KeyCodes:
         """Take codes that are known to be right."""
         codes = cls.__new__(cls)
-        codes._now = coded
-        codes._undo = None
+        codes._slot = Slot(coded)
         return codes
 
     @classmethod
@@ -224,20 +223,7 @@ class KeyCodes:
 
     def _coded(self) -> Coded:
         """The codes, after the repair of an operation that did not end."""
-        undo = self._undo
-        if undo is not None:
-            if undo.state is self._now:
-                undo.restore()
-            self._undo = None
-        return self._now
-
-    def _guard(self, undo: Undo) -> None:
-        self._undo = undo
-
-    def _commit(self, coded: Coded) -> None:
-        """Replace the codes by one store. Until then they are the old ones."""
-        self._now = coded
-        self._undo = None
+        return self._slot.now()
 
     @property
     def thresholds(self) -> Any:
@@ -337,7 +323,8 @@ class KeyCodes:
         added = checks.length(where, "count", added, B, S, "k")
         coded = self._coded()
         checks.tokens(where, coded.lengths.longest + S)
-        self._commit(code_store.append(coded, a, added, coded.lengths.plus(added), self._guard))
+        lengths = coded.lengths.plus(added)
+        self._slot.put(code_store.append(coded, a, added, lengths, self._slot.guard))
 
     def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
         """Keys as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
@@ -357,7 +344,7 @@ class KeyCodes:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
         checks.at_least("KeyCodes.reserve", "tokens", tokens, 0)
         checks.tokens("KeyCodes.reserve", tokens)
-        self._commit(code_store.reserve(self._coded(), tokens))
+        self._slot.put(code_store.reserve(self._coded(), tokens))
 
     def truncate(self, tokens: int | Sequence[int] | Array, k: Array | None = None) -> None:
         """Forget all but the first `tokens` tokens of every sequence.
@@ -393,7 +380,7 @@ class KeyCodes:
                     f"{self.shape}; expected a multiple of {TILE}, or the keys k"
                 )
             keys = self._keys(where, k, lengths.longest)
-        self._commit(code_store.cut(coded, lengths, keys, self._guard))
+        self._slot.put(code_store.cut(coded, lengths, keys, self._slot.guard))
 
 
 def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
