@@ -40,8 +40,8 @@ class KVCache:
         Number of attention layers.
     selection : Selection
         The options of every selection over this cache.
-    thresholds : array (3,) or (H_kv, 3), float32, or three numbers, optional
-        Thresholds of plain codes, for every layer.
+    thresholds : array (3,) or (H_kv, 3), or three numbers, optional
+        Thresholds of plain codes, for every layer. They are converted to float32.
     centered : bool, optional
         Centered or plain codes, as in `encode`. If not given: plain codes where thresholds are
         given or the selection's metric is "manhattan", else centered ones. Centered codes are never
@@ -116,7 +116,7 @@ class KVCache:
             )
         each = checks.windows(where, windows, layers)
         if thresholds is not None:
-            thresholds = on_host_thresholds(thresholds).copy()
+            thresholds = on_host_thresholds(where, thresholds)
             checks.thresholds(where, thresholds, len(thresholds) if thresholds.ndim == 2 else None)
         if backend is not None:
             load(backend)
@@ -331,7 +331,7 @@ class KVCache:
         ----------
         budget : int or None
         scale : float, optional
-            Factor of the inner products; D ** -0.5 if not given.
+            Factor of the inner products, finite; D ** -0.5 if not given.
 
         Examples
         --------
@@ -417,7 +417,7 @@ def decode_attention(
         in the dense layers of the cache. A layer with a window attends to its window.
     layer : int
     scale : float, optional
-        Factor of the inner products; D ** -0.5 if not given.
+        Factor of the inner products, finite; D ** -0.5 if not given.
     return_lse : bool
         Also return the log-sum-exp over the chosen tokens.
 
@@ -433,8 +433,8 @@ def decode_attention(
     TypeError
         q has another dtype, or cache is not a KVCache.
     ValueError
-        The layer is empty, shapes do not fit it, or the budget is below 1 or below the sinks and
-        recent tokens of the selection.
+        The layer is empty, shapes do not fit it, scale is not finite, or the budget is below 1 or
+        below the sinks and recent tokens of the selection.
     IndexError
         There is no such layer.
     """

@@ -32,7 +32,7 @@ class CacheAttention:
         self, layers: Layers, selection: Selection, budget: int | None, scale: float | None
     ) -> None:
         where = "KVCache.attention"
-        checks.real(where, "scale", scale)
+        checks.scale(where, scale)
         if budget is not None:
             checks.at_least(where, "budget", budget, 1)
             checks.forced(where, budget, selection)

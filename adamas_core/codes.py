@@ -18,6 +18,7 @@ from .dispatch import (
     int_or_view,
     int_or_view_or_row,
     load,
+    on_host,
     on_host_thresholds,
     returner,
     views,
@@ -115,8 +116,9 @@ class KeyCodes:
         word, token in the group. The array is not copied; `append` writes into its free slots.
     length : int or array (B,) of integers
         Tokens in the planes, for all sequences or for each.
-    thresholds : array (H_kv, 3) or (3,), float32
-        For centered codes they are in units of the rms of each token.
+    thresholds : array (H_kv, 3) or (3,), or three numbers
+        Finite and ascending. They are converted to float32. For centered codes they are in units of
+        the rms of each token.
     head_dim : int
         D.
     backend : {"cpu", "gpu", "reference"}, optional
@@ -169,7 +171,7 @@ class KeyCodes:
         _, B, H_kv, T, _, _, _ = buffer.shape
         checks.head_dim(where, head_dim)
         checks.words_per_plane(where, buffer, head_dim)
-        t = on_host_thresholds(thresholds)
+        t = on_host_thresholds(where, thresholds)
         checks.thresholds(where, t, H_kv)
         n = checks.length(where, "length", int_or_view("length", length), B, TILE * T, "planes")
         backend = backend or backend_of(buffer)
@@ -207,7 +209,7 @@ class KeyCodes:
         checks.head_dim("KeyCodes.empty", head_dim)
         checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
         if thresholds is not None:
-            t = on_host_thresholds(thresholds)
+            t = on_host_thresholds("KeyCodes.empty", thresholds)
             checks.thresholds("KeyCodes.empty", t, H_kv)
         else:
             t = CENTERED_THRESHOLDS
@@ -404,8 +406,9 @@ def encode(
     ----------
     k : array (B, H_kv, S, D)
         float16, bfloat16 or float32, as cached (after RoPE); B may be absent.
-    thresholds : array (H_kv, 3) or (3,), float32, or three numbers, optional
-        The thresholds of plain codes, ascending; PAPER for the paper's.
+    thresholds : array (H_kv, 3) or (3,), or three numbers, optional
+        The thresholds of plain codes, finite and ascending; PAPER for the paper's. They are
+        converted to float32, so the float64 results of `np.quantile` can be given.
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence that count; all S if not given.
     backend : {"cpu", "gpu", "reference"}, optional
@@ -431,10 +434,10 @@ def encode(
     Raises
     ------
     TypeError
-        k or thresholds have another dtype, or centered is not a bool.
+        k has another dtype, thresholds are not real numbers, or centered is not a bool.
     ValueError
-        Shapes do not fit, the thresholds do not ascend or are given with centered=True, or plain
-        codes have no token to calibrate from.
+        Shapes do not fit. The thresholds are not finite, do not ascend or are given with
+        centered=True. Plain codes have no token to calibrate from.
     """
     where = "encode"
     (a,) = views(k=k)
@@ -450,7 +453,7 @@ def encode(
     n = checks.length(where, "length", n, B, S, "k")
     t = None
     if thresholds is not None:
-        t = on_host_thresholds(thresholds)
+        t = on_host_thresholds(where, thresholds)
         checks.thresholds(where, t, H_kv)
     return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, by_means))
 
@@ -479,4 +482,4 @@ def sample_of(lengths: Lengths) -> NDArray:
 
 def sample_thresholds(k: Any, counts: NDArray) -> NDArray:
     """Thresholds (H_kv, 3) on the host, from the first counts (B,) tokens of checked keys."""
-    return on_host_thresholds(_calibrated(k[:, :, :SAMPLE], counts))
+    return on_host(_calibrated(k[:, :, :SAMPLE], counts))

@@ -28,7 +28,7 @@ def check_queries(
     q4 = q[None] if q.ndim == 3 else q
     checks.heads(where, "q and the cache", q4.shape, kv_shape)
     checks.same_head_dim(where, q, "the cache", kv_shape[-1])
-    checks.real(where, "scale", scale)
+    checks.scale(where, scale)
     if budget is not None:
         checks.at_least(where, "budget", budget, 1)
         checks.forced(where, budget, selection)

@@ -220,7 +220,9 @@ def stages(args: argparse.Namespace, report: Report) -> None:
             nbytes = step.facts["bytes"]
             warm_select = partial(start.select, 1)
             warm_attend = partial(attend, whole.q, tile_k, tile_v, first)
-            warm_step = partial(decode_attention, whole.q, inputs.with_selection(tile, selection), 1)
+            warm_step = partial(
+                decode_attention, whole.q, inputs.with_selection(tile, selection), 1
+            )
             forms = {
                 "prepare": Form(warm_select, after_emptying=warm_select),
                 "scan": Form(partial(whole.select, 1), after_emptying=warm_select),

@@ -5,6 +5,7 @@ Letters: H query heads, L positions, S tokens, D head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any, NamedTuple
@@ -41,13 +42,15 @@ def sample(norm: float, pairs: str, seed: int) -> Sample:
     Parameters
     ----------
     norm : float
-        The keys without the offset have a norm of about sqrt(D) = 11.
+        A finite number from 0 on. The keys without the offset have a norm of about sqrt(D) = 11.
     pairs : {"slow", "all"}
         The pairs of RoPE that hold the offset: those that turn by less than one radian over the
         window, or all. The offset stays nearly the same for all tokens in slow pairs. It turns
         with the position in fast pairs.
     seed : int
     """
+    if not 0 <= norm < math.inf:
+        raise ValueError(f"sample: norm={norm}; expected a finite number from 0 on")
     rng = np.random.default_rng(seed)
     angles = rope.scaled_rope(D, THETA)
     k = rng.standard_normal((S, 1, D), dtype=np.float32)
