@@ -214,15 +214,18 @@ def test_a_text_of_any_name(command: list[str], tmp_path: Path, out_of: OutOf) -
 def test_a_full_disk(
     command: list[str], tmp_path: Path, out_of: OutOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, report: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path: Path, text: str, **options: Any) -> None:
+        if path.name == "results.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text, **options)
 
-    monkeypatch.setattr(compare, "write_json", full)
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
     options = ["--selectors", "exact", "--budgets", "8", f"--out={tmp_path / 'out'}"]
     status, _, err = out_of(*command, *options)
     assert (status, err) == (
         2,
-        f"adamas-core compare: {tmp_path / 'out'}: No space left on device\n",
+        f"adamas-core compare: {tmp_path / 'out' / 'results.json'}: No space left on device\n",
     )
 
 

@@ -6,7 +6,6 @@ Each result is written to --out at once, and an interrupted run continues from t
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
@@ -52,7 +51,6 @@ QUICK: dict[str, Any] = {
 # Options that the other kind of run does not read.
 OF_TEXTS = ("text", "context", "at", "ablations")
 OF_TASKS = ("examples",)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HEAT = "relative_mass_by_layer_and_head"
 
 
@@ -87,12 +85,7 @@ def run(args: argparse.Namespace) -> int:
             setattr(args, name, value)
     args.selectors = variants(list(dict.fromkeys(args.selectors)))
     terminal.console()  # without rich the command ends here, and not after the download
-    try:
-        (run_tasks if args.tasks else run_texts)(args)
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(args.out)) from error
-        raise
+    (run_tasks if args.tasks else run_texts)(args)
     print(f"written to {args.out}")
     return 0
 
