@@ -36,11 +36,13 @@ def test_mass(monkeypatch: Any) -> None:
     seen: list[str] = []
     rows = measure(
         variants(["exact", "adamas-plain", "adamas"]),
-        32,
+        [16, 32],
         [0],
         lambda text, *_: seen.append(text),
     )
-    assert len(rows) == 2 * 2 * 3
+    assert len(rows) == 2 * 2 * 2 * 3
+    assert [row["budget"] for row in rows[:6]] == [16] * 3 + [32] * 3
+    rows = [row for row in rows if row["budget"] == 32]
     assert len(seen) == 4
     mass = {(row["pairs"], row["norm"], row["selector"]): row["mass"] for row in rows}
     for pairs in offset_keys.PAIRS:

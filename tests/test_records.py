@@ -37,6 +37,9 @@ def test_settings_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(b"45")
     expected = {"adamas_core": __version__, "model": "a.bin", "model_bytes": 3, "positions": 7}
     assert settings(tmp_path / "a.bin", 7) == expected
+    del expected["positions"]
+    assert settings(tmp_path / "a.bin") == expected
+    expected["positions"] = 7
     assert settings(tmp_path, 7) == {**expected, "model": tmp_path.name, "model_bytes": 5}
 
 

@@ -11,15 +11,15 @@ from .. import __version__
 from ..file_errors import naming
 
 
-def settings(model: Path, positions: int) -> dict[str, Any]:
-    """The settings that every result of a record depends on."""
+def settings(model: Path, positions: int | None = None) -> dict[str, Any]:
+    """The settings that every result of a record depends on; tasks do not depend on positions."""
     files = [model] if model.is_file() else sorted(f for f in model.iterdir() if f.is_file())
-    return {
+    common = {
         "adamas_core": __version__,
         "model": model.name,
         "model_bytes": sum(f.stat().st_size for f in files),
-        "positions": positions,
     }
+    return common if positions is None else {**common, "positions": positions}
 
 
 class Record:

@@ -16,17 +16,17 @@ from .. import __version__
 from ..file_errors import naming
 
 
-def environment(model: Path, command: str) -> dict[str, Any]:
-    """Command, date, versions, machine and model."""
-    return {
+def environment(model: Path | None, command: str) -> dict[str, Any]:
+    """Command, date, versions, machine, and the model if there is one."""
+    found = {
         "command": command,
         "date": date.today().isoformat(),
         "adamas_core": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        "model": model.name,
     }
+    return found if model is None else {**found, "model": model.name}
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

@@ -57,7 +57,10 @@ def middle(
     tokens = tokenizer.encode(content, bos=False, special=False)
     longest = max(contexts) + 1
     if len(tokens) < longest:
-        raise ValueError(f"the text {name} has {len(tokens)} tokens, fewer than {longest}")
+        raise ValueError(
+            f"the text {name} has {len(tokens)} tokens; a context of {longest - 1} needs "
+            f"{longest}; --context and --contexts take shorter ones"
+        )
     end = max(len(tokens) // 2, longest)
     return {context: tokens[end - context - 1 : end] for context in contexts}
 
