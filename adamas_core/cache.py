@@ -210,7 +210,7 @@ class KVCache:
         Raises
         ------
         ValueError
-            A layer has fewer tokens, or has let go of tokens that it would need. Then no layer
+            A layer has fewer tokens, or no longer keeps tokens that it would need. Then no layer
             changes.
         """
         where = "KVCache.truncate"
@@ -228,9 +228,9 @@ class KVCache:
             if early.any():
                 b = int(np.flatnonzero(early)[0])
                 raise ValueError(
-                    f"{where}: tokens={tokens} for sequence {b} of layer {i}, which has a window "
-                    f"of {layer.options.window} tokens and has let go of earlier ones; expected 0, "
-                    f"or {layer.earliest()[b]} to {each[b]}"
+                    f"{where}: tokens={tokens} for sequence {b}; layer {i} has a window of "
+                    f"{layer.options.window} tokens and no longer keeps the tokens before it; "
+                    f"expected 0, or {layer.earliest()[b]} to {each[b]}"
                 )
         self._layers.cut([kept] * len(self))
 

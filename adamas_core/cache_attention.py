@@ -80,8 +80,8 @@ class CacheAttention:
         q4 = check_queries(where, a, shape, self._selection, budget, self._scale)
         if a.ndim != b.ndim or a.shape[-2] != b.shape[-2]:
             raise ValueError(
-                f"{where}: {checks.shown('q', a)} and {checks.shown('k', b)}; expected the queries "
-                "of the new tokens, in as many axes"
+                f"{where}: {checks.shown('q', a)} and {checks.shown('k', b)}; expected "
+                "the same tokens and as many axes"
             )
         if b.ndim == 3:
             b, c = b[None], c[None]

@@ -201,7 +201,7 @@ def centered_metric(where: str, selection: Selection) -> None:
     if selection.metric != "weighted":
         raise ValueError(
             f"{where}: metric={selection.metric!r} with centered codes; expected "
-            "metric='weighted', or plain codes, which centered=False makes"
+            "metric='weighted', or plain codes (centered=False)"
         )
 
 

@@ -303,7 +303,7 @@ def attend(
     elif a.shape[-2] > b.shape[-2]:
         raise ValueError(
             f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {b.shape[-2]}; "
-            "expected the queries among the keys where indices is None"
+            "expected at most as many queries as keys where indices is None"
         )
     out, lse = load(backend_of(a)).attend(q4, k4, v4, i, scale, True, window)
     give = returner(q)

@@ -317,7 +317,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: ac.select_topk(query(), ac.encode(kv), 8, metric="manhattan"),
         ValueError,
         "select_topk: metric='manhattan' with centered codes; expected metric='weighted', or plain "
-        "codes, which centered=False makes",
+        r"codes \(centered=False\)",
     ),
     "select group and refine": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, group=True, k=kv),
@@ -399,7 +399,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "attend dense": (
         lambda: ac.attend(query(2, 6, 9, 64), kv[:, :, :5], kv[:, :, :5], None),
         ValueError,
-        "has 9 tokens and k 5",
+        "has 9 tokens and k 5; expected at most as many queries as keys",
     ),
     "attend window 0": (
         lambda: ac.attend(query(), kv, kv, None, window=0),
@@ -526,7 +526,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "cache queries": (
         lambda: ac.decode_attention(query(6, 41, 64), filled(), 8),
         ValueError,
-        "has 41 tokens and the cache 40",
+        "has 41 tokens and the cache 40; expected the keys and values of these",
     ),
     "cache no cache": (
         lambda: ac.decode_attention(query(6, 1, 64), kv, 8),  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from ..lab.variants import Variant, ablations, variants
 from ..llama import fetch
 from ..llama.fetch import FetchedModel
 from . import sizes, tables, terminal
-from .loading import NAMES, fetched, loaded, model_name
+from .loading import MODEL, fetched, loaded, model_name
 from .parser import existing, no_effect, nonempty, whole, writable
 from .progress import steps
 
@@ -43,8 +43,7 @@ HEAT = "relative_mass_by_layer_and_head"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    model = f"a GGUF file, a Hugging Face folder, or {NAMES}, fetched ({fetch.DEFAULT})"
-    add("--model", type=model_name, help=model)
+    add("--model", type=model_name, help=f"{MODEL} ({fetch.DEFAULT})")
     add("--tokenizer", type=existing, help="the tokenizer, if it is not beside the model")
     add(
         "--text",

@@ -41,11 +41,16 @@ def named(name: str) -> Text:
 
 def utf8(path: Path) -> str:
     """The text of a file; a ValueError names the file if it is not UTF-8."""
+    return decoded(str(path), lambda: path.read_text(encoding="utf-8"))
+
+
+def decoded(name: str, read: Callable[[], str]) -> str:
+    """The text that `read` gives; a ValueError says that `name` is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8: the byte 0x{error.object[error.start]:02x} at {error.start} is "
+            f"{name} is not UTF-8: the byte 0x{error.object[error.start]:02x} at {error.start} is "
             "part of no character"
         ) from None
 
