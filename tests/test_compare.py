@@ -315,7 +315,9 @@ def test_tasks(
     out_of: OutOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60})
+    monkeypatch.setattr(
+        tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60, tasks.induction: 257}
+    )  # the last does not fit
     monkeypatch.setattr(tasks, "DEPTHS", (0.0, 1.0))
     monkeypatch.setattr(answer_rows, "SOLVED", 0.0)
     command = [
@@ -335,6 +337,16 @@ def test_tasks(
     found = json.loads((tmp_path / "tasks.json").read_text())
     assert len(found["rows"]) == 4 * 3
     assert {row["selector"] for row in found["rows"]} == {"full", "exact", "adamas"}
+    assert {row["length"] for row in found["rows"]} == {60, 100}
     monkeypatch.setattr(answers, "Prefix", None)  # nothing is left to read
     assert out_of(*command)[0] == 0
     assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == found["rows"]
+
+
+def test_tasks_that_are_all_too_long(
+    letters_model: list[str], tmp_path: Path, out_of: OutOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 257})
+    status, _, err = out_of("compare", *letters_model, "--tasks", f"--out={tmp_path}")
+    assert status == 2
+    assert "--tasks: the context of the model, 256, is shorter than any task" in err

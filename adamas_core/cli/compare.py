@@ -56,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(BATCHES),
         help="last tokens of the text, which are decoded (512, at most half of a context)",
     )
-    budgets = "tokens that a query head attends to (16 to 1024)"
+    budgets = "tokens that a query head attends to (16 to 1024; 128 with --offsets)"
     add("--budgets", type=whole(1), nargs="+", help=budgets)
     contexts = "contexts to compare at one budget, --at (1024 to --context)"
     add("--contexts", type=whole(1), nargs="*", help=contexts)
@@ -153,7 +153,12 @@ def run_tasks(args: argparse.Namespace, chosen: list[Variant]) -> None:
     contexts, budgets = sizes.of_tasks(args, decoder.config.context)
     fits(model, decoder.config.context, contexts)
     examples = args.examples or (1 if args.quick else EXAMPLES)
-    prompts = suite(contexts, examples, answers.counter(tokenizer))
+    every = suite(contexts, examples, answers.counter(tokenizer))
+    prompts = [prompt for prompt in every if prompt.length <= decoder.config.context]
+    if not prompts:
+        raise ValueError(
+            f"--tasks: the context of the model, {decoder.config.context}, is shorter than any task"
+        )
     runs = [(answers.FULL, None), *((v, budget) for v in chosen for budget in budgets)]
     with steps() as move:
         answers.judge(decoder, tokenizer, prompts, runs, record, move)
