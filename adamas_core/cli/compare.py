@@ -1,6 +1,7 @@
 """Compare ways to choose tokens: how far each moves a model from its full attention.
 
-Each result is written to --out at once, and an interrupted run continues from there.
+Each result on a text or a task is written to --out at once. An interrupted run continues from
+there.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--positions",
         type=whole(BATCHES),
-        help="last tokens of the text, which are decoded (512, at most half of a context)",
+        help="last tokens of the text, which are decoded (512, or half of the shortest context)",
     )
     budgets = "tokens that a query head attends to (16 to 1024; 128 with --offsets)"
     add("--budgets", type=whole(1), nargs="+", help=budgets)
