@@ -40,8 +40,8 @@ class KVCache:
         Number of attention layers.
     selection : Selection
         The options of every selection over this cache.
-    thresholds : array (3,) or (H_kv, 3), float32, or three numbers, optional
-        Thresholds of plain codes, for every layer.
+    thresholds : array (3,) or (H_kv, 3), or three numbers, optional
+        Thresholds of plain codes, for every layer. They are converted to float32.
     centered : bool, optional
         Centered or plain codes, as in `encode`. If not given: plain codes where thresholds are
         given or the selection's metric is "manhattan", else centered ones. Centered codes are never
@@ -90,7 +90,7 @@ class KVCache:
     (32, 1, 128)
     """
 
-    __slots__ = ("_centered", "_dense_layers", "_layers", "_selection", "_windows")
+    __slots__ = ("_centered", "_dense_layers", "_layers", "_selection")
 
     def __init__(
         self,
@@ -116,14 +116,13 @@ class KVCache:
             )
         each = checks.windows(where, windows, layers)
         if thresholds is not None:
-            thresholds = on_host_thresholds(thresholds).copy()
+            thresholds = on_host_thresholds(where, thresholds)
             checks.thresholds(where, thresholds, len(thresholds) if thresholds.ndim == 2 else None)
         if backend is not None:
             load(backend)
         self._selection = selection
         self._centered = checks.centered(where, centered, thresholds, selection)
         self._dense_layers = frozenset(dense)
-        self._windows = each
         options = [
             Options(thresholds, self._centered, i in self._dense_layers, int(capacity), window)
             for i, window in enumerate(each)
@@ -144,7 +143,7 @@ class KVCache:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        return self._windows
+        return self._layers.windows
 
     @property
     def backend(self) -> str | None:
@@ -211,7 +210,7 @@ class KVCache:
         Raises
         ------
         ValueError
-            A layer has fewer tokens, or has let go of tokens that it would need. Then no layer
+            A layer has fewer tokens, or no longer keeps tokens that it would need. Then no layer
             changes.
         """
         where = "KVCache.truncate"
@@ -229,9 +228,9 @@ class KVCache:
             if early.any():
                 b = int(np.flatnonzero(early)[0])
                 raise ValueError(
-                    f"{where}: tokens={tokens} for sequence {b} of layer {i}, which has a window "
-                    f"of {layer.options.window} tokens and has let go of earlier ones; expected 0, "
-                    f"or {layer.earliest()[b]} to {each[b]}"
+                    f"{where}: tokens={tokens} for sequence {b}; layer {i} has a window of "
+                    f"{layer.options.window} tokens and no longer keeps the tokens before it; "
+                    f"expected 0, or {layer.earliest()[b]} to {each[b]}"
                 )
         self._layers.cut([kept] * len(self))
 
@@ -332,7 +331,7 @@ class KVCache:
         ----------
         budget : int or None
         scale : float, optional
-            Factor of the inner products; D ** -0.5 if not given.
+            Factor of the inner products, finite; D ** -0.5 if not given.
 
         Examples
         --------
@@ -418,7 +417,7 @@ def decode_attention(
         in the dense layers of the cache. A layer with a window attends to its window.
     layer : int
     scale : float, optional
-        Factor of the inner products; D ** -0.5 if not given.
+        Factor of the inner products, finite; D ** -0.5 if not given.
     return_lse : bool
         Also return the log-sum-exp over the chosen tokens.
 
@@ -434,8 +433,8 @@ def decode_attention(
     TypeError
         q has another dtype, or cache is not a KVCache.
     ValueError
-        The layer is empty, shapes do not fit it, or the budget is below 1 or below the sinks and
-        recent tokens of the selection.
+        The layer is empty, shapes do not fit it, scale is not finite, or the budget is below 1 or
+        below the sinks and recent tokens of the selection.
     IndexError
         There is no such layer.
     """

@@ -32,7 +32,7 @@ class CacheAttention:
         self, layers: Layers, selection: Selection, budget: int | None, scale: float | None
     ) -> None:
         where = "KVCache.attention"
-        checks.real(where, "scale", scale)
+        checks.scale(where, scale)
         if budget is not None:
             checks.at_least(where, "budget", budget, 1)
             checks.forced(where, budget, selection)
@@ -52,7 +52,7 @@ class CacheAttention:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """The windows of the cache's layers."""
-        return tuple(layer.options.window for layer in self._layers.all())
+        return self._layers.windows
 
     @property
     def tokens(self) -> int:
@@ -80,8 +80,8 @@ class CacheAttention:
         q4 = check_queries(where, a, shape, self._selection, budget, self._scale)
         if a.ndim != b.ndim or a.shape[-2] != b.shape[-2]:
             raise ValueError(
-                f"{where}: {checks.shown('q', a)} and {checks.shown('k', b)}; expected the queries "
-                "of the new tokens, in as many axes"
+                f"{where}: {checks.shown('q', a)} and {checks.shown('k', b)}; expected "
+                "the same tokens and as many axes"
             )
         if b.ndim == 3:
             b, c = b[None], c[None]
@@ -105,7 +105,7 @@ class CacheAttention:
         while done < L or not outs:
             n = L if budget is None else min(_run(self._layers[layer]), L - done)
             part = slice(done, done + n)
-            self._layers.append(where, layer, k[:, :, part], v[:, :, part], None)
+            self._layers.add(where, layer, k[:, :, part], v[:, :, part], n)
             held = self._layers[layer]
             check_tokens(where, q[:, :, part], held)
             outs.append(

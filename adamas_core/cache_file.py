@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .dispatch import bfloat16, on_host
+from .file_errors import naming
 
 NDArray = np.ndarray[Any, Any]
 
@@ -43,8 +44,14 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> N
     """Write a file that appears whole or not at all: it is written beside `path`, then renamed.
 
     header must be fit for JSON. arrays may be views, on any device. An existing file keeps its mode
-    and owner. The target of a symbolic link is written, and the link stays.
+    and owner. The target of a symbolic link is written, and the link stays. An OSError names
+    `path`.
     """
+    with naming(path):
+        _write(path, header, arrays)
+
+
+def _write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     target = Path(os.path.realpath(path))
     before = _existing(target)
     prefix = f".adamas-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
@@ -70,15 +77,11 @@ def _existing(target: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "expected the path of a file", str(target))
+        raise IsADirectoryError(errno.EISDIR, "expected the path of a file")
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(
-            errno.EINVAL,
-            "a pipe, device or socket; expected the path of a regular file",
-            str(target),
-        )
+        raise OSError(errno.EINVAL, "a pipe, device or socket; expected the path of a regular file")
     if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, "the file there is write-protected", str(target))
+        raise PermissionError(errno.EACCES, "the file there is write-protected")
     return found
 
 

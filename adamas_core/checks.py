@@ -31,6 +31,7 @@ NDArray = np.ndarray[Any, Any]
 METRICS = ("weighted", "manhattan")
 FLOATS = ("float16", "bfloat16", "float32")
 MAX_TOKENS = 2**31 - 1
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 _checked: ContextVar[bool] = ContextVar(
     "adamas_checked", default=os.environ.get("ADAMAS_CHECKED", "0") not in ("", "0")
@@ -145,13 +146,15 @@ def dtype(where: str, name: str, x: NDArray, expected: str) -> None:
 
 
 def thresholds(where: str, t: NDArray, heads: int | None) -> None:
-    """Reject thresholds that are not (3,) or (heads, 3), or descend anywhere."""
+    """Reject thresholds that are not (3,) or (heads, 3), not finite, or descend anywhere."""
     dtype(where, "thresholds", t, "float32")
     if t.shape != (3,) and (heads is None or t.shape != (heads, 3)):
         expected = "(3,)" if heads is None else f"(3,) or ({heads}, 3)"
         raise ValueError(f"{where}: {shown('thresholds', t)}; expected shape {expected}")
-    if not (t[..., :-1] <= t[..., 1:]).all():
-        raise ValueError(f"{where}: {shown('thresholds', t)}, {t.tolist()}; expected ascending")
+    if not np.isfinite(t).all() or not (t[..., :-1] <= t[..., 1:]).all():
+        raise ValueError(
+            f"{where}: {shown('thresholds', t)}, {t.tolist()}; expected finite numbers, ascending"
+        )
 
 
 def centered(
@@ -198,7 +201,7 @@ def centered_metric(where: str, selection: Selection) -> None:
     if selection.metric != "weighted":
         raise ValueError(
             f"{where}: metric={selection.metric!r} with centered codes; expected "
-            "metric='weighted', or plain codes, which centered=False makes"
+            "metric='weighted', or plain codes (centered=False)"
         )
 
 
@@ -241,11 +244,24 @@ def integer(where: str, name: str, value: object) -> int:
 
 
 def real(where: str, name: str, value: object) -> None:
-    """Reject a value that is neither None nor a real number."""
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float, np.number))
-    ):
-        raise TypeError(f"{where}: {name}={value!r}; expected a number or None")
+    """Reject a value that is not a Python or NumPy number, or that float32 cannot hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{where}: {name}={value!r}; expected a number")
+    size = abs(value if isinstance(value, int) else float(value))  # an int may be too large
+    if not size <= MAX_FLOAT32:  # NaN too
+        raise ValueError(f"{where}: {name}={value!r}; expected a finite number, in float32")
+
+
+def scale(where: str, value: object) -> None:
+    """Reject a factor of the inner products that is neither None nor a finite number."""
+    if value is not None:
+        real(where, "scale", value)
+
+
+def real_array(where: str, name: str, x: NDArray) -> None:
+    """Reject an array of anything but integers and floats."""
+    if x.dtype.kind not in "iuf" and x.dtype.name != "bfloat16":
+        raise TypeError(f"{where}: {shown(name, x)}; expected real numbers")
 
 
 def at_least(where: str, name: str, value: object, low: int) -> int:

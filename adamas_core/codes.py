@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, code_store
-from .code_store import Coded, Undo
+from .code_store import Coded
 from .dispatch import (
     BACKENDS,
     DEFAULT_BACKEND,
@@ -18,6 +18,7 @@ from .dispatch import (
     int_or_view,
     int_or_view_or_row,
     load,
+    on_host,
     on_host_thresholds,
     returner,
     views,
@@ -26,6 +27,7 @@ from .lengths import Lengths
 from .ops import hadamard
 from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, padded
+from .slot import Slot
 
 NDArray = np.ndarray[Any, Any]
 
@@ -114,8 +116,9 @@ class KeyCodes:
         word, token in the group. The array is not copied; `append` writes into its free slots.
     length : int or array (B,) of integers
         Tokens in the planes, for all sequences or for each.
-    thresholds : array (H_kv, 3) or (3,), float32
-        For centered codes they are in units of the rms of each token.
+    thresholds : array (H_kv, 3) or (3,), or three numbers
+        Finite and ascending. They are converted to float32. For centered codes they are in units of
+        the rms of each token.
     head_dim : int
         D.
     backend : {"cpu", "gpu", "reference"}, optional
@@ -151,7 +154,7 @@ class KeyCodes:
     encode : makes codes from keys.
     """
 
-    __slots__ = ("_now", "_undo")
+    __slots__ = ("_slot",)
 
     def __init__(
         self,
@@ -168,7 +171,7 @@ class KeyCodes:
         _, B, H_kv, T, _, _, _ = buffer.shape
         checks.head_dim(where, head_dim)
         checks.words_per_plane(where, buffer, head_dim)
-        t = on_host_thresholds(thresholds)
+        t = on_host_thresholds(where, thresholds)
         checks.thresholds(where, t, H_kv)
         n = checks.length(where, "length", int_or_view("length", length), B, TILE * T, "planes")
         backend = backend or backend_of(buffer)
@@ -179,15 +182,13 @@ class KeyCodes:
             centers = Centers(*views(**centers._asdict()))
             checks.centers(where, centers, buffer, head_dim)
         t = head_thresholds(t, H_kv, backend)
-        self._now = Coded(buffer, centers, t, Lengths.of(n, B), int(head_dim), backend)
-        self._undo: Undo | None = None
+        self._slot = Slot(Coded(buffer, centers, t, Lengths.of(n, B), int(head_dim), backend))
 
     @classmethod
     def _of(cls, coded: Coded) -> KeyCodes:
         """Take codes that are known to be right."""
         codes = cls.__new__(cls)
-        codes._now = coded
-        codes._undo = None
+        codes._slot = Slot(coded)
         return codes
 
     @classmethod
@@ -208,7 +209,7 @@ class KeyCodes:
         checks.head_dim("KeyCodes.empty", head_dim)
         checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
         if thresholds is not None:
-            t = on_host_thresholds(thresholds)
+            t = on_host_thresholds("KeyCodes.empty", thresholds)
             checks.thresholds("KeyCodes.empty", t, H_kv)
         else:
             t = CENTERED_THRESHOLDS
@@ -224,20 +225,7 @@ class KeyCodes:
 
     def _coded(self) -> Coded:
         """The codes, after the repair of an operation that did not end."""
-        undo = self._undo
-        if undo is not None:
-            if undo.state is self._now:
-                undo.restore()
-            self._undo = None
-        return self._now
-
-    def _guard(self, undo: Undo) -> None:
-        self._undo = undo
-
-    def _commit(self, coded: Coded) -> None:
-        """Replace the codes by one store. Until then they are the old ones."""
-        self._now = coded
-        self._undo = None
+        return self._slot.now()
 
     @property
     def thresholds(self) -> Any:
@@ -337,7 +325,8 @@ class KeyCodes:
         added = checks.length(where, "count", added, B, S, "k")
         coded = self._coded()
         checks.tokens(where, coded.lengths.longest + S)
-        self._commit(code_store.append(coded, a, added, coded.lengths.plus(added), self._guard))
+        lengths = coded.lengths.plus(added)
+        self._slot.put(code_store.append(coded, a, added, lengths, self._slot.guard))
 
     def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
         """Keys as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
@@ -357,7 +346,7 @@ class KeyCodes:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
         checks.at_least("KeyCodes.reserve", "tokens", tokens, 0)
         checks.tokens("KeyCodes.reserve", tokens)
-        self._commit(code_store.reserve(self._coded(), tokens))
+        self._slot.put(code_store.reserve(self._coded(), tokens))
 
     def truncate(self, tokens: int | Sequence[int] | Array, k: Array | None = None) -> None:
         """Forget all but the first `tokens` tokens of every sequence.
@@ -393,7 +382,7 @@ class KeyCodes:
                     f"{self.shape}; expected a multiple of {TILE}, or the keys k"
                 )
             keys = self._keys(where, k, lengths.longest)
-        self._commit(code_store.cut(coded, lengths, keys, self._guard))
+        self._slot.put(code_store.cut(coded, lengths, keys, self._slot.guard))
 
 
 def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
@@ -417,8 +406,9 @@ def encode(
     ----------
     k : array (B, H_kv, S, D)
         float16, bfloat16 or float32, as cached (after RoPE); B may be absent.
-    thresholds : array (H_kv, 3) or (3,), float32, or three numbers, optional
-        The thresholds of plain codes, ascending; PAPER for the paper's.
+    thresholds : array (H_kv, 3) or (3,), or three numbers, optional
+        The thresholds of plain codes, finite and ascending; PAPER for the paper's. They are
+        converted to float32, so the float64 results of `np.quantile` can be given.
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence that count; all S if not given.
     backend : {"cpu", "gpu", "reference"}, optional
@@ -444,10 +434,10 @@ def encode(
     Raises
     ------
     TypeError
-        k or thresholds have another dtype, or centered is not a bool.
+        k has another dtype, thresholds are not real numbers, or centered is not a bool.
     ValueError
-        Shapes do not fit, the thresholds do not ascend or are given with centered=True, or plain
-        codes have no token to calibrate from.
+        Shapes do not fit. The thresholds are not finite, do not ascend or are given with
+        centered=True. Plain codes have no token to calibrate from.
     """
     where = "encode"
     (a,) = views(k=k)
@@ -463,7 +453,7 @@ def encode(
     n = checks.length(where, "length", n, B, S, "k")
     t = None
     if thresholds is not None:
-        t = on_host_thresholds(thresholds)
+        t = on_host_thresholds(where, thresholds)
         checks.thresholds(where, t, H_kv)
     return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, by_means))
 
@@ -492,4 +482,4 @@ def sample_of(lengths: Lengths) -> NDArray:
 
 def sample_thresholds(k: Any, counts: NDArray) -> NDArray:
     """Thresholds (H_kv, 3) on the host, from the first counts (B,) tokens of checked keys."""
-    return on_host_thresholds(_calibrated(k[:, :, :SAMPLE], counts))
+    return on_host(_calibrated(k[:, :, :SAMPLE], counts))

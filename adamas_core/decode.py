@@ -28,7 +28,7 @@ def check_queries(
     q4 = q[None] if q.ndim == 3 else q
     checks.heads(where, "q and the cache", q4.shape, kv_shape)
     checks.same_head_dim(where, q, "the cache", kv_shape[-1])
-    checks.real(where, "scale", scale)
+    checks.scale(where, scale)
     if budget is not None:
         checks.at_least(where, "budget", budget, 1)
         checks.forced(where, budget, selection)
@@ -41,13 +41,13 @@ def check_tokens(where: str, q: NDArray, layer: Layer) -> None:
     if ((lengths.each < L) & (lengths.each > 0)).any() or lengths.longest < L:
         raise ValueError(
             f"{where}: {checks.shown('q', q)} has {L} tokens and the cache {lengths.given()}; "
-            "expected the queries' own tokens in the cache"
+            "expected the keys and values of these tokens to be appended first"
         )
     if isinstance(layer, WindowLayer) and not layer.reaches(L):
         raise ValueError(
-            f"{where}: {checks.shown('q', q)} has {L} tokens, and the layer has let go of tokens "
-            f"in the window of {layer.window} before the first one; expected at most as many "
-            "queries as tokens in the last append"
+            f"{where}: {checks.shown('q', q)} has {L} tokens; the layer has a window of "
+            f"{layer.window} tokens and no longer keeps all of them for the first query; expected "
+            "at most the tokens of the last append"
         )
 
 

@@ -99,11 +99,20 @@ def on_host(view: Array) -> np.ndarray[Any, Any]:
     return view if isinstance(view, np.ndarray) else view.get()
 
 
-def on_host_thresholds(thresholds: Any) -> np.ndarray[Any, Any]:
-    """Thresholds on the host: plain numbers become float32, an array keeps its dtype."""
+def on_host_thresholds(where: str, thresholds: Any) -> np.ndarray[Any, Any]:
+    """Thresholds on the host in float32, from numbers or from an array of any real dtype."""
     if isinstance(thresholds, (list, tuple)):
-        return np.asarray(thresholds, np.float32)
-    return on_host(views(thresholds=thresholds)[0])
+        try:
+            x = np.asarray(thresholds)
+        except ValueError:
+            raise ValueError(
+                f"{where}: thresholds={thresholds}; expected three numbers, or three per head"
+            ) from None
+    else:
+        x = on_host(views(thresholds=thresholds)[0])
+    checks.real_array(where, "thresholds", x)
+    with np.errstate(over="ignore"):  # they become infinite, and `checks.thresholds` says so
+        return x.astype(np.float32)
 
 
 def returner(like: Array) -> Callable[[Array], Array]:

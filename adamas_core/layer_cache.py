@@ -102,7 +102,7 @@ class FullLayer(NamedTuple):
     def with_room(self, S: int) -> Iterator[FullLayer]:
         """The same layer with room for S more tokens, in steps.
 
-        The old buffer is let go after each step, so that only one is there twice.
+        Each step frees an old buffer, so that only one is there twice.
         """
         if self.k is not None:
             xp, old, layer = array_module(str(self.backend)), self.lengths.longest, self

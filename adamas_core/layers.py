@@ -13,69 +13,51 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from . import checks
-from .code_store import Coded, Undo
+from .code_store import Coded
 from .codes import KeyCodes
 from .dispatch import Array, backend_of, int_or_view, views
 from .layer_cache import FullLayer, Options, checked_append
+from .slot import Slot
 from .window_layer import WindowLayer
 
 NDArray = np.ndarray[Any, Any]
 Layer: TypeAlias = FullLayer | WindowLayer
 
 
-class Slot:
-    """One layer, and how an operation on its codes that did not end is undone."""
-
-    __slots__ = ("__weakref__", "_undo", "now")
-
-    def __init__(self, layer: Layer) -> None:
-        self.now = layer
-        self._undo: Undo | None = None
-
-    def layer(self) -> Layer:
-        """The layer, after a repair if one is needed."""
-        undo = self._undo
-        if undo is not None:
-            if undo.state is self.now.codes:
-                undo.restore()
-            self._undo = None
-        return self.now
-
-    def guard(self, undo: Undo) -> None:
-        self._undo = undo
-
-    def put(self, layer: Layer) -> None:
-        self.now = layer
-        self._undo = None
-
-
 class Layers:
-    """The layers of a cache."""
+    """The layers of a cache.
 
-    __slots__ = ("_slots", "backend_given")
+    Attributes
+    ----------
+    windows : tuple
+        The window of each layer, or None.
+    """
+
+    __slots__ = ("_slots", "backend_given", "windows")
 
     def __init__(self, options: list[Options], backend: str | None) -> None:
         self.backend_given = backend
+        self.windows = tuple(o.window for o in options)
         self.replace([(FullLayer if o.window is None else WindowLayer)(o) for o in options])
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def __getitem__(self, layer: int) -> Layer:
-        return self._slots[layer].layer()
+        return self._slots[layer].now()
 
     def replace(self, layers: list[Layer]) -> None:
         """Put other layers in the place of all, by one store."""
-        self._slots = [Slot(layer) for layer in layers]
+        self._slots: list[Slot[Layer]] = [Slot(layer) for layer in layers]
 
     def all(self) -> list[Layer]:
-        return [slot.layer() for slot in self._slots]
+        return [slot.now() for slot in self._slots]
 
     @property
     def backend(self) -> str | None:
         """The backend given, or that of the first layer that has tokens."""
         if self.backend_given is None:
-            return next((x.backend for slot in self._slots if (x := slot.now).backend), None)
+            return next((x.backend for slot in self._slots if (x := slot.now()).backend), None)
         return self.backend_given
 
     def append(self, where: str, layer: int, k: Array, v: Array, count: Any) -> None:
@@ -84,32 +66,35 @@ class Layers:
         checks.keys_values(where, a, b, (3, 4))
         if a.ndim == 3:
             a, b = a[None], b[None]
-        added = a.shape[2] if count is None else int_or_view("count", count)
-        backend = self.backend or backend_of(a)
+        self.add(where, layer, a, b, a.shape[2] if count is None else int_or_view("count", count))
+
+    def add(self, where: str, layer: int, k: Any, v: Any, added: int | NDArray) -> None:
+        """Append floats of one shape (B, H_kv, S, D) to one layer, after a check that they fit."""
+        backend = self.backend or backend_of(k)
         slot = self._slots[layer]
-        held = slot.layer()
+        held = slot.now()
         if held.lengths.longest == 0:  # as a new layer: the shape may be another one
             held = type(held)(held.options)
-        added = checked_append(where, held, a, added, backend)
-        if a.shape[2] == 0 and held.k is not None:
+        added = checked_append(where, held, k, added, backend)
+        if k.shape[2] == 0 and held.k is not None:
             return
-        for roomier in held.with_room(a.shape[2]):
+        for roomier in held.with_room(k.shape[2]):
             slot.put(roomier)
             held = roomier
-        slot.put(held.appended(a, b, added, backend, slot.guard))
+        slot.put(held.appended(k, v, added, backend, slot.guard))
 
     def cut(self, tokens: list[int | NDArray | None]) -> None:
         """Cut each layer to checked numbers of tokens; None leaves it as it is."""
         cut: list[Layer] = []
         for slot, kept in zip(self._slots, tokens, strict=True):
-            held = slot.layer()
+            held = slot.now()
             cut.append(held if kept is None else held.cut(kept, slot.guard))
         self.replace(cut)
 
     def cut_one(self, layer: int, tokens: int | NDArray) -> None:
         """Cut one layer to a checked number of tokens."""
         slot = self._slots[layer]
-        slot.put(slot.layer().cut(tokens, slot.guard))
+        slot.put(slot.now().cut(tokens, slot.guard))
 
 
 class LayerCodes(KeyCodes):

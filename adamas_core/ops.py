@@ -64,8 +64,9 @@ def quantize(x: Array, thresholds: Array | Sequence[float]) -> Array:
     ----------
     x : array (..., Dt), float32
         Transformed keys, from `hadamard`; or queries, for the paper's metric.
-    thresholds : array (3,) or (heads, 3), float32
-        Ascending: three for all heads, or three per head for x (..., heads, tokens, Dt).
+    thresholds : array (3,) or (heads, 3), or three numbers
+        Finite and ascending: three for all heads, or three per head for x (..., heads, tokens, Dt).
+        They are converted to float32.
 
     Returns
     -------
@@ -76,15 +77,16 @@ def quantize(x: Array, thresholds: Array | Sequence[float]) -> Array:
     Raises
     ------
     TypeError
-        x or thresholds have another dtype.
+        x has another dtype, or thresholds are not real numbers.
     ValueError
-        Dt is not a power of two, or the thresholds have another shape or do not ascend.
+        Dt is not a power of two. The thresholds have another shape, are not finite or do not
+        ascend.
     """
     (a,) = views(x=x)
     checks.floats("quantize", "x", a)
     checks.dtype("quantize", "x", a, "float32")
     checks.transformed("quantize", a)
-    t = on_host_thresholds(thresholds)
+    t = on_host_thresholds("quantize", thresholds)
     checks.thresholds("quantize", t, a.shape[-3] if a.ndim >= 3 else None)
     return returner(x)(load(backend_of(a)).quantize(a, t))
 
@@ -246,7 +248,7 @@ def attend(
         attention: the queries are the last L of the S tokens, and each sees the tokens up to
         itself.
     scale : float, optional
-        Factor of the inner products; D ** -0.5 if not given.
+        Factor of the inner products, finite; D ** -0.5 if not given.
     return_lse : bool
         Also return the log-sum-exp, which `merge` needs.
     window : int, optional
@@ -266,7 +268,8 @@ def attend(
     TypeError
         An array has another dtype, or window is not an integer.
     ValueError
-        Shapes do not fit each other, window is below 1, or it is given together with indices.
+        Shapes do not fit each other, scale is not finite, window is below 1, or it is given
+        together with indices.
     IndexError
         An index is S or above.
     """
@@ -279,7 +282,7 @@ def attend(
     checks.keys_values("attend", b, c, (a.ndim,))
     q4, k4, v4 = (x[None] if a.ndim == 3 else x for x in (a, b, c))
     checks.heads("attend", "q and k", q4.shape, k4.shape)
-    checks.real("attend", "scale", scale)
+    checks.scale("attend", scale)
     checks.same_head_dim("attend", a, "k", b.shape[-1])
     if window is not None:
         window = checks.at_least("attend", "window", window, 1)
@@ -300,7 +303,7 @@ def attend(
     elif a.shape[-2] > b.shape[-2]:
         raise ValueError(
             f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {b.shape[-2]}; "
-            "expected the queries among the keys where indices is None"
+            "expected at most as many queries as keys where indices is None"
         )
     out, lse = load(backend_of(a)).attend(q4, k4, v4, i, scale, True, window)
     give = returner(q)

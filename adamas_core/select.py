@@ -40,8 +40,8 @@ def select_topk(
         The keys that were coded: float16, bfloat16 or float32, with at least as many tokens as the
         codes. Needed for `selection.refine`.
     scale : float, optional
-        Factor of the inner products in the attention that follows; D ** -0.5 if not given. Only
-        the choice of a group depends on it.
+        Factor of the inner products in the attention that follows, finite; D ** -0.5 if not
+        given. Only the choice of a group depends on it.
     **options
         Fields of `selection` to change for this call, as in
         ``select_topk(q, codes, 128, sinks=4)``.
@@ -87,7 +87,7 @@ def select_topk(
     checks.searchable(where, selection, codes.head_dim, codes.centers is not None)
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
-    checks.real(where, "scale", scale)
+    checks.scale(where, scale)
     keys = _coded_keys(codes, k, selection) if selection.refine else None
     found = load(codes.backend).select_topk(q4, codes.record, int(budget), selection, keys, scale)
     return returner(q)(found.reshape(*a.shape[:-1], int(budget)))

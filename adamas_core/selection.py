@@ -16,23 +16,26 @@ class Selection:
     Parameters
     ----------
     metric : {"weighted", "manhattan"}
-        "weighted": the query keeps `query_bits` bits per coordinate. "manhattan": the query has
-        2-bit codes, as the keys do; with thresholds=PAPER this is the published method.
+        How queries are compared with codes. "weighted": the query keeps `query_bits` bits per
+        coordinate. "manhattan": the query has 2-bit codes, as the keys do; with thresholds=PAPER
+        this is the published method.
     query_bits : int
-        Bits per coordinate of the query under the weighted metric, 2 to 8: a sign, and the rest
-        for the weight.
-    sinks, recent : int
-        How many of the first and of the last visible tokens are always taken. They count towards
-        the budget.
+        Bits per coordinate of the query, 2 to 8. One is the sign, and the others are the weight.
+        Only the weighted metric has them.
+    sinks : int
+        How many of the first tokens are always taken. They count towards the budget.
+    recent : int
+        How many of the last visible tokens are always taken. They count towards the budget.
     refine : int
-        Take the refine * budget nearest tokens by their codes. From these, take the `budget` tokens
-        with the largest exact inner products. This reads refine * budget rows of the keys per
-        query. 2 or 4 find nearly the same tokens as an exact search. 0 uses the codes alone.
+        How many times the budget is compared exactly, 0 for codes alone. The refine * budget
+        nearest tokens by their codes are candidates. Those of them with the largest exact inner
+        products are taken. This reads refine * budget rows of the keys per query. 2 or 4 find
+        nearly the same tokens as an exact search.
     group : bool
-        Make one choice for all query heads of a KV head, so that a row of keys and values is read
-        once for all of them. The tokens with the most attention from all heads together are
-        taken. The attention is estimated from the codes. At an equal budget each head loses some
-        of its best tokens. At an equal number of rows read, it gains.
+        Make one choice for all query heads of a KV head. A row of keys and values is then read once
+        for all of them. The tokens with the most attention from all heads together are taken. The
+        attention is estimated from the codes. At an equal budget each head loses some of its best
+        tokens. At an equal number of rows read, it gains.
 
     Raises
     ------

@@ -2,8 +2,9 @@
 
     python benchmarks/cpu_score.py
 
-16.8 MB of codes of one KV head, 64K tokens at head_dim 128, for 1, 4 and 8 query heads: streamed
-from memory, and one tile again and again from the first cache; beside a plain read of the bytes.
+Codes of one KV head, --tokens tokens (512K, 16.8 MB) at head_dim 128, for 1, 4 and 8 query heads:
+streamed from memory, and one tile again and again from the first cache; beside a plain read of the
+bytes.
 "ns per group" is the time for a query head and 8 tokens, and "cycles" is that time at --ghz.
 """
 
@@ -22,15 +23,15 @@ from adamas_core.cpu._jit import invoke
 from adamas_core.cpu.score import query_bytes, score_tile
 from harness import RESULTS, Form, Report, measure, statistics
 
-P, TILES, RING = 2, 1 << 13, 512  # words, tiles of 64 tokens, tiles of distances that are kept
+P, RING = 2, 512  # words, tiles of distances that are kept
 GAP = 2 * 64 * RING
 COLUMNS = ["metric", "rows", "name", "ms", "p10", "p90", "ns per group", "cycles"]
 
 
 @numba.njit(nogil=True)
-def _score(function, high, low, tile_bytes, queries, rows, weights, distances):  # type: ignore[no-untyped-def]
+def _score(function, high, low, tiles, tile_bytes, queries, rows, weights, distances):  # type: ignore[no-untyped-def]
     """A tile every `tile_bytes`: 0 scores the same one again."""
-    for tile in range(TILES):
+    for tile in range(tiles):
         at = tile_bytes * tile
         target = distances + 128 * (tile % RING)
         given = (high + at, low + at, queries, rows, P, weights, target, GAP)
@@ -47,21 +48,23 @@ def _read(words):  # type: ignore[no-untyped-def]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1 << 19)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--ghz", type=float, default=3.7, help="of the core (3.7)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     report = Report("cpu_score", COLUMNS, args)
     rng = np.random.default_rng(0)
-    keys = rng.integers(0, 2**63, (2, TILES + 8, 8, P, 8), dtype=np.int64)
+    tiles = args.tokens // 64
+    keys = rng.integers(0, 2**63, (2, tiles + 8, 8, P, 8), dtype=np.int64)
     distances = np.zeros(8 * GAP, np.uint8)
     for metric, weights in (("manhattan", 0), ("weighted", 3)):
         room = np.zeros(8 * query_bytes.py_func(P, weights) + 64, np.uint8)
         queries = (address_of(room) + 63) // 64 * 64
         for rows in (1, 4, 8):
-            at = score_tile.address, address_of(keys[0]), address_of(keys[1])
+            at = score_tile.address, address_of(keys[0]), address_of(keys[1]), tiles
             rest = queries, rows, weights, address_of(distances)
-            words = keys[:, :TILES].reshape(-1)
+            words = keys[:, :tiles].reshape(-1)
             forms = {
                 "from memory": Form(partial(_score, *at, 512 * P, *rest)),
                 "from cache": Form(partial(_score, *at, 0, *rest)),
@@ -70,7 +73,7 @@ def main() -> None:
             for name, taken in measure(forms, "cold", args.repeats).items():
                 row: dict[str, Any] = statistics(taken)
                 if name != "plain read":
-                    group = 1e6 * row["ms"] / (8 * TILES * rows)
+                    group = 1e6 * row["ms"] / (8 * tiles * rows)
                     row["ns per group"] = round(group, 2)
                     row["cycles"] = round(group * args.ghz, 1)
                 report.add(metric=metric, rows=rows, name=name, **row)

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 import inputs
 from adamas_core import Selection, encode, hadamard, quantize, score, select_topk
 from harness import RESULTS, Form, Report, measure, statistics
-from peers import faiss_binary
 from peers.torch_cpu import tensor
 
 OURS = {
@@ -39,6 +38,7 @@ OURS = {
     "weighted 3": Selection(query_bits=3),
     "manhattan": Selection("manhattan"),
 }
+FAISS = "FAISS IndexBinaryFlat"
 TRIAL = 4  # calls of a form to find a peer's fastest
 
 
@@ -54,9 +54,13 @@ def compare_peers(args: argparse.Namespace, report: Report) -> None:
         H, H_kv, S = (int(x) for x in case.split("/"))
         q, cache = inputs.make(args.data, "float32", 1, H, H_kv, S, args.head_dim, 16 * 10**9)
         codes = cache[0].codes
-        forms = ours(q, codes, args)
-        for peer, found in peer_forms(q, cache[0].k, codes, args.budget).items():
-            forms[peer] = fastest(found)
+        forms, k = ours(q, codes, args), cache[0].k
+        found = peer_forms(q, k, args.budget)
+        try:
+            found[FAISS] = faiss_forms(q, k, codes, args.budget)
+        except ImportError as error:
+            report.not_run(FAISS, f"not installed: {error}")
+        forms |= {peer: fastest(found[peer]) for peer in found}
         facts = {"heads": f"{H}/{H_kv}", "tokens": S}
         for state in args.state:
             times = measure(forms, state, args.repeats)
@@ -79,7 +83,7 @@ def fastest(forms: dict[str, Callable[[], Any]]) -> Form:
 
 
 def peer_forms(
-    q: NDArray[np.float32], k: NDArray[np.float32], codes: Any, budget: int
+    q: NDArray[np.float32], k: NDArray[np.float32], budget: int
 ) -> dict[str, dict[str, Callable[[], Any]]]:
     threads = numba.get_num_threads()
     torch.set_num_threads(threads)
@@ -98,7 +102,6 @@ def peer_forms(
         return torch.topk(grouped @ keys.transpose(-1, -2), budget, sorted=False)
 
     return {
-        "FAISS IndexBinaryFlat": faiss_forms(q, k, codes, budget, threads),
         "torch.topk, scores ready": {
             "of all rows": lambda: torch.topk(ready, budget, sorted=False),
             "a part of the rows a thread": lambda: list(
@@ -114,9 +117,11 @@ def peer_forms(
 
 
 def faiss_forms(
-    q: NDArray[Any], k: NDArray[Any], codes: Any, budget: int, threads: int
+    q: NDArray[Any], k: NDArray[Any], codes: Any, budget: int
 ) -> dict[str, Callable[[], Any]]:
     """Once FAISS's distances are those of the tokens that select_topk chooses."""
+    from peers import faiss_binary
+
     H, H_kv = q.shape[1], k.shape[1]
     thresholds = codes.thresholds
     groups = np.repeat(thresholds, H // H_kv, axis=0)
@@ -126,7 +131,7 @@ def faiss_forms(
     keys = np.concatenate(
         [faiss_binary.thermometer(hadamard(k[:, h])[:], thresholds[h : h + 1]) for h in range(H_kv)]
     )
-    forms = faiss_binary.forms(bits, keys, budget, threads)
+    forms = faiss_binary.forms(bits, keys, budget, numba.get_num_threads())
     chosen = select_topk(q, codes, budget, OURS["manhattan"])[0, :, 0]  # (H, budget)
     query = quantize(transformed, groups)
     distances = score(query, codes.planes, codes.length, "manhattan")[0, :, 0]  # (H, S)

@@ -123,8 +123,13 @@ class DecodeStep:
         """The attention of q (B, H, L, D) after k and v (B, H_kv, L, D) have been appended.
 
         q, k and v have the dtype of the cache. The result is `out`, and its log-sum-exp is `lse`.
-        The next call overwrites both. Tokens for which the cache has no room are lost.
+        The next call overwrites both. Tokens for which the cache has no room are lost. A ValueError
+        says that scale is not finite.
         """
+        if scale is not None and not abs(float(scale)) <= float(
+            np.finfo(np.float32).max
+        ):  # NaN too
+            raise ValueError(f"DecodeStep: scale={scale!r}; expected a finite number, in float32")
         new = {**strides("q", q), **strides("k_new", k), **strides("v_new", v)}
         _begin(new, cache, self._query, query_bits(self._selection), self._finished)
         counts = {"lengths": cache.lengths, "length": cache.k.shape[2]}

@@ -180,7 +180,7 @@ class Model:
         return call
 
     def _cut(self, kept: Callable[[int, int], int]) -> bool:
-        """Cut the model; False if a layer with a window may have let go of what it would need."""
+        """Cut the model; False if a layer with a window may lack tokens that it would need."""
         sure = True
         for layer in range(LAYERS):
             for b, x in enumerate(self.tokens[layer]):

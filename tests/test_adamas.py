@@ -99,6 +99,7 @@ def test_thresholds() -> None:
     ("options", "message"),
     [
         ({"thresholds": "mean"}, "thresholds='mean'; expected one of"),
+        ({"thresholds": "rms", "stretch": np.nan}, "stretch=nan; expected a finite number above 0"),
         ({"stretch": 2.0}, r"thresholds=None with stretch=2\.0; expected stretch=1, because"),
     ],
 )

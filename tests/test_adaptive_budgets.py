@@ -53,5 +53,7 @@ def test_adaptive_budgets_have_an_equal_total() -> None:
 def test_wrong_options_of_adaptive_budgets() -> None:
     with pytest.raises(ValueError, match=r"least=0 and most=4\.0"):
         AdaptiveBudgets(least=0)
+    with pytest.raises(ValueError, match=r"most=inf; expected .* finite"):
+        AdaptiveBudgets(most=np.inf)
     with pytest.raises(ValueError, match="expected metric='weighted' without group"):
         AdaptiveBudgets(inner=SimulatedCodes(refine=2))

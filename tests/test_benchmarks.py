@@ -1,7 +1,8 @@
-"""The GPU benchmark's whole path, without a GPU and without timings."""
+"""The whole paths of the benchmarks on tiny sizes, whatever the times are."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,9 +11,59 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+DECODE = "--cases 4/2/300 2x2/1/100 --head-dim 32 --budget 16 --repeats 1"
+SELECT = "--cases 4/2/300 --head-dim 32 --budget 16 --repeats 1"
+# The arguments of a script, the libraries that it needs, and the result that it writes.
+CPU = [
+    (f"cpu_decode.py table {DECODE}", ["matplotlib"], "cpu_decode-table-float32"),
+    (f"cpu_decode.py length {DECODE}", ["matplotlib", "ml_dtypes"], "cpu_decode-length-bfloat16"),
+    (f"cpu_decode.py budget --budgets 8 64 {DECODE}", ["matplotlib"], "cpu_decode-budget-float32"),
+    (f"cpu_decode.py stages {DECODE}", ["matplotlib"], "cpu_decode-stages-float32"),
+    (f"cpu_decode.py threads {DECODE}", ["matplotlib"], "cpu_decode-threads-float32"),
+    (f"cpu_decode.py options {DECODE}", ["matplotlib"], "cpu_decode-options-float32"),
+    (f"cpu_decode.py shapes {DECODE}", ["matplotlib"], "cpu_decode-shapes-float32"),
+    (f"cpu_select.py peers {SELECT}", ["torch"], "cpu_select-peers"),
+    (f"cpu_select.py orders {SELECT}", ["torch"], "cpu_select-orders"),
+    ("cpu_call.py --repeats 1 --busy 0", [], "cpu_call"),
+    ("cpu_gather.py --tokens 200 --budgets 8 --repeats 1", [], "cpu_gather"),
+    ("cpu_score.py --tokens 640 --repeats 1", [], "cpu_score"),
+]
+
+
+@pytest.mark.parametrize(("command", "libraries", "result"), CPU, ids=[x[0] for x in CPU])
+def test_on_the_cpu(
+    command: str, libraries: list[str], result: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for name in libraries:
+        pytest.importorskip(name)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness, "_evict", np.ones(1, np.int64))  # times are not looked at
+    monkeypatch.setattr(harness.time, "sleep", lambda seconds: None)
+    script, *options = command.split()
+    monkeypatch.setattr(sys, "argv", [script, *options, f"--out={tmp_path}"])
+    importlib.import_module(script.removesuffix(".py")).main()
+    written = json.loads((tmp_path / f"{result}.json").read_text())
+    assert written["rows"]
+    assert all(row["ms"] is not None for row in written["rows"])
+    assert (tmp_path / f"{result}.md").read_text().startswith("|")
+
+
+def test_every_script_and_figure_of_the_cpu_runs(monkeypatch: Any) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    run = {tuple(command.split()[:2]) for command, _, _ in CPU}
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for path in sorted((ROOT / "benchmarks").glob("cpu_*.py")):
+        figures = getattr(importlib.import_module(path.stem), "FIGURES", None)
+        for figure in figures or ["--"]:
+            assert any(name == path.name and a.startswith(figure) for name, a in run), figure
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_a_prompt_is_read_densely(place: Place) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda q, k, v: (q[:, :, :-1], k, v), "expected the queries of the new tokens"),
+        (lambda q, k, v: (q[:, :, :-1], k, v), "expected the same tokens and as many axes"),
         (lambda q, k, v: (q[:, :3], k, v), "multiple of the KV heads"),
         (lambda q, k, v: (q[..., :-1].copy(), k, v), "head_dim"),
         (lambda q, k, v: (q, k, v[:, :, :-1]), "one shape and dtype"),

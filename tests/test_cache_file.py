@@ -111,10 +111,36 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space.*chat\.kv'$"):
         cache.save(path)
     assert path.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("missing/a.kv", FileNotFoundError),
+        ("link/a.kv", FileNotFoundError),
+        ("file/a.kv", NotADirectoryError),
+        ("loop", OSError),
+        ("n" * 256, OSError),
+        ("n" * 249 + ".kv/x", OSError),
+    ],
+)
+def test_a_failed_save_names_the_path_that_was_given(
+    name: str, error: type[OSError], tmp_path: Path
+) -> None:
+    """And not a temporary file beside it."""
+    cache = saved(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(error) as found:
+            cache.save(path)
+        assert found.value.filename == str(path)
+        assert found.value.filename2 is None
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["file", "link", "loop"]
 
 
 def test_no_such_file(tmp_path: Path) -> None:

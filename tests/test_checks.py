@@ -78,13 +78,33 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "thresholds out of order": (
         lambda: ac.quantize(ones(8, F32), [1, 0, 2]),
         ValueError,
-        r"thresholds is float32 \(3,\), \[1.0, 0.0, 2.0\]; expected ascending",
+        r"thresholds is float32 \(3,\), \[1.0, 0.0, 2.0\]; expected finite numbers, ascending",
     ),
     "thresholds NaN": (lambda: ac.quantize(ones(8, F32), [0, 1, np.nan]), ValueError, "ascending"),
-    "thresholds float64": (
-        lambda: ac.quantize(ones(8, F32), np.zeros(3)),
+    "thresholds infinite": (
+        lambda: ac.KVCache(thresholds=[0, 1, np.inf]),
+        ValueError,
+        r"KVCache: thresholds is float32 \(3,\), \[0.0, 1.0, inf\]; expected finite numbers",
+    ),
+    "thresholds beyond float32": (
+        lambda: ac.encode(kv, np.array([0, 1, 1e39])),
+        ValueError,
+        r"encode: thresholds is float32 .* inf\]; expected finite numbers, ascending",
+    ),
+    "thresholds of bools": (
+        lambda: ac.quantize(ones(8, F32), [False, True, True]),  # type: ignore[list-item]
         TypeError,
-        r"thresholds is float64 \(3,\); expected dtype float32",
+        r"quantize: thresholds is bool \(3,\); expected real numbers",
+    ),
+    "thresholds of text": (
+        lambda: ac.KeyCodes(planes, 9, ["a", "b", "c"], 64),  # type: ignore[list-item]
+        TypeError,
+        r"KeyCodes: thresholds is <U1 \(3,\); expected real numbers",
+    ),
+    "thresholds of several lengths": (
+        lambda: ac.encode(kv, [[1, 2, 3], [4]]),  # type: ignore[list-item]
+        ValueError,
+        r"encode: thresholds=\[\[1, 2, 3\], \[4\]\]; expected three numbers, or three per head",
     ),
     "thresholds of other heads": (
         lambda: ac.quantize(ones((2, 5, 8), F32), np.zeros((3, 3), F32)),
@@ -94,7 +114,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "encode thresholds out of order": (
         lambda: ac.encode(kv, [3, 2, 1]),
         ValueError,
-        "encode: thresholds .* expected ascending",
+        "encode: thresholds .* expected finite numbers, ascending",
     ),
     "query bits 1": (
         lambda: ac.quantize_query(ones(8, F32), 1),
@@ -297,7 +317,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: ac.select_topk(query(), ac.encode(kv), 8, metric="manhattan"),
         ValueError,
         "select_topk: metric='manhattan' with centered codes; expected metric='weighted', or plain "
-        "codes, which centered=False makes",
+        r"codes \(centered=False\)",
     ),
     "select group and refine": (
         lambda: ac.select_topk(query(), codes(), 8, refine=2, group=True, k=kv),
@@ -379,7 +399,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "attend dense": (
         lambda: ac.attend(query(2, 6, 9, 64), kv[:, :, :5], kv[:, :, :5], None),
         ValueError,
-        "has 9 tokens and k 5",
+        "has 9 tokens and k 5; expected at most as many queries as keys",
     ),
     "attend window 0": (
         lambda: ac.attend(query(), kv, kv, None, window=0),
@@ -448,12 +468,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "cache scale": (
         lambda: ac.decode_attention(query(6, 1, 64), filled(), 8, scale="a"),  # type: ignore[arg-type]
         TypeError,
-        "decode_attention: scale='a'; expected a number or None",
+        "decode_attention: scale='a'; expected a number",
     ),
     "attend scale": (
         lambda: ac.attend(query(), kv, kv, index, "a"),  # type: ignore[arg-type]
         TypeError,
-        "attend: scale='a'; expected a number or None",
+        "attend: scale='a'; expected a number",
     ),
     "cache dense layer of no number": (
         lambda: ac.KVCache(2, dense_layers=[0.0]),  # type: ignore[list-item]
@@ -470,7 +490,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "cache thresholds": (
         lambda: ac.KVCache(thresholds=[2, 1, 0]),
         ValueError,
-        "expected ascending",
+        "expected finite numbers, ascending",
     ),
     "cache thresholds heads": (
         lambda: filled(thresholds=np.zeros((4, 3), F32)),
@@ -506,7 +526,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "cache queries": (
         lambda: ac.decode_attention(query(6, 41, 64), filled(), 8),
         ValueError,
-        "has 41 tokens and the cache 40",
+        "has 41 tokens and the cache 40; expected the keys and values of these",
     ),
     "cache no cache": (
         lambda: ac.decode_attention(query(6, 1, 64), kv, 8),  # type: ignore[arg-type]
@@ -574,3 +594,46 @@ def test_no_sequence_is_an_order(empty: object) -> None:
     """As a list comprehension gives it where nothing is done."""
     found = checks.order("f", "sequences", empty, 2)
     assert (found.shape, found.dtype) == ((0,), np.int64)
+
+
+SCALED: dict[str, Callable[[Any], Any]] = {
+    "attend": lambda scale: ac.attend(query(), kv, kv, index, scale),
+    "select_topk": lambda scale: ac.select_topk(query(), codes(), 8, scale=scale),
+    "decode_attention": lambda scale: ac.decode_attention(query(6, 1, 64), filled(), 8, 0, scale),
+    "KVCache.attention": lambda scale: ac.KVCache().attention(8, scale),
+}
+
+
+@pytest.mark.parametrize("function", SCALED)
+def test_a_scale_is_a_finite_number(function: str) -> None:
+    for scale in (np.nan, np.inf, -np.inf, F32(np.nan), 1e39, 10**400):
+        with pytest.raises(ValueError, match=f"{function}: scale=.*; expected a finite number"):
+            SCALED[function](scale)
+    for scale in (True, "1", 1j, np.complex64(1), np.ones(1)):
+        with pytest.raises(TypeError, match=rf"{function}: scale=.*; expected a number"):
+            SCALED[function](scale)
+    for scale in (0, -1, -0.5, F16(2), np.int8(-3), F64(0.1), None):
+        SCALED[function](scale)
+
+
+@pytest.mark.parametrize("dtype", [F64, F16, ">f8", int, np.uint8])
+def test_thresholds_of_any_real_dtype(dtype: Any) -> None:
+    """As `np.quantile` gives them in float64; they are rounded to float32 everywhere."""
+    given = np.array([1, 2, 4], dtype)
+    if np.dtype(dtype).kind == "f":
+        given = given / dtype(3) if callable(dtype) else given / 3
+    same = given.astype(F32)
+    x = np.random.default_rng(0).standard_normal((2, 3, 100, 64)).astype(F32)
+    for thresholds in (given, np.tile(given, (3, 1)), given.tolist()):
+        np.testing.assert_array_equal(ac.quantize(x, thresholds), ac.quantize(x, same))
+        codes = ac.encode(x, thresholds)
+        np.testing.assert_array_equal(codes.thresholds, np.tile(same, (3, 1)))
+        cache = ac.KVCache(thresholds=thresholds)
+        cache.append(x, x)
+        held = cache[0].codes
+        assert held is not None
+        for other in (held, ac.KeyCodes(codes.planes, 100, thresholds, 64)):
+            np.testing.assert_array_equal(other.planes, ac.encode(x, same).planes)
+            np.testing.assert_array_equal(other.thresholds, codes.thresholds)
+        empty = ac.KeyCodes.empty(2, 3, 64, thresholds)
+        np.testing.assert_array_equal(empty.thresholds, codes.thresholds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def test_generate_with_every_option(
     letters_model: list[str], out_of: OutOf, tmp_path: Path
 ) -> None:
     (tmp_path / "prompt.txt").write_text("abc " * 30)
-    options = ["--prompt-file", str(tmp_path / "prompt.txt"), "--budget=8", "--metric=manhattan"]
+    options = ["--prompt-file", str(tmp_path / "prompt.txt"), "--budget=8", "--metric=weighted"]
     options += ["--query-bits=3", "--sinks=2", "--recent=2", "--dense-layers=1", "--max-tokens=9"]
     options += ["--temperature=0.8", "--top-p=0.9", "--seed=3"]
     first = out_of("generate", *letters_model, *options)
@@ -67,11 +68,11 @@ EARLY = [
     (["--prompt=a", "--prompt-file=/"], "--prompt-file: not allowed with argument --prompt"),
     (["--prompt=caf\udce9"], "--prompt: 'caf\\udce9'; expected text in UTF-8"),
     (["--tokenizer=/nowhere/t.bin"], "--tokenizer: /nowhere/t.bin: No such file or directory"),
-    (["--temperature=-1"], "temperature is -1.0"),
+    (["--temperature=-1"], "temperature=-1.0"),
     (["--temperature=nan"], "--temperature: nan; expected a finite number"),
     (["--temperature", "-inf"], "--temperature: -inf; expected a finite number"),
-    (["--top-p=1.5"], "top_p is 1.5"),
-    (["--top-p=0"], "top_p is 0"),
+    (["--top-p=1.5"], "top_p=1.5"),
+    (["--top-p=0"], "top_p=0.0"),
     (["--seed=-1"], "--seed: -1; expected 0 to 18446744073709551615"),
     (["--max-tokens=-5"], "--max-tokens: -5; expected at least 0"),
     (["--max-tokens=9999999999"], "--max-tokens: 9999999999; expected at least 0 and at most"),
@@ -79,6 +80,19 @@ EARLY = [
     (["--attention=sparse"], "--attention: invalid choice: 'sparse'"),
     (["--backend=tpu"], "--backend: invalid choice: 'tpu'"),
     (["--metric=manhattan", "--centered"], "metric='manhattan' with centered codes"),
+    (["--metric=manhattan", "--query-bits=4"], "--query-bits has no effect with --metric=manh"),
+    (["--top-p=0.9"], "--top-p has no effect at --temperature=0"),
+    (["--temperature=0", "--seed=0"], "--seed has no effect at --temperature=0"),
+    *(
+        (
+            [option, "--attention=full"],
+            f"{option.split('=')[0]} has no effect with --attention=full",
+        )
+        for option in (
+            *("--budget=64", "--metric=weighted", "--query-bits=4", "--sinks=0", "--recent=1"),
+            *("--refine=2", "--group", "--plain", "--centered", "--dense-layers=1"),
+        )
+    ),
 ]
 LATE = [
     (["--chat"], "chat template is neither ChatML nor"),
@@ -145,10 +159,59 @@ def test_a_model_that_is_not_there(out_of: OutOf) -> None:
 def test_a_cut_model(letters_model: list[str], tmp_path: Path, out_of: OutOf) -> None:
     whole = Path(letters_model[0].partition("=")[2]).read_bytes()
     (tmp_path / "cut.bin").write_bytes(whole[:-1000])
-    status, _, err = out_of("generate", f"--model={tmp_path / 'cut.bin'}", letters_model[1])
+    status, _, err = out_of(
+        "generate", f"--model={tmp_path / 'cut.bin'}", letters_model[1], "--prompt=a"
+    )
     assert status == 2
     assert "cut.bin" in err
     assert "Traceback" not in err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_prompt_from_stdin(
+    letters_model: list[str], out_of: OutOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["generate", *letters_model, "--max-tokens=5"]
+    expected = {text: out_of(*call, f"--prompt={text}") for text in ("hé\nllo", "")}
+    assert "prompt 9 tokens" in expected["hé\nllo"][2]
+    piped = io.TextIOWrapper(io.BytesIO("hé\nllo".encode()), encoding="ascii")
+    for stdin, text in (
+        (piped, "hé\nllo"),
+        (io.TextIOWrapper(io.BytesIO(b""), encoding="ascii"), ""),
+        (Terminal("not read"), ""),
+        (None, ""),  # closed
+    ):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert out_of(*call)[:2] == expected[text][:2]
+
+
+def test_a_stdin_that_is_not_utf8(
+    letters_model: list[str], out_of: OutOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load", None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    status, _, err = out_of("generate", *letters_model)
+    assert status == 2
+    assert err == (
+        "adamas-core generate: stdin is not UTF-8: the byte 0xe9 at 3 is part of no character\n"
+    )
+
+
+def test_a_stdin_is_read_only_for_the_prompt(
+    letters_model: list[str], out_of: OutOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "prompt.txt").write_text("abc")
+    monkeypatch.setattr(sys, "stdin", None)
+    expected = out_of("generate", *letters_model, "--prompt=abc", "--max-tokens=3")[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("other"))
+    for option in ("--prompt=abc", f"--prompt-file={tmp_path / 'prompt.txt'}"):
+        assert out_of("generate", *letters_model, option, "--max-tokens=3")[1] == expected
+    assert sys.stdin.read() == "other"
+    assert out_of("generate", *letters_model, "--budget=0", "--max-tokens=3")[0] == 2
 
 
 def test_a_prompt_file_that_is_not_utf8(

@@ -13,7 +13,7 @@ from tiny_model import LETTERS_CONFIG, OutOf
 
 from adamas_core import cli
 from adamas_core.cli import compare, loading
-from adamas_core.lab import answer_rows, answers, tasks
+from adamas_core.lab import answer_rows, answers, comparing, offset_keys, tasks
 from adamas_core.lab.measuring import Reading
 from adamas_core.lab.metrics import Captured
 from adamas_core.lab.variants import ablations
@@ -59,7 +59,7 @@ def test_quick_writes_table_json_and_plots(
     assert "Context 64, budget 8" in printed
     assert "exact top-k" in printed
     found = json.loads((out / "results.json").read_text())
-    assert len(found["cells"]) == 3 * len(compare.QUICK["selectors"])
+    assert len(found["cells"]) == 3 * len(compare.QUICK)
     assert {"command", "date", "adamas_core", "numpy", "model", "machine"} <= set(found)
     oracle = [row for row in found["rows"] if row["selector"] == "exact"]
     assert [row["relative_mass"][0] for row in oracle] == [1, 1, 1]
@@ -111,8 +111,8 @@ def test_ablations_on_the_command_line(command: list[str], tmp_path: Path, out_o
             "no selector is called 'nearest'; expected one of full, exact",
         ),
         (["--context=0"], "--context: 0; expected at least 1"),
-        (["--positions=128"], "a window of 128 tokens has no prefix before 128 positions"),
-        (["--contexts", "64", "32"], "a window of 32 tokens has no prefix before 32 positions"),
+        (["--positions=128"], "--positions: 128; expected fewer than 128, the short"),
+        (["--contexts", "64", "32"], "--positions: 32; expected fewer than 32, the short"),
         (["--positions=8"], "--positions: 8; expected at least 16"),
         (["--text=/nowhere/text.txt"], "--text: /nowhere/text.txt: No such file; expected one of"),
         (["--text=/"], "/: Is a directory"),
@@ -122,7 +122,10 @@ def test_ablations_on_the_command_line(command: list[str], tmp_path: Path, out_o
         (["--budgets"], "--budgets: expected at least one argument"),
         (["--contexts", "-1"], "--contexts: -1; expected at least 1"),
         (["--at=-1"], "--at: -1; expected at least 1"),
-        (["--examples=2"], "--examples without --tasks; expected both or none"),
+        (["--examples=2"], "--examples has no effect without --tasks"),
+        (["--tasks"], "--text has no effect with --tasks"),
+        (["--offsets"], "--model has no effect with --offsets"),
+        (["--offsets", "--tasks"], "--tasks: not allowed with argument --offsets"),
         (["--out="], "--out: empty; expected a path"),
         (["--out=/dev/null"], "/dev/null: "),
         (["--out=/dev/null/out"], "/dev/null/out: Not a directory"),
@@ -153,10 +156,19 @@ def test_errors_come_before_the_model_is_loaded(
         (["--contexts", "9000"], "a context of 9000 is more than the 8192"),
         (["--model=gemma3-270m", "--contexts", "40000"], "40000 is more than the 32768"),
         (["--tasks", "--contexts", "9000"], "a context of 9000 is more than the 8192"),
-        (["--tasks", "--text=pydoc"], "--text with --tasks; expected one of them"),
-        (["--tasks", "--ablations"], "--ablations with --tasks; expected one of them"),
-        (["--tasks", "--at=8"], "--at with --tasks; expected one of them"),
-        (["--tasks", "--context=8"], "--context with --tasks; expected one of them"),
+        (["--tasks", "--text=pydoc"], "--text has no effect with --tasks"),
+        (["--tasks", "--ablations"], "--ablations has no effect with --tasks"),
+        (["--tasks", "--at=8"], "--at has no effect with --tasks"),
+        (["--tasks", "--context=8"], "--context has no effect with --tasks"),
+        (["--tasks", "--positions=64"], "--positions has no effect with --tasks"),
+        (["--offsets", "--context=64"], "--context has no effect with --offsets"),
+        (["--offsets", "--contexts", "64"], "--contexts has no effect with --offsets"),
+        (["--offsets", "--model=gemma3-270m"], "--model has no effect with --offsets"),
+        (["--offsets", "--text=pydoc"], "--text has no effect with --offsets"),
+        (["--offsets", "--selectors", "nearest"], "no selector is called 'nearest'"),
+        (["--offsets", "--out=/dev/null/out"], "/dev/null/out: Not a directory"),
+        (["--context=16"], "--context: 16; expected at least 17"),
+        (["--contexts", "128", "16"], "--contexts: 16; expected at least 17"),
         (["--out=/dev/null/out"], "/dev/null/out: Not a directory"),
         (["--selectors", "nearest"], "no selector is called 'nearest'"),
     ],
@@ -184,6 +196,60 @@ def test_a_context_beyond_the_model(
     status, _, err = out_of(*command, "--contexts", "512", f"--out={tmp_path / 'out'}")
     assert status == 2
     assert f"a context of 512 is more than the {limit} of the model model.bin" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--context=128"], (128, (), 64, (16, 32, 64), 64)),
+        (["--context=20"], (20, (), 16, (16,), 16)),
+        ([], (256, (), 128, (16, 32, 64, 128), 128)),
+        (["--contexts", "128", "64"], (256, (128, 64), 32, (16, 32, 64, 128), 128)),
+        (["--budgets", "8"], (256, (), 128, (8,), 8)),
+        (["--quick", "--at=5"], (256, (), 64, (32, 128), 5)),
+    ],
+)
+def test_defaults_follow_from_the_given_sizes_and_the_model(
+    letters_model: list[str],
+    options: list[str],
+    expected: tuple[Any, ...],
+    out_of: OutOf,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The model's context is 256, below most defaults."""
+    seen: list[Any] = []
+    monkeypatch.setattr(comparing, "compare", lambda *args: seen.extend(args[3:5]))
+    monkeypatch.setattr(compare.tables, "quality", lambda rows, at, cells: None)
+    monkeypatch.setattr(compare, "draw", lambda plot: None)
+    call = ["compare", *letters_model, "--selectors", "exact", f"--out={tmp_path}"]
+    assert out_of(*call, *options)[0] == 0
+    context, contexts, positions, budgets, at = expected
+    plan, found = seen
+    assert found == positions
+    cells = [(each, budget) for each, budget, _ in plan]
+    assert cells == [(context, b) for b in budgets] + [(n, at) for n in contexts]
+
+
+def test_offsets_need_no_model(
+    out_of: OutOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "fetch", None)
+    monkeypatch.setattr(loading, "load", None)
+    monkeypatch.setattr(offset_keys, "S", 512)
+    monkeypatch.setattr(offset_keys, "NORMS", (0, 22))
+    call = ["compare", "--offsets", "--quick", f"--out={tmp_path}"]
+    names = ["exact", "h2o", "adamas"]
+    status, printed, err = out_of(*call, "--selectors", *names, "--budgets", "8", "32")
+    assert status == 0, err
+    assert "Mass relative to the exact top-k's, budget 8" in printed
+    assert "slow, 22" in printed
+    found = json.loads((tmp_path / "offsets.json").read_text())
+    assert {"command", "date", "adamas_core", "numpy", "machine"} <= set(found)
+    assert "model" not in found
+    rows = {(row["pairs"], row["norm"], row["selector"], row["budget"]) for row in found["rows"]}
+    assert len(rows) == len(found["rows"]) == 2 * 2 * 3 * 2
+    assert {row[2] for row in rows} == set(names)
 
 
 def test_texts_that_are_refused(command: list[str], tmp_path: Path, out_of: OutOf) -> None:
@@ -214,15 +280,18 @@ def test_a_text_of_any_name(command: list[str], tmp_path: Path, out_of: OutOf) -
 def test_a_full_disk(
     command: list[str], tmp_path: Path, out_of: OutOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, report: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path: Path, text: str, **options: Any) -> None:
+        if path.name == "results.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text, **options)
 
-    monkeypatch.setattr(compare, "write_json", full)
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
     options = ["--selectors", "exact", "--budgets", "8", f"--out={tmp_path / 'out'}"]
     status, _, err = out_of(*command, *options)
     assert (status, err) == (
         2,
-        f"adamas-core compare: {tmp_path / 'out'}: No space left on device\n",
+        f"adamas-core compare: {tmp_path / 'out' / 'results.json'}: No space left on device\n",
     )
 
 
@@ -246,7 +315,9 @@ def test_tasks(
     out_of: OutOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60})
+    monkeypatch.setattr(
+        tasks, "OTHERS", {tasks.word_counts: 60, tasks.key_value: 60, tasks.induction: 257}
+    )  # the last does not fit
     monkeypatch.setattr(tasks, "DEPTHS", (0.0, 1.0))
     monkeypatch.setattr(answer_rows, "SOLVED", 0.0)
     command = [
@@ -266,6 +337,16 @@ def test_tasks(
     found = json.loads((tmp_path / "tasks.json").read_text())
     assert len(found["rows"]) == 4 * 3
     assert {row["selector"] for row in found["rows"]} == {"full", "exact", "adamas"}
+    assert {row["length"] for row in found["rows"]} == {60, 100}
     monkeypatch.setattr(answers, "Prefix", None)  # nothing is left to read
     assert out_of(*command)[0] == 0
     assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == found["rows"]
+
+
+def test_tasks_that_are_all_too_long(
+    letters_model: list[str], tmp_path: Path, out_of: OutOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "OTHERS", {tasks.word_counts: 257})
+    status, _, err = out_of("compare", *letters_model, "--tasks", f"--out={tmp_path}")
+    assert status == 2
+    assert "--tasks: the context of the model, 256, is shorter than any task" in err

@@ -161,3 +161,13 @@ def test_manhattan_needs_plain_codes(device: Any) -> None:
 
 def no_memory(*_: Any, **__: Any) -> None:
     raise AssertionError("a step must not allocate")
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 1e39])
+def test_a_scale_is_a_finite_number(device: Any, scale: float) -> None:
+    cache = device_cache(1, 2, 64, np.dtype(np.float32), 100)
+    step = DecodeStep(2, 1, cache, 8, Selection())
+    x = device.zeros((1, 2, 1, 64), np.float32)
+    with pytest.raises(ValueError, match=r"DecodeStep: scale=.*; expected a finite number"):
+        step(x, x, x, cache, scale)
+    assert (on_host(cache.lengths) == 0).all()

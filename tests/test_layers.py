@@ -166,7 +166,7 @@ def test_growth_that_ended_between_keys_and_values_goes_on() -> None:
     cache, whole = KVCache(), KVCache()
     cache.append(k[:, :, :100], k[:, :, :100])
     slot = cache._layers._slots[0]
-    slot.put(next(iter(slot.layer().with_room(200))))
+    slot.put(next(iter(slot.now().with_room(200))))
     cache.append(k[:, :, 100:], k[:, :, 100:])
     whole.append(k, k)
     same_layer(cache[0], whole[0])

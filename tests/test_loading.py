@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_tokenizer import write_folder, write_tables
 
-from adamas_core.cli import compare, loading
+from adamas_core.cli import loading
 from adamas_core.llama import CheckpointError, fetch
 
 
@@ -72,12 +72,18 @@ def test_only_a_name_is_fetched(monkeypatch: Any) -> None:
     assert loading.fetched(fetch.MODELS["gemma3-270m"]) == Path("gemma-3-270m-q4_k_m.gguf")
 
 
-def test_contexts_are_checked_before_a_download(monkeypatch: Any) -> None:
+def test_contexts_are_checked_before_a_download(out_of: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(fetch, "fetch", lambda model: pytest.fail("a download"))
-    with pytest.raises(ValueError, match="9000 is more than the 8192 of the model SmolLM2-135M"):
-        compare.fitting(fetch.MODELS[fetch.DEFAULT], [9000])
-    with pytest.raises(ValueError, match="40000 is more than the 32768 of the model Gemma 3 270M"):
-        compare.fitting(fetch.MODELS["gemma3-270m"], [9000, 40000])
+    for options, told in (
+        (["--context=9000"], "9000 is more than the 8192 of the model SmolLM2-135M"),
+        (
+            ["--model=gemma3-270m", "--contexts", "9000", "40000"],
+            "40000 is more than the 32768 of the model Gemma 3 270M",
+        ),
+    ):
+        status, _, error = out_of("compare", *options)
+        assert status == 2
+        assert told in error
 
 
 def test_demo_checks_its_context_before_a_download(out_of: Any, monkeypatch: Any) -> None:

@@ -115,5 +115,5 @@ def test_a_run_leaves_the_dense_cache_as_it_was(reading: Reading) -> None:
 
 def test_a_window_needs_a_prefix() -> None:
     for positions in (0, 5, 6):
-        with pytest.raises(ValueError, match=f"5 tokens has no prefix before {positions} posit"):
+        with pytest.raises(ValueError, match=f"5 tokens; expected more than the {positions} posit"):
             Reading(tiny(), [1, 2, 3, 4, 5, 6], positions)

@@ -23,7 +23,7 @@ def test_the_mean_over_batches_of_neighbors() -> None:
     assert mean.value == pytest.approx(7.5)
     assert mean.half == pytest.approx(2.131 * math.sqrt(np.var(np.arange(16), ddof=1) / 16))
     assert batch_mean(np.ones(40)).half == 0
-    with pytest.raises(ValueError, match="15 positions; the interval of a mean takes at least 16"):
+    with pytest.raises(ValueError, match="15 positions; expected at least 16, for an interval"):
         batch_mean(np.ones(15))
 
 

@@ -23,6 +23,12 @@ def test_the_offset_has_its_norm(pairs: str) -> None:
     assert (turn < 22 / 2) == (pairs == "slow")  # by less than one radian, or anywhere
 
 
+@pytest.mark.parametrize("norm", [np.nan, np.inf, -1])
+def test_a_norm_is_a_finite_number(norm: float) -> None:
+    with pytest.raises(ValueError, match=f"sample: norm={norm}; expected a finite number from 0"):
+        sample(norm, "all", 0)
+
+
 def test_mass(monkeypatch: Any) -> None:
     """The exact top-k has all of its own mass. Plain codes lose with an offset in slow pairs."""
     monkeypatch.setattr(offset_keys, "NORMS", (0, 100))
@@ -30,11 +36,13 @@ def test_mass(monkeypatch: Any) -> None:
     seen: list[str] = []
     rows = measure(
         variants(["exact", "adamas-plain", "adamas"]),
-        32,
+        [16, 32],
         [0],
         lambda text, *_: seen.append(text),
     )
-    assert len(rows) == 2 * 2 * 3
+    assert len(rows) == 2 * 2 * 2 * 3
+    assert [row["budget"] for row in rows[:6]] == [16] * 3 + [32] * 3
+    rows = [row for row in rows if row["budget"] == 32]
     assert len(seen) == 4
     mass = {(row["pairs"], row["norm"], row["selector"]): row["mass"] for row in rows}
     for pairs in offset_keys.PAIRS:

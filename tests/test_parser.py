@@ -113,3 +113,10 @@ def test_errors_are_raised(argv: list[str], message: str) -> None:
 def test_shortened() -> None:
     assert parser.shortened("a" * 80) == "a" * 80
     assert parser.shortened("a" * 81) == "a" * 77 + "..."
+
+
+def test_options_without_effect() -> None:
+    parser.no_effect({"--a": None}, "with --b")
+    for value in (0, False, "", "x"):
+        with pytest.raises(ValueError, match=r"^--c has no effect with --b$"):
+            parser.no_effect({"--a": None, "--c": value}, "with --b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,15 @@ def test_the_plot_of_answers(tmp_path: Path) -> None:
     row = {"task": "passkey", "length": 500, "name": "Quest", "budget": 8, "exact": 0.5}
     plots.tasks([{**row, "depth": 0.0}, {**row, "depth": 1.0}], tmp_path)
     assert (tmp_path / "passkey.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failed_plot_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk gives an error without a name."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plots.Figure, "savefig", full)
+    row = {"task": "passkey", "length": 5, "name": "Quest", "budget": 8, "exact": 0.5, "depth": 0.0}
+    with pytest.raises(OSError, match=r"No space left.*passkey\.png'$"):
+        plots.tasks([row], tmp_path)

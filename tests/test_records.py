@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,9 @@ def test_settings_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(b"45")
     expected = {"adamas_core": __version__, "model": "a.bin", "model_bytes": 3, "positions": 7}
     assert settings(tmp_path / "a.bin", 7) == expected
+    del expected["positions"]
+    assert settings(tmp_path / "a.bin") == expected
+    expected["positions"] = 7
     assert settings(tmp_path, 7) == {**expected, "model": tmp_path.name, "model_bytes": 5}
 
 
@@ -47,3 +51,19 @@ def test_a_record_without_results_takes_other_settings(tmp_path: Path) -> None:
     record.add({"text": "a"})
     with pytest.raises(ValueError, match="positions"):
         Record(path, {"positions": 64}, ["text"])
+
+
+def test_a_failed_write_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk gives an error without a name."""
+    path = tmp_path / "cells.jsonl"
+    record = Record(path, {}, ["text"])
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left.*cells\.jsonl'$"):
+        Record(path, {}, ["text"])
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match=r"No space left.*cells\.jsonl'$"):
+        record.add({"text": "a"})
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

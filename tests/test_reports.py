@@ -19,4 +19,5 @@ def test_each_item_of_a_list_has_a_line(tmp_path: Path) -> None:
 def test_environment() -> None:
     found = environment(Path("folder/model.gguf"), "adamas-core compare")
     assert (found["model"], found["command"]) == ("model.gguf", "adamas-core compare")
+    assert "model" not in environment(None, "adamas-core compare --offsets")
     assert {"date", "adamas_core", "numpy", "python", "machine"} <= set(found)

@@ -17,7 +17,7 @@ OTHER = {"metric": "manhattan", "group": True}  # a value that is not the defaul
 
 def parsed(*argv: str) -> argparse.Namespace:
     parser = Parser(prog="x")
-    selecting.arguments(parser, 128)
+    selecting.arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -48,7 +48,7 @@ def test_a_field_that_is_added_is_an_argument(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(selecting, "Selection", More)
     parser = Parser(prog="x")
-    selecting.arguments(parser, 128)
+    selecting.arguments(parser)
     args = parser.parse_args(["--tail=7", "--share=0.5"])
     assert (args.tail, args.share) == (7, 0.5)
     told = " ".join(parser.format_help().split())
@@ -60,7 +60,20 @@ def test_a_field_that_is_added_is_an_argument(monkeypatch: pytest.MonkeyPatch) -
 def test_defaults() -> None:
     args = parsed()
     assert selecting.selection(args) == Selection()
-    assert (args.budget, args.centered, args.dense_layers) == (128, None, 0)
+    assert selecting.budget(args) == 128
+    assert set(selecting.given(args).values()) == {None}
+
+
+def test_given_options() -> None:
+    found = selecting.given(parsed("--sinks=0", "--no-group", "--plain", "--budget=7"))
+    given = {option: value for option, value in found.items() if value is not None}
+    assert given == {"--budget": 7, "--sinks": 0, "--group": False, "--plain": False}
+    assert len(found) == len(fields(Selection)) + 3
+
+
+def test_no_two_helps_are_equal() -> None:
+    helps = [text for _, text in selecting.described(Selection).values()]
+    assert len(set(helps)) == len(helps) == len(fields(Selection))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +107,7 @@ def test_the_kind_of_codes(argv: list[str], centered: bool) -> None:
         (["--budget=4", "--sinks=3", "--recent=2"], "^sinks=3 and recent=2 are 5 tokens; expected"),
         (["--query-bits=9"], "^query_bits=9; expected 2 to 8"),
         (["--metric=cosine"], "^metric='cosine'; expected"),
+        (["--metric=manhattan", "--query-bits=4"], "^--query-bits has no effect with --metric=m"),
         (["--group", "--refine=2"], "^group=True with refine=2; expected"),
         (["--group", "--metric=manhattan"], "^group=True with metric='manhattan'; expected"),
         (["--metric=manhattan", "--centered"], "^metric='manhattan' with centered codes; expected"),

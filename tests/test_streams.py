@@ -48,7 +48,20 @@ def test_a_full_disk(arguments: str) -> None:
     run = shell(f"$ADAMAS {arguments} > /dev/full")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
-    assert run.stderr.endswith("No space left on device\n")
+    assert run.stderr.endswith(": stdout: No space left on device\n")
+
+
+def test_a_full_disk_while_text_is_generated(letters_model: list[str]) -> None:
+    run = shell(f"$ADAMAS generate {' '.join(letters_model)} --prompt hi > /dev/full")
+    assert run.returncode == 2
+    assert run.stderr == "adamas-core generate: stdout: No space left on device\n"
+
+
+def test_a_prompt_through_a_pipe(letters_model: list[str]) -> None:
+    call = f"$ADAMAS generate {' '.join(letters_model)} --max-tokens 5"
+    run = shell(f"printf 'hi you' | {call}")
+    assert (run.returncode, run.stdout) == (0, shell(f"{call} --prompt 'hi you'").stdout)
+    assert shell(f"{call} <&-").returncode == 0
 
 
 def test_a_sentence_that_cannot_be_written() -> None:

@@ -16,7 +16,7 @@ def test_windows_of_all_contexts_end_at_the_same_token() -> None:
     assert found[20] == list(range(29, 50))
     assert found[10] == list(range(39, 50))
     assert middle("t", "abcdefgh", Letters(), [7])[7] == [ord(x) for x in "abcdefgh"]  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the text t has 8 tokens, fewer than 9"):
+    with pytest.raises(ValueError, match="the text t has 8 tokens; a context of 8 needs 9"):
         middle("t", "abcdefgh", Letters(), [8])  # type: ignore[arg-type]
     for name in ("pydoc", "source", "passkeys"):
         if name != "passkeys":

@@ -100,7 +100,7 @@ def test_going_too_far_back_changes_no_layer() -> None:
         cache.append(k[:, :, :500], k[:, :, :500], layer)
         cache.append(k[:, :, 500:], k[:, :, 500:], layer)
     earliest = cache._layers[1].earliest()[0]
-    told = f"sequence 0 of layer 1, .* window of 30 .* expected 0, or {earliest} to 1000"
+    told = f"sequence 0; layer 1 has a window of 30 .* expected 0, or {earliest} to 1000"
     with pytest.raises(ValueError, match=told):
         cache.truncate(int(earliest) - 1)
     assert [cache[i].tokens for i in range(2)] == [1000, 1000]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ COMMANDS = {"generate": generate, "compare": compare, "info": info, "demo": demo
 
 # As a shell reports a program that SIGINT or SIGPIPE ended.
 INTERRUPTED, CLOSED_PIPE = 130, 141
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, and a limit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +77,8 @@ def sentence(error: Exception) -> str:
     """An error in one sentence that is never empty."""
     if isinstance(error, OSError) and error.strerror:
         named = error.filename2 or error.filename
+        if named is None and error.errno in FULL:
+            named = "stdout"  # all that is written elsewhere has a name
         return error.strerror if named is None else f"{named}: {error.strerror}"
     if isinstance(error, MemoryError):
         return f"not enough memory{f': {error}' if str(error) else ''}"

@@ -1,80 +1,81 @@
 """Compare ways to choose tokens: how far each moves a model from its full attention.
 
-Each result is written to --out at once, and an interrupted run continues from there.
+Each result on a text or a task is written to --out at once. An interrupted run continues from
+there.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..lab import answer_rows, answers, comparing, results
+from ..checks import MAX_TOKENS
+from ..lab import answer_rows, answers, comparing, offset_keys, results
 from ..lab.metrics import BATCHES
 from ..lab.records import Record, settings
 from ..lab.reports import environment, write_json
 from ..lab.selectors import SELECTORS
 from ..lab.tasks import suite
 from ..lab.texts import BUILT_IN, Text, named
-from ..lab.variants import ablations, variants
+from ..lab.variants import Variant, ablations, variants
 from ..llama import fetch
 from ..llama.fetch import FetchedModel
-from . import tables, terminal
-from .loading import NAMES, fetched, loaded, model_name
-from .parser import existing, nonempty, whole, writable
+from . import sizes, tables, terminal
+from .loading import MODEL, fetched, loaded, model_name
+from .parser import existing, no_effect, nonempty, whole, writable
 from .progress import steps
 
-# The options that are not given, without and with --quick.
-DEFAULTS: dict[str, Any] = {
-    "text": list(BUILT_IN),
-    "context": 8192,
-    "positions": 512,
-    "at": 128,
-    "budgets": [16, 32, 64, 128, 256, 512, 1024],
-    "contexts": [1024, 2048, 4096, 8192],
-    "examples": 2,
-    "selectors": [name for name in SELECTORS if name != "full"],
-}
-QUICK: dict[str, Any] = {
-    "text": list(BUILT_IN),
-    "context": 1024,
-    "positions": 64,
-    "at": 128,
-    "budgets": [32, 128],
-    "contexts": [],
-    "examples": 1,
-    "selectors": ["exact", "streaming-llm", "quest", "paper-quartiles", "adamas"],
-}
-# Options that the other kind of run does not read.
-OF_TEXTS = ("text", "context", "at", "ablations")
-OF_TASKS = ("examples",)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The selectors that are compared if none is named, without and with --quick.
+USUAL = [name for name in SELECTORS if name != "full"]
+QUICK = ["exact", "streaming-llm", "quest", "paper-quartiles", "adamas"]
+EXAMPLES = 2  # prompts per task, length and depth; 1 with --quick
+OFFSET_BUDGETS = (128,)
+SEEDS = 4  # samples of keys per offset; 1 with --quick
+# The options that each kind of run does not read.
+NOT_OF_TEXTS = ("examples",)
+NOT_OF_TASKS = ("text", "context", "positions", "at", "ablations")
+NOT_OF_OFFSETS = ("model", "tokenizer", "contexts", "examples", *NOT_OF_TASKS)
 HEAT = "relative_mass_by_layer_and_head"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    model = f"a GGUF file, a Hugging Face folder, or {NAMES}, fetched ({fetch.DEFAULT})"
-    add("--model", type=model_name, default=fetch.MODELS[fetch.DEFAULT], help=model)
+    add("--model", type=model_name, help=f"{MODEL} ({fetch.DEFAULT})")
     add("--tokenizer", type=existing, help="the tokenizer, if it is not beside the model")
     add(
         "--text",
         action="append",
         help=f"{', '.join(BUILT_IN)} or a UTF-8 file; may be repeated (all three)",
     )
-    add("--context", type=whole(1), help="tokens of the window for all budgets (8192)")
-    add("--positions", type=whole(BATCHES), help="last tokens of a window, which are decoded (512)")
-    budgets = "tokens that a query head attends to (16 to 1024)"
+    add("--context", type=whole(1), help="tokens of the text in the comparison of budgets (8192)")
+    add(
+        "--positions",
+        type=whole(BATCHES),
+        help="last tokens of the text, which are decoded (512, or half of the shortest context)",
+    )
+    budgets = "tokens that a query head attends to (16 to 1024; 128 with --offsets)"
     add("--budgets", type=whole(1), nargs="+", help=budgets)
-    add("--contexts", type=whole(1), nargs="*", help="compared at the budget --at (1024 to 8192)")
-    add("--at", type=whole(1), help="budget for contexts and ablations (128)")
+    contexts = "contexts to compare at one budget, --at (1024 to --context)"
+    add("--contexts", type=whole(1), nargs="*", help=contexts)
+    add("--at", type=whole(1), help="budget for --contexts and --ablations (128)")
     add("--selectors", nargs="+", help=f"of {', '.join(SELECTORS)} (all but full)")
-    add("--ablations", action="store_true", help="also changes of the method, at the budget --at")
-    add("--tasks", action="store_true", help="tasks with exact answers, instead of texts")
+    add(
+        "--ablations",
+        action="store_const",
+        const=True,
+        help="also compare changes of the method, at the budget --at",
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--tasks", action="store_true", help="tasks with exact answers, instead of texts"
+    )
+    kind.add_argument(
+        "--offsets", action="store_true", help="synthetic keys with an offset; needs no model"
+    )
     add("--out", type=nonempty, default=Path("adamas-compare"), help="folder for results")
     add("--examples", type=whole(1), help="with --tasks: prompts per task, length and depth (2)")
     add("--quick", action="store_true", help="a short context, few selectors: under two minutes")
@@ -82,88 +83,102 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     require_one_kind(args)
-    for name, value in (QUICK if args.quick else DEFAULTS).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.selectors = variants(list(dict.fromkeys(args.selectors)))
+    names = args.selectors or (QUICK if args.quick else USUAL)
+    chosen = variants(list(dict.fromkeys(names)))
     terminal.console()  # without rich the command ends here, and not after the download
-    try:
-        (run_tasks if args.tasks else run_texts)(args)
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(args.out)) from error
-        raise
+    if args.offsets:
+        run_offsets(args, chosen)
+    elif args.tasks:
+        run_tasks(args, chosen)
+    else:
+        run_texts(args, chosen)
     print(f"written to {args.out}")
     return 0
 
 
 def require_one_kind(args: argparse.Namespace) -> None:
-    """Reject options of texts with --tasks, and options of tasks without it."""
-    wrong = OF_TEXTS if args.tasks else OF_TASKS
-    for name in wrong:
-        if getattr(args, name) not in (None, False):
-            raise ValueError(
-                f"--{name} with --tasks; expected one of them"
-                if args.tasks
-                else f"--{name} without --tasks; expected both or none of them"
-            )
+    """Reject options of another kind of run."""
+    names: tuple[str, ...] = NOT_OF_TEXTS
+    why = "without --tasks"
+    if args.tasks:
+        names, why = NOT_OF_TASKS, "with --tasks"
+    elif args.offsets:
+        names, why = NOT_OF_OFFSETS, "with --offsets"
+    no_effect({f"--{name}": getattr(args, name) for name in names}, why)
 
 
-def run_texts(args: argparse.Namespace) -> None:
+def run_texts(args: argparse.Namespace, chosen: list[Variant]) -> None:
     """Compare on texts; show the table, and write results.json and plots from the whole record."""
-    contexts = [args.context, *args.contexts]
-    if min(contexts) <= args.positions:
-        raise ValueError(
-            f"--positions: a window of {min(contexts)} tokens has no prefix before "
-            f"{args.positions} positions"
-        )
-    chosen = args.selectors
-    plan = [(args.context, budget, variant) for budget in args.budgets for variant in chosen]
-    plan += [(context, args.at, variant) for context in args.contexts for variant in chosen]
-    if args.ablations:
-        plan += [(args.context, args.at, variant) for variant in ablations()]
-    texts = named_texts(args.text)
+    model = args.model or fetch.MODELS[fetch.DEFAULT]
+    asked = sizes.of_texts(args, limit_of(model))
+    texts = named_texts(args.text or list(BUILT_IN))
+    fits(model, limit_of(model), [asked.context, *asked.contexts])
     writable(args.out)
-    path = fitting(args.model, contexts)
-    record = Record(args.out / "cells.jsonl", settings(path, args.positions), comparing.KEY)
-    model, tokenizer = loaded(path, args.tokenizer)
-    fits(path.name, model.config.context, contexts)
+    path = fetched(model)
+    decoder, tokenizer = loaded(path, args.tokenizer)
+    limit = decoder.config.context
+    context, contexts, positions, budgets, at = sizes.of_texts(args, limit)
+    fits(model, limit, [context, *contexts])
+    plan = [(context, budget, variant) for budget in budgets for variant in chosen]
+    plan += [(other, at, variant) for other in contexts for variant in chosen]
+    if args.ablations:
+        plan += [(context, at, variant) for variant in ablations()]
+    record = Record(args.out / "cells.jsonl", settings(path, positions), comparing.KEY)
     with steps() as move:
-        comparing.compare(model, tokenizer, texts, plan, args.positions, record, move)
+        comparing.compare(decoder, tokenizer, texts, plan, positions, record, move)
 
     cells = list(record)
     rows = results.pooled(cells)
     report = {
         **environment(path, command()),
-        "positions": args.positions,
+        "positions": positions,
         "rows": [{k: v for k, v in row.items() if k != HEAT} for row in rows],  # cells have it
         "cells": cells,
     }
     write_json(args.out / "results.json", report)
-    tables.quality(rows, args.at, cells)
-    draw(lambda plots: plots.quality(cells, args.out, args.context, args.at))
+    tables.quality(rows, at, cells)
+    draw(lambda plots: plots.quality(cells, args.out, context, at))
 
 
-def run_tasks(args: argparse.Namespace) -> None:
+def run_tasks(args: argparse.Namespace, chosen: list[Variant]) -> None:
     """Judge answers; show the table, and write tasks.json and the plot from the whole record.
 
     Budgets are --budgets and lengths are --contexts.
     """
+    model = args.model or fetch.MODELS[fetch.DEFAULT]
+    fits(model, limit_of(model), sizes.of_tasks(args, limit_of(model))[0])
     writable(args.out)
-    path = fitting(args.model, args.contexts)
-    record = Record(args.out / "tasks.jsonl", settings(path, args.positions), answers.KEY)
-    model, tokenizer = loaded(path, args.tokenizer)
-    fits(path.name, model.config.context, args.contexts)
-    prompts = suite(args.contexts, args.examples, answers.counter(tokenizer))
-    runs = [(answers.FULL, None), *((v, budget) for v in args.selectors for budget in args.budgets)]
+    path = fetched(model)
+    record = Record(args.out / "tasks.jsonl", settings(path), answers.KEY)
+    decoder, tokenizer = loaded(path, args.tokenizer)
+    contexts, budgets = sizes.of_tasks(args, decoder.config.context)
+    fits(model, decoder.config.context, contexts)
+    examples = args.examples or (1 if args.quick else EXAMPLES)
+    every = suite(contexts, examples, answers.counter(tokenizer))
+    prompts = [prompt for prompt in every if prompt.length <= decoder.config.context]
+    if not prompts:
+        raise ValueError(
+            f"--tasks: the context of the model, {decoder.config.context}, is shorter than any task"
+        )
+    runs = [(answers.FULL, None), *((v, budget) for v in chosen for budget in budgets)]
     with steps() as move:
-        answers.judge(model, tokenizer, prompts, runs, record, move)
+        answers.judge(decoder, tokenizer, prompts, runs, record, move)
 
     rows = answer_rows.pooled(record)
     solved = [row for row in rows if row["solved"]]
     write_json(args.out / "tasks.json", {**environment(path, command()), "rows": rows})
     tables.answers(rows)
     draw(lambda plots: plots.tasks(solved, args.out))
+
+
+def run_offsets(args: argparse.Namespace, chosen: list[Variant]) -> None:
+    """Compare on synthetic keys; show a table per budget, and write offsets.json."""
+    budgets = sizes.given(args.budgets, OFFSET_BUDGETS)
+    writable(args.out)
+    with steps() as move:
+        rows = offset_keys.measure(chosen, budgets, range(1 if args.quick else SEEDS), move)
+    write_json(args.out / "offsets.json", {**environment(None, command()), "rows": rows})
+    tables.offsets(rows)
 
 
 def named_texts(names: list[str]) -> list[Text]:
@@ -181,19 +196,18 @@ def named_texts(names: list[str]) -> list[Text]:
     return texts
 
 
-def fitting(model: Path | FetchedModel, contexts: Iterable[int]) -> Path:
-    """The path of a model. The contexts are checked before a download."""
-    if isinstance(model, FetchedModel):
-        fits(model.title, model.context, contexts)
-    return fetched(model)
+def limit_of(model: Path | FetchedModel) -> int:
+    """The context of a model that is fetched; that of a file is known when it is loaded."""
+    return model.context if isinstance(model, FetchedModel) else MAX_TOKENS
 
 
-def fits(model: str, limit: int, contexts: Iterable[int]) -> None:
+def fits(model: Path | FetchedModel, limit: int, contexts: Iterable[int]) -> None:
     """Reject a context that is longer than the model's."""
     longest = max(contexts, default=0)
     if longest > limit:
+        name = model.title if isinstance(model, FetchedModel) else model.name
         raise ValueError(
-            f"a context of {longest} is more than the {limit} of the model {model}; --context and "
+            f"a context of {longest} is more than the {limit} of the model {name}; --context and "
             "--contexts take shorter ones"
         )
 

@@ -20,7 +20,6 @@ from .loading import loaded
 from .parser import whole, words
 from .progress import bar
 
-BUDGET = 128
 ANSWER = 48  # tokens at most
 CONTEXT = 8192  # tokens, unless --tokens asks for more
 LONGEST = max(model.context for model in fetch.MODELS.values())
@@ -38,19 +37,24 @@ class Answer(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", choices=fetch.MODELS, default=fetch.DEFAULT, help=f"({fetch.DEFAULT})")
+    add(
+        "--model",
+        choices=fetch.MODELS,
+        default=fetch.DEFAULT,
+        help=f"the model to fetch ({fetch.DEFAULT})",
+    )
     add("--question", type=words, default=QUESTION, help="another question about the text")
     add(
         "--tokens",
         type=whole(LEAST, LONGEST),
         default=CONTEXT,
-        help=f"context in tokens, {LEAST} to that of the model ({CONTEXT})",
+        help=f"tokens to read and write, {LEAST} to the model's context ({CONTEXT})",
     )
-    selecting.arguments(parser, BUDGET)
+    selecting.arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    selection = selecting.selection(args)
+    selection, tokens = selecting.selection(args), selecting.budget(args)
     terminal.console()  # without rich the command ends here, and not after the download
     chosen = fetch.MODELS[args.model]
     if args.tokens > chosen.context:
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         f"{time.perf_counter() - begin:.0f} s.\n\n{args.question}\n"
     )
     answers = {}
-    for name, budget in (("Full attention", None), (f"Adamas, budget {args.budget}", args.budget)):
+    for name, budget in (("Full attention", None), (f"Adamas, budget {tokens}", tokens)):
         with bar(name):
             answer(model, prompt, cache, budget, 2, tokenizer.stop)  # loads the kernels
             answers[name] = answer(model, prompt, cache, budget, ANSWER, tokenizer.stop)

@@ -15,8 +15,8 @@ from ..llama import Sampling, generate
 from ..llama.tokenizers import Stream
 from . import selecting, streams
 from .amounts import amount
-from .loading import NAMES, fetched, loaded, model_name
-from .parser import existing, real, whole, words
+from .loading import MODEL, fetched, loaded, model_name
+from .parser import existing, no_effect, real, whole, words
 from .progress import bar
 
 Array = Any
@@ -24,30 +24,27 @@ Array = Any
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--model",
-        type=model_name,
-        required=True,
-        help=f"a GGUF file, a Hugging Face folder, a llama2.c .bin file, or {NAMES}, fetched",
-    )
+    add("--model", type=model_name, required=True, help=MODEL)
     add("--tokenizer", type=existing, help="the tokenizer, if it is not beside the model")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", type=words, default="", help="the text to continue")
+    text = "the text to continue; from stdin if it is not given and stdin is no terminal"
+    prompt.add_argument("--prompt", type=words, help=text)
     prompt.add_argument("--prompt-file", type=existing, help="a UTF-8 file with that text")
-    add("--chat", action="store_true", help="ask the prompt as a question, in the chat template")
-    add("--attention", choices=["adamas", "full"], default="adamas")
-    add("--backend", type=selecting.backend, choices=BACKENDS, default="cpu")
-    add("--max-tokens", type=whole(0), default=200, help="tokens of the answer at most (200)")
-    add("--temperature", type=real, default=0.0, help="0 is greedy (0)")
-    add("--top-p", type=real, default=1.0, help="draw from the likeliest tokens of this mass (1)")
-    add("--seed", type=whole(0, 2**64 - 1), default=0, help="of the random draws (0)")
-    selecting.arguments(parser, budget=128)
+    add("--chat", action="store_true", help="put the prompt into the model's chat template")
+    add("--attention", choices=["adamas", "full"], default="adamas", help="(adamas)")
+    add("--backend", type=selecting.backend, choices=BACKENDS, default="cpu", help="(cpu)")
+    add("--max-tokens", type=whole(0), default=200, help="at most this many new tokens (200)")
+    add("--temperature", type=real, help="0 takes the likeliest token, above 0 one is drawn (0)")
+    add("--top-p", type=real, help="draw from the likeliest tokens, to this probability in all (1)")
+    add("--seed", type=whole(0, 2**64 - 1), help="seed of the draws (0)")
+    selecting.arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = utf8(args.prompt_file) if args.prompt_file else args.prompt
-    sampling = Sampling(args.temperature, args.top_p, args.seed)
-    selection = selecting.selection(args)
+    sampling, selection = sampling_of(args), selecting.selection(args)
+    if args.attention == "full":
+        no_effect(selecting.given(args), "with --attention=full")
+    prompt = prompt_of(args)
     model, tokenizer = loaded(fetched(args.model), args.tokenizer)
     if args.chat:
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
@@ -57,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     capacity = min(len(tokens) + args.max_tokens, context)
     cache = selecting.cache(args, selection, model.config, capacity, args.backend)
     checks.searchable("generate", selection, model.config.head_dim, cache.centered)
-    meter = Meter(cache, args.budget if args.attention == "adamas" else None)
+    meter = Meter(cache, selecting.budget(args) if args.attention == "adamas" else None)
     text = tokenizer.stream(start=not prompt)
     begin = time.perf_counter()
     with bar("Reading the prompt") as move:
@@ -76,6 +73,22 @@ def run(args: argparse.Namespace) -> int:
     count = write(text, token, new_tokens)
     report(len(tokens), first - begin, count, time.perf_counter() - first, meter, layers)
     return 0
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """How tokens are chosen."""
+    values = {name: getattr(args, name) for name in ("temperature", "top_p", "seed")}
+    sampling = Sampling(**{name: x for name, x in values.items() if x is not None})
+    if sampling.temperature == 0:
+        no_effect({"--top-p": args.top_p, "--seed": args.seed}, "at --temperature=0")
+    return sampling
+
+
+def prompt_of(args: argparse.Namespace) -> str:
+    """The text of --prompt or --prompt-file, or else of stdin."""
+    if args.prompt_file is not None:
+        return utf8(args.prompt_file)
+    return streams.piped() if args.prompt is None else str(args.prompt)
 
 
 def write(text: Stream, token: int | None, more: Iterator[int]) -> int:

@@ -9,7 +9,11 @@ from ..llama.fetch import FetchedModel
 from .parser import existing
 from .progress import bar
 
-NAMES = " or ".join(fetch.MODELS)
+# What the option --model takes, as its help says.
+MODEL = (
+    "a GGUF file, a Hugging Face folder, a llama2.c .bin file, or the name of a model to fetch: "
+    + " or ".join(fetch.MODELS)
+)
 
 
 def model_name(text: str) -> Path | FetchedModel:

@@ -6,7 +6,7 @@ import argparse
 import errno
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,6 +141,13 @@ def writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def no_effect(options: Mapping[str, object], why: str) -> None:
+    """Reject options that were given, and that another one makes useless; None is not given."""
+    for option, value in options.items():
+        if value is not None:
+            raise ValueError(f"{option} has no effect {why}")
 
 
 def shortened(text: str) -> str:

@@ -17,18 +17,23 @@ from ..cache import KVCache
 from ..dispatch import BACKENDS, load
 from ..llama import Config
 from ..selection import Selection
-from .parser import real, whole, words
+from .parser import no_effect, real, whole, words
+
+BUDGET = 128  # tokens per query head, if no other number is given
 
 # In a numpydoc docstring: the names, the type, and the indented text.
 PARAMETER = r"^(\w[\w, ]*) : (.*)\n((?: +\S.*\n|\n)+)"
 
 
-def arguments(parser: argparse.ArgumentParser, budget: int) -> None:
-    """Add --budget, the options of `Selection`, the kind of codes, and --dense-layers."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --budget, the options of `Selection`, the kind of codes, and --dense-layers.
+
+    The value of an option that is not given is None.
+    """
     group = parser.add_argument_group("selection of tokens")
     add = group.add_argument
-    tokens = f"tokens that a query head attends to ({budget})"
-    add("--budget", type=whole(1), default=budget, help=tokens)
+    tokens = f"tokens that a query head attends to ({BUDGET})"
+    add("--budget", type=whole(1), help=tokens)
     about = described(Selection)
     for name, kind in kinds(Selection).items():
         option = "--" + name.replace("_", "-")
@@ -36,27 +41,43 @@ def arguments(parser: argparse.ArgumentParser, budget: int) -> None:
         shape, text = about.get(name, (None, ""))
         text = text.replace("%", "%%")
         if kind is bool:
-            add(option, action=argparse.BooleanOptionalAction, default=default, help=text)
+            add(option, action=argparse.BooleanOptionalAction, help=f"{text} (no)")
         else:
             parse = {int: whole(0), float: real}.get(kind, words)
             shape = shape if kind is str else None
             text = f"{text} ({default})"
-            add(option, type=parse, default=default, metavar=shape, help=text)
+            add(option, type=parse, metavar=shape, help=text)
     codes = group.add_mutually_exclusive_group()
     codes.add_argument(
         "--centered",
         action="store_const",
         const=True,
-        help="codes relative to the mean of each tile of 64 tokens (where the metric allows it)",
+        help="code keys relative to the mean of 64 tokens (the default where the metric allows it)",
     )
     codes.add_argument(
         "--plain",
         dest="centered",
         action="store_const",
         const=False,
-        help="codes of the keys themselves, 32 instead of 37 bytes at head_dim 128",
+        help="code the keys themselves: 32 bytes per token at head_dim 128, not 37",
     )
-    add("--dense-layers", type=whole(0), default=0, help="first layers that stay dense (0)")
+    add(
+        "--dense-layers",
+        type=whole(0),
+        help="how many of the first layers attend to all tokens (0)",
+    )
+
+
+def given(args: argparse.Namespace) -> dict[str, object]:
+    """The options of `arguments`, each with its value, or None where it was not given."""
+    names = ["budget", *(field.name for field in fields(Selection)), "dense_layers"]
+    options = {"--" + name.replace("_", "-"): getattr(args, name) for name in names}
+    return {**options, "--plain" if args.centered is False else "--centered": args.centered}
+
+
+def budget(args: argparse.Namespace) -> int:
+    """The budget of the arguments, or the usual one."""
+    return BUDGET if args.budget is None else int(args.budget)
 
 
 def selection(args: argparse.Namespace) -> Selection:
@@ -64,9 +85,12 @@ def selection(args: argparse.Namespace) -> Selection:
 
     It is checked against the budget and the kind of codes, too, before a model is there.
     """
+    values = {field.name: getattr(args, field.name) for field in fields(Selection)}
     try:
-        chosen = Selection(**{field.name: getattr(args, field.name) for field in fields(Selection)})
-        checks.forced("Selection", args.budget, chosen)
+        chosen = Selection(**{name: x for name, x in values.items() if x is not None})
+        if chosen.metric == "manhattan":
+            no_effect({"--query-bits": args.query_bits}, "with --metric=manhattan")
+        checks.forced("Selection", budget(args), chosen)
         KVCache(1, chosen, centered=args.centered)
     except ValueError as error:
         raise ValueError(re.sub(r"^(Selection|KVCache): ", "", str(error))) from None
@@ -77,16 +101,16 @@ def cache(
     args: argparse.Namespace, chosen: Selection, config: Config, capacity: int, backend: str
 ) -> KVCache:
     """The cache of a model."""
-    layers = config.layers
-    if args.dense_layers > layers:
+    layers, dense = config.layers, args.dense_layers or 0
+    if dense > layers:
         raise ValueError(
-            f"--dense-layers: {args.dense_layers}; expected 0 to {layers}, the layers of the model"
+            f"--dense-layers: {dense}; expected 0 to {layers}, the layers of the model"
         )
     return KVCache(
         layers,
         chosen,
         centered=args.centered,
-        dense_layers=range(args.dense_layers),
+        dense_layers=range(dense),
         windows=config.windows,
         capacity=capacity,
         backend=backend,

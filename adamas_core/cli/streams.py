@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
+
+from ..file_errors import naming
+from ..lab.texts import decoded
 
 
 def prepare() -> None:
@@ -20,6 +24,16 @@ def prepare() -> None:
             stream.reconfigure(errors=errors)
 
 
+def piped() -> str:
+    """The text of stdin, or none where it is a terminal or closed."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    with naming(Path("stdin")):
+        return decoded("stdin", sys.stdin.read)
+
+
 def tell(sentence: str) -> None:
     """Print one line on stderr, if it can be written."""
     try:
@@ -29,14 +43,14 @@ def tell(sentence: str) -> None:
 
 
 def finish() -> None:
-    """Write the rest of stdout; an OSError names the stream."""
+    """Write the rest of stdout."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
-    except OSError as error:
+    except OSError:
         discard("stdout")
-        raise OSError(error.errno, error.strerror, "stdout") from None
+        raise
 
 
 def discard(name: str) -> None:

@@ -72,6 +72,26 @@ def quality_cells(row: Row) -> Iterable[str]:
     )
 
 
+def offsets(rows: Sequence[Row]) -> None:
+    """One table per budget: a row per selector, a column per kind of pairs and norm."""
+    from rich.table import Table
+
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        here = [row for row in rows if row["budget"] == budget]
+        columns = list(dict.fromkeys((row["pairs"], row["norm"]) for row in here))
+        table = Table(
+            title=f"Mass relative to the exact top-k's, budget {budget}",
+            caption="keys with an offset of this norm, in slow or in all pairs of RoPE",
+        )
+        table.add_column("selector")
+        for pairs, norm in columns:
+            table.add_column(f"{pairs}, {norm}", justify="right")
+        for name in dict.fromkeys(row["name"] for row in here):
+            mass = {(row["pairs"], row["norm"]): row["mass"] for row in here if row["name"] == name}
+            table.add_row(name, *(f"{mass[column]:.3f}" for column in columns))
+        show(table)
+
+
 def answers(rows: Sequence[Row]) -> None:
     """A row per selector and budget, a column per task; then tasks that full attention fails."""
     from rich.table import Table

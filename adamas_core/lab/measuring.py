@@ -63,7 +63,7 @@ class Reading:
         self.start = self.context - positions
         if positions < 1 or self.start < 1:
             raise ValueError(
-                f"a window of {self.context} tokens has no prefix before {positions} positions"
+                f"a window of {self.context} tokens; expected more than the {positions} positions"
             )
         self.prefix = Prefix(model, self.tokens[: self.start], positions, on_prefill)
 

@@ -29,7 +29,7 @@ class Mean(NamedTuple):
 def batch_mean(x: NDArray[Any]) -> Mean:
     """The mean of x (L,), with the interval from the means of 16 batches of neighbors."""
     if len(x) < BATCHES:
-        raise ValueError(f"{len(x)} positions; the interval of a mean takes at least {BATCHES}")
+        raise ValueError(f"{len(x)} positions; expected at least {BATCHES}, for an interval")
     batches = np.array([part.mean() for part in np.array_split(x.astype(np.float64), BATCHES)])
     half = STUDENT_T * batches.std(ddof=1) / math.sqrt(BATCHES)
     return Mean(float(x.mean(dtype=np.float64)), float(half))

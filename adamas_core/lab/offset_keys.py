@@ -5,6 +5,7 @@ Letters: H query heads, L positions, S tokens, D head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ SPREAD = 4.0
 class Sample(NamedTuple):
     """Queries and keys after RoPE."""
 
+    before: Array  # (H, S - L, D), the queries of the tokens before the positions
     q: Array  # (H, L, D)
     k: Array  # (1, S, D)
 
@@ -41,51 +43,58 @@ def sample(norm: float, pairs: str, seed: int) -> Sample:
     Parameters
     ----------
     norm : float
-        The keys without the offset have a norm of about sqrt(D) = 11.
+        A finite number from 0 on. The keys without the offset have a norm of about sqrt(D) = 11.
     pairs : {"slow", "all"}
         The pairs of RoPE that hold the offset: those that turn by less than one radian over the
         window, or all. The offset stays nearly the same for all tokens in slow pairs. It turns
         with the position in fast pairs.
     seed : int
     """
+    if not 0 <= norm < math.inf:
+        raise ValueError(f"sample: norm={norm}; expected a finite number from 0 on")
     rng = np.random.default_rng(seed)
     angles = rope.scaled_rope(D, THETA)
     k = rng.standard_normal((S, 1, D), dtype=np.float32)
     q = np.float32(SPREAD) * rng.standard_normal((L, H, D), dtype=np.float32)
     offset = rng.standard_normal(D, dtype=np.float32)
+    before = np.float32(SPREAD) * rng.standard_normal((S - L, H, D), dtype=np.float32)
     if pairs == "slow":
         offset *= np.tile(np.array(angles.frequencies) * S < 1, 2)  # pair i is i and i + D / 2
     k += norm * offset / np.linalg.norm(offset)
     k = rope.rotate(k, *rope.cos_sin(angles, 0, S))
     q = rope.rotate(q, *rope.cos_sin(angles, S - L, L))
-    return Sample(*(np.ascontiguousarray(x.swapaxes(0, 1)) for x in (q, k)))
+    before = rope.rotate(before, *rope.cos_sin(angles, 0, S - L))
+    return Sample(*(np.ascontiguousarray(x.swapaxes(0, 1)) for x in (before, q, k)))
 
 
 def measure(
     chosen: Iterable[Variant],
-    budget: int,
+    budgets: Iterable[int],
     seeds: Iterable[int],
     progress: Callable[[str, int, int], object],
 ) -> list[dict[str, Any]]:
-    """Rows: for each kind of pairs, norm and variant, the mass relative to the exact top-k's.
+    """Rows: for each budget, pairs, norm and variant, the mass relative to the exact top-k's.
 
     `mass` of a row is the mean over seeds, heads and positions. `oracle` is the share of the
     softmax that the exact top-k holds. ``progress(text, done, total)`` is called before each
     sample.
     """
-    chosen, seeds = list(chosen), list(seeds)
-    sums: dict[tuple[str, float, str], list[float]] = {}
-    oracle: dict[tuple[str, float], list[float]] = {}
+    chosen, budgets, seeds = list(chosen), list(budgets), list(seeds)
+    sums: dict[tuple[int, str, float, str], list[float]] = {}
+    oracle: dict[tuple[int, str, float], list[float]] = {}
     cases = list(product(PAIRS, NORMS, seeds))
     for done, (pairs, norm, seed) in enumerate(cases):
         progress(f"Offset of norm {norm} in {pairs} pairs", done, len(cases))
-        q, k = sample(norm, pairs, seed)
-        best = _lse(q, k, Exact()(q, k, budget))
-        oracle.setdefault((pairs, norm), []).append(float(np.exp(best - _lse(q, k, None)).mean()))
-        for variant in chosen:
-            indices = variant.selector.fit(q, k[:, : S - L])(q, k, budget)
-            mass = float(np.exp(_lse(q, k, indices) - best).mean())
-            sums.setdefault((pairs, norm, variant.key), []).append(mass)
+        before, q, k = sample(norm, pairs, seed)
+        full = _lse(q, k, None)
+        fitted = {v.key: v.selector.fit(before, k[:, : S - L]) for v in chosen}
+        for budget in budgets:
+            best = _lse(q, k, Exact()(q, k, budget))
+            share = float(np.exp(best - full).mean())
+            oracle.setdefault((budget, pairs, norm), []).append(share)
+            for key, selector in fitted.items():
+                mass = float(np.exp(_lse(q, k, selector(q, k, budget)) - best).mean())
+                sums.setdefault((budget, pairs, norm, key), []).append(mass)
     names = {variant.key: variant.name for variant in chosen}
     return [
         {
@@ -95,9 +104,9 @@ def measure(
             "name": names[key],
             "budget": budget,
             "mass": float(np.mean(masses)),
-            "oracle": float(np.mean(oracle[pairs, norm])),
+            "oracle": float(np.mean(oracle[budget, pairs, norm])),
         }
-        for (pairs, norm, key), masses in sums.items()
+        for (budget, pairs, norm, key), masses in sums.items()
     ]
 
 

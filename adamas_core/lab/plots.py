@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from ..file_errors import naming
 from .results import on_common_texts, pooled
 from .selectors import SELECTORS
 
@@ -257,4 +258,5 @@ def tasks(rows: Sequence[Row], out: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
+    with naming(path):
+        figure.savefig(path, dpi=DPI)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..file_errors import naming
 
 
-def settings(model: Path, positions: int) -> dict[str, Any]:
-    """The settings that every result of a record depends on."""
+def settings(model: Path, positions: int | None = None) -> dict[str, Any]:
+    """The settings that every result of a record depends on; tasks do not depend on positions."""
     files = [model] if model.is_file() else sorted(f for f in model.iterdir() if f.is_file())
-    return {
+    common = {
         "adamas_core": __version__,
         "model": model.name,
         "model_bytes": sum(f.stat().st_size for f in files),
-        "positions": positions,
     }
+    return common if positions is None else {**common, "positions": positions}
 
 
 class Record:
@@ -48,7 +49,8 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = list(_whole_lines(path)) if path.exists() else []
         if len(lines) < 2:  # no result depends on the settings yet
-            path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+            with naming(path):
+                path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
             return
         self._require_equal("", lines[0].get("settings", {}), settings)
         for result in lines[1:]:
@@ -87,7 +89,7 @@ class Record:
         return tuple(result[name] for name in self._key)
 
     def _append(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(text)
 
     def _require_equal(

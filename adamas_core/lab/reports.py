@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..file_errors import naming
 
 
-def environment(model: Path, command: str) -> dict[str, Any]:
-    """Command, date, versions, machine and model."""
-    return {
+def environment(model: Path | None, command: str) -> dict[str, Any]:
+    """Command, date, versions, machine, and the model if there is one."""
+    found = {
         "command": command,
         "date": date.today().isoformat(),
         "adamas_core": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        "model": model.name,
     }
+    return found if model is None else {**found, "model": model.name}
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write JSON in which each item of a list has a line of its own."""
+    """Write JSON in which each item of a list has a line of its own. An OSError names the path."""
     parts = []
     for name, value in report.items():
         if isinstance(value, list):
@@ -37,4 +38,5 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
             parts.append(f" {json.dumps(name)}: [\n{inner}\n ]")
         else:
             parts.append(f" {json.dumps(name)}: {json.dumps(value)}")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    with naming(path):
+        path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")

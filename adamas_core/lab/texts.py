@@ -41,11 +41,16 @@ def named(name: str) -> Text:
 
 def utf8(path: Path) -> str:
     """The text of a file; a ValueError names the file if it is not UTF-8."""
+    return decoded(str(path), lambda: path.read_text(encoding="utf-8"))
+
+
+def decoded(name: str, read: Callable[[], str]) -> str:
+    """The text that `read` gives; a ValueError says that `name` is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8: the byte 0x{error.object[error.start]:02x} at {error.start} is "
+            f"{name} is not UTF-8: the byte 0x{error.object[error.start]:02x} at {error.start} is "
             "part of no character"
         ) from None
 
@@ -57,7 +62,10 @@ def middle(
     tokens = tokenizer.encode(content, bos=False, special=False)
     longest = max(contexts) + 1
     if len(tokens) < longest:
-        raise ValueError(f"the text {name} has {len(tokens)} tokens, fewer than {longest}")
+        raise ValueError(
+            f"the text {name} has {len(tokens)} tokens; a context of {longest - 1} needs "
+            f"{longest}; --context and --contexts take shorter ones"
+        )
     end = max(len(tokens) // 2, longest)
     return {context: tokens[end - context - 1 : end] for context in contexts}
 

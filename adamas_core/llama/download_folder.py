@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..file_errors import naming
+
 PREFIX = "adamas-download-"
 
 
@@ -27,8 +29,10 @@ def download_folder(parent: Path) -> Iterator[Path]:
         if _locked(lock, parent):
             for old in parent.glob(f"{PREFIX}*"):
                 shutil.rmtree(old, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as folder:
-            yield Path(folder)
+        with naming(parent):  # and not a folder whose name is random
+            folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
+        with folder as name:
+            yield Path(name)
     finally:
         os.close(lock)
 

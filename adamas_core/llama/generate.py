@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,14 +40,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
-            if getattr(self, name) is None:
-                raise TypeError(f"Sampling: {name}=None; expected a number")
             checks.real("Sampling", name, getattr(self, name))
         checks.at_least("Sampling", "seed", self.seed, 0)
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
+        if self.temperature < 0:
+            raise ValueError(f"Sampling: temperature={self.temperature}; expected 0 or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+            raise ValueError(f"Sampling: top_p={self.top_p}; expected more than 0, at most 1")
 
     def choose(self, logits: Array, rng: np.random.Generator) -> int:
         """A token id from logits (V,), with random numbers of a generator.

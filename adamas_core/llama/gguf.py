@@ -180,7 +180,9 @@ def _divide_frequencies(path: Path, config: Config, divisors: Tensor) -> Config:
         )
     values = divisors.values("rope_freqs.weight")  # (D / 2,)
     if not ((values > 0) & (values < np.inf)).all():
-        raise CheckpointError(f"{path}: tensor rope_freqs.weight is not finite and above 0")
+        raise CheckpointError(
+            f"{path}: tensor rope_freqs.weight is wrong, expected finite numbers above 0"
+        )
     divided = {
         id(each): each._replace(frequencies=tuple(np.divide(each.frequencies, values).tolist()))
         for each in {id(each): each for each in config.ropes}.values()

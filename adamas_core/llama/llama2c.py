@@ -60,7 +60,9 @@ def _header(path: Path) -> tuple[Config, bool]:
         )
     E, F, layers, H, H_kv, V, context = (int(n) for n in header)
     if H < 1 or E % H:
-        raise CheckpointError(f"{path}: damaged, or no .bin: dim {E} is not for {H} heads")
+        raise CheckpointError(
+            f"{path}: damaged, or no .bin: dim {E} is not a multiple of {H} heads"
+        )
     config = assemble_config(
         path,
         RopeSettings(10000.0),

@@ -6,6 +6,7 @@ arXiv 2510.18413. `simulated_codes` has the forms that the library does not offe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,6 +47,10 @@ class Adamas:
         if self.thresholds not in RULES:
             raise ValueError(
                 f"{self.name}: thresholds={self.thresholds!r}; expected one of {RULES}"
+            )
+        if not 0 < self.stretch < math.inf:
+            raise ValueError(
+                f"{self.name}: stretch={self.stretch}; expected a finite number above 0"
             )
         if self.thresholds is None and self.stretch != 1:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,10 +28,10 @@ class AdaptiveBudgets:
     most: float = 4.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.least <= 1 <= self.most:
+        if not 0 < self.least <= 1 <= self.most < math.inf:
             raise ValueError(
                 f"{self.name}: least={self.least} and most={self.most}; expected 0 < least <= 1 "
-                "and most >= 1"
+                "and most >= 1, finite"
             )
         inner = self.inner
         if inner.metric != "weighted" or inner.group or inner.refine:

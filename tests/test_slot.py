@@ -1,0 +1,41 @@
+"""A state that is replaced by one store."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adamas_core.code_store import Undo, empty
+from adamas_core.slot import Slot
+
+
+def guarded() -> tuple[Slot[str], np.ndarray]:
+    """A slot whose operation has begun to write over an array."""
+    slot, array = Slot("old"), np.zeros(3)
+    codes = empty(1, 1, 4, np.zeros((1, 3), np.float32), "cpu", 0, False)
+    slot.guard(Undo(codes, 0, [(array, array.copy())]))
+    array[:] = 1
+    return slot, array
+
+
+def test_an_operation_that_does_not_end_is_undone_once() -> None:
+    slot, array = guarded()
+    assert slot.now() == "old"
+    np.testing.assert_array_equal(array, 0)
+    array[:] = 2
+    assert slot.now() == "old"
+    np.testing.assert_array_equal(array, 2)
+
+
+def test_an_operation_that_has_ended_stays() -> None:
+    slot, array = guarded()
+    slot.put("new")
+    assert slot.now() == "new"
+    np.testing.assert_array_equal(array, 1)
+
+
+def test_an_interrupt_after_the_store_undoes_nothing() -> None:
+    """`put` stores the state first, and an interrupt can come before its second store."""
+    slot, array = guarded()
+    slot._state = "new"
+    assert slot.now() == "new"
+    np.testing.assert_array_equal(array, 1)
