@@ -36,6 +36,11 @@ class Selection:
         for all of them. The tokens with the most attention from all heads together are taken. The
         attention is estimated from the codes. At an equal budget each head loses some of its best
         tokens. At an equal number of rows read, it gains.
+    tail : int
+        How many tokens after the `budget` best count by their codes, 0 for none. Their logits are
+        estimates, and their values are read back from 2-bit codes. All tokens after them count
+        together: their estimated weights are added up, at the mean of the values. So no token is
+        dropped. With 0 the tokens that are not selected are dropped.
 
     Raises
     ------
@@ -43,13 +48,13 @@ class Selection:
         A number is not an integer, or group is not a bool.
     ValueError
         A value is out of range, or no backend supports the combination: group needs
-        metric="weighted" and refine=0.
+        metric="weighted" and refine=0, and tail needs metric="weighted" and group=False.
 
     Examples
     --------
     >>> from adamas_core import Selection
     >>> Selection(sinks=4, refine=2)
-    Selection(metric='weighted', query_bits=4, sinks=4, recent=0, refine=2, group=False)
+    Selection(metric='weighted', query_bits=4, sinks=4, recent=0, refine=2, group=False, tail=0)
     """
 
     metric: str = "weighted"
@@ -58,15 +63,16 @@ class Selection:
     recent: int = 0
     refine: int = 0
     group: bool = False
+    tail: int = 0
 
     def __post_init__(self) -> None:
         where = "Selection"
         checks.metric(where, self.metric)
         checks.query_bits(where, "query_bits", self.query_bits)
-        for name in ("sinks", "recent", "refine"):
+        for name in ("sinks", "recent", "refine", "tail"):
             checks.at_least(where, name, getattr(self, name), 0)
         checks.true_or_false(where, "group", self.group)
-        for name in ("query_bits", "sinks", "recent", "refine"):
+        for name in ("query_bits", "sinks", "recent", "refine", "tail"):
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's integers too
         object.__setattr__(self, "group", bool(self.group))
         if self.group and self.metric != "weighted":
@@ -78,6 +84,16 @@ class Selection:
             raise ValueError(
                 f"Selection: group=True with refine={self.refine}; expected refine=0, because "
                 "refine ranks tokens for each head"
+            )
+        if self.tail and self.metric != "weighted":
+            raise ValueError(
+                f"Selection: tail={self.tail} with metric={self.metric!r}; expected "
+                "metric='weighted', because the tail needs estimates of q.k"
+            )
+        if self.tail and self.group:
+            raise ValueError(
+                f"Selection: tail={self.tail} with group=True; expected group=False, because the "
+                "tail ranks tokens for each head"
             )
 
 

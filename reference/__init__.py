@@ -16,10 +16,12 @@ from .quantize import encode, quantize, quantize_query
 from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
+from .tail import attend_tail
 from .topk import topk
 
 __all__ = [
     "attend",
+    "attend_tail",
     "attend_topk",
     "encode",
     "encode_centered",

@@ -6,6 +6,7 @@ the rest order the tokens far better. They cost 5 bytes more per token at head_d
 
 from __future__ import annotations
 
+from math import erfc, exp, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from .hadamard import hadamard
 from .layout import TILE, Centers
-from .quantize import quantize
+from .quantize import from_planes, quantize, unpack_bits
 from .rerank import lane_sums
 
 # The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
@@ -23,6 +24,13 @@ RMS_SHARE = 0.996
 # The thresholds of centered codes, in units of a token's own rms.
 CENTERED_THRESHOLDS = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
 CENTERED_THRESHOLDS.setflags(write=False)
+
+# The noise of a coordinate in units of s^2: the mean of (s u - x)^2 / s^2. Here x is normal with
+# variance 1, u is its code - 1.5, and s is 1 / (mean of x u), as in `code` for many coordinates.
+# That is the mean of u^2, minus the square of the mean of x u. With t the threshold, |x| > t has
+# the probability erfc(t / sqrt 2), and the density at t is exp(-t^2 / 2) / sqrt(2 pi). So the two
+# means are 1/4 + 2 erfc(t / sqrt 2) and (1 + 2 exp(-t^2 / 2)) / sqrt(2 pi).
+NOISE = 0.25 + 2 * erfc(RMS_SHARE / sqrt(2)) - (1 + 2 * exp(-(RMS_SHARE**2) / 2)) ** 2 / (2 * pi)
 
 # A scale is one byte: bits 19 to 26 of a float32 from 2^-8 to 2^8, of which four are mantissa.
 SCALE_SHIFT = 19
@@ -117,3 +125,16 @@ def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:
 def scale_of(byte: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The scale of a byte: from 2^-8 up, in steps of 1/16 of the power of two below it."""
     return ((byte.astype(np.uint32) + SCALE_LEAST) << SCALE_SHIFT).view(np.float32)
+
+
+def read_back(planes: NDArray[np.uint64], centers: Centers, tokens: int) -> NDArray[np.float32]:
+    """What the codes of the first `tokens` tokens stand for, transformed: (B, H_kv, tokens, Dt).
+
+    It is s u + mean, with u = code - 1.5, s the scale of the token and the mean of its tile.
+    """
+    Dt = centers.means.shape[-1]
+    high, low = np.split(unpack_bits(from_planes(planes)[:, :, :tokens]), 2, axis=-1)
+    u = (2 * high + low)[..., :Dt].astype(np.float32) - np.float32(1.5)
+    s = scale_of(centers.scales).reshape(*centers.scales.shape[:2], -1, 1)[:, :, :tokens]
+    means = np.repeat(centers.means.astype(np.float32), TILE, axis=2)[:, :, :tokens]
+    return s * u + means

@@ -33,6 +33,18 @@ class Codes(NamedTuple):
     centers: Centers | None = None  # None: the codes are not centered
 
 
+class Values(NamedTuple):
+    """All that a backend reads of coded values, beside the values themselves.
+
+    The codes are those of `center.encode_centered` for the values, at CENTERED_THRESHOLDS. They are
+    as long as the codes of the keys.
+    """
+
+    planes: NDArray[np.uint64]  # (2, B, H_kv, T, 8, P, 8): high plane, low plane
+    centers: Centers
+    total: NDArray[np.float32]  # (B, H_kv, D): the sum of each sequence's values, see tail.total_of
+
+
 def padded(head_dim: int) -> int:
     """Dt: head_dim, rounded up to a power of two."""
     return 1 << (head_dim - 1).bit_length()

@@ -1,0 +1,138 @@
+"""Attention to all tokens in three tiers, so that none is dropped, the specification.
+
+The best tokens count exactly. The next best count by their codes: estimated logits, and values that
+are read back from two bits. All others count by the sum of their estimated weights, at the mean of
+the values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .center import NOISE, read_back, scale_of
+from .estimate import estimate, rank
+from .hadamard import hadamard
+from .layout import TILE, Codes, Selection, Values
+from .quantize import quantize_query
+from .score import score, visible_tokens
+from .select import attend_topk, select_topk
+from .topk import topk
+
+
+def attend_tail(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    codes: Codes,
+    values: Values,
+    budget: int,
+    selection: Selection,
+    scale: float | None = None,
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse.
+
+    Each token i that a query sees has a logit a_i and a row r_i (D,):
+
+    | tier | tokens | logit | row |
+    | --- | --- | --- | --- |
+    | exact | the `budget` tokens of select_topk | scale q.k_i | v_i |
+    | coded | the `selection.tail` next best | scale e_i - noise_i / 2 | v_i from its code |
+    | rest | all others | scale e_i - noise_i / 2 | the mean of all values that the query sees |
+
+    lse = log sum over i of exp(a_i), and out = sum over i of exp(a_i - lse) r_i.
+
+    e_i is the estimate of q.k_i, with noise whose mean is 0. The mean of exp(noise) is exp(variance
+    / 2), so half of the variance is taken off. noise_i = scale^2 |q|^2 s_i^2 NOISE is the variance
+    if q points anywhere with equal chance; s_i is the scale of the token's codes.
+
+    The sum of a query's values is `values.total` less the values of later tokens. All sums are
+    float64; out is rounded to q's dtype and lse to float32 (B, H, L). A query that sees no token
+    has out = 0 and lse = -inf. With `selection.tail` 0 the result is that of `attend_topk`.
+    """
+    if selection.tail == 0:
+        return attend_topk(q, k, v, codes, budget, selection, scale)
+    B, H, L, D = q.shape
+    G = H // k.shape[1]
+    scale = D**-0.5 if scale is None else scale
+    x, estimates, _ = estimated(q, codes, selection)
+    S = estimates.shape[-1]
+    s = scale_of(codes.centers.scales).reshape(B, H // G, -1)  # type: ignore[union-attr]
+    exact, coded = tiers(q, codes, budget, selection, k)
+    read = hadamard(read_back(values.planes, values.centers, S))[..., :D]  # (B, H_kv, S, D)
+    lengths = np.broadcast_to(codes.length, (B,))
+    seen = visible_tokens(lengths, L)  # (B, L)
+    out = np.zeros((B, H, L, D))
+    lse = np.full((B, H, L), -np.inf)
+    for b, h, l in np.ndindex(B, H, L):
+        n, kv = seen[b, l], h // G
+        if n == 0:
+            continue
+        first, second = (tier[b, h, l][tier[b, h, l] >= 0] for tier in (exact, coded))
+        square = np.square(x[b, h, l], dtype=np.float64).sum()
+        noise = scale**2 * square * np.square(s[b, kv, :n], dtype=np.float64) * NOISE
+        logits = scale * estimates[b, h, l, :n].astype(np.float64) - noise / 2  # (n,)
+        logits[first] = scale * (k[b, kv, first].astype(np.float64) @ q[b, h, l].astype(np.float64))
+        later = v[b, kv, n : lengths[b]].astype(np.float64)
+        mean = (values.total[b, kv].astype(np.float64) - later.sum(axis=0)) / n
+        rows = np.tile(mean, (n, 1))  # (n, D)
+        rows[first] = v[b, kv, first].astype(np.float64)
+        rows[second] = read[b, kv, second]
+        p = np.exp(logits - logits.max())
+        out[b, h, l] = p @ rows / p.sum()
+        lse[b, h, l] = logits.max() + np.log(p.sum())
+    return out.astype(q.dtype), lse.astype(np.float32)
+
+
+def tiers(
+    q: NDArray[Any],
+    codes: Codes,
+    budget: int,
+    selection: Selection,
+    k: NDArray[Any] | None = None,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Indices of the exact tier (B, H, L, budget) and of the coded tier (B, H, L, tail), ascending.
+
+    The exact tier is the choice of `select_topk`. Of all other visible tokens, the coded tier has
+    the `selection.tail` ones with the largest estimates; among equals the most recent token wins.
+    Where fewer tokens are left, the last places hold -1. With refine=0 both tiers together are the
+    choice of `select_topk` for a budget of budget + tail.
+    """
+    exact = select_topk(q, codes, budget, selection, k)
+    _, estimates, distances = estimated(q, codes, selection)
+    ranks = rank(estimates, distances)
+    for row in np.ndindex(ranks.shape[:-1]):
+        taken = exact[row][exact[row] >= 0]
+        ranks[row][taken] = np.iinfo(np.uint32).max  # topk takes no such token
+    return exact, topk(ranks, selection.tail, replace(selection, sinks=0, recent=0))
+
+
+def estimated(
+    q: NDArray[Any], codes: Codes, selection: Selection
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
+    """Transformed queries (B, H, L, Dt), and their estimates and distances (B, H, L, S)."""
+    x = hadamard(q)
+    query = quantize_query(x, selection.query_bits)
+    distances = score(query, codes.planes, codes.length)
+    return x, estimate(x, query, distances, codes), distances
+
+
+def total_of(v: NDArray[Any], length: int | NDArray[np.integer]) -> NDArray[np.float32]:
+    """The sum (B, H_kv, D) of the first `length` values of each sequence of v (B, H_kv, S, D).
+
+    float32. The values of a tile of 64 tokens are added up one by one, then the tiles one by one.
+    So a sum that grows with each token has the same bits as one of all tokens at once.
+    """
+    B, H_kv, _, D = v.shape
+    total = np.zeros((B, H_kv, D), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for b, n in enumerate(np.broadcast_to(length, (B,))):
+            for first in range(0, n, TILE):
+                tile = np.zeros((H_kv, D), np.float32)
+                for i in range(first, min(first + TILE, n)):
+                    tile += v[b, :, i].astype(np.float32)
+                total[b] += tile
+    return total
