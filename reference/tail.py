@@ -37,21 +37,21 @@ def attend_tail(
 
     Each token i that a query sees has a logit a_i and a row r_i (D,):
 
-    | tier | tokens | logit | row |
+    | tier | tokens | a_i | r_i |
     | --- | --- | --- | --- |
     | exact | the `budget` tokens of select_topk | scale q.k_i | v_i |
-    | coded | the `selection.tail` next best | scale e_i - noise_i / 2 | v_i from its code |
-    | rest | all others | scale e_i - noise_i / 2 | the mean of all values that the query sees |
+    | coded | the next `selection.tail`, see `tiers` | scale e_i - n_i / 2 | v_i from its code |
+    | rest | all others | scale e_i - n_i / 2 | the mean of all values that the query sees |
 
     lse = log sum over i of exp(a_i), and out = sum over i of exp(a_i - lse) r_i.
 
-    e_i is the estimate of q.k_i, with noise whose mean is 0. The mean of exp(noise) is exp(variance
-    / 2), so half of the variance is taken off. noise_i = scale^2 |q|^2 s_i^2 NOISE is the variance
-    if q points anywhere with equal chance; s_i is the scale of the token's codes.
+    e_i is the estimate of q.k_i. It has noise, so exp(scale e_i) is too large on average: by
+    exp(n_i / 2), where n_i is the variance of the noise. n_i = scale^2 |q|^2 s_i^2 NOISE, for a q
+    that points anywhere with equal chance. s_i is the scale of the token's code.
 
-    The sum of a query's values is `values.total` less the values of later tokens. All sums are
-    float64; out is rounded to q's dtype and lse to float32 (B, H, L). A query that sees no token
-    has out = 0 and lse = -inf. With `selection.tail` 0 the result is that of `attend_topk`.
+    The sum of the values that a query sees is `values.total` minus the values of later tokens. All
+    sums are float64; out is rounded to q's dtype and lse to float32 (B, H, L). A query that sees no
+    token has out = 0 and lse = -inf. With `selection.tail` 0 the result is that of `attend_topk`.
     """
     if selection.tail == 0:
         return attend_topk(q, k, v, codes, budget, selection, scale)
@@ -73,8 +73,8 @@ def attend_tail(
             continue
         first, second = (tier[b, h, l][tier[b, h, l] >= 0] for tier in (exact, coded))
         square = np.square(x[b, h, l], dtype=np.float64).sum()
-        noise = scale**2 * square * np.square(s[b, kv, :n], dtype=np.float64) * NOISE
-        logits = scale * estimates[b, h, l, :n].astype(np.float64) - noise / 2  # (n,)
+        variance = scale**2 * square * np.square(s[b, kv, :n], dtype=np.float64) * NOISE
+        logits = scale * estimates[b, h, l, :n].astype(np.float64) - variance / 2  # (n,)
         logits[first] = scale * (k[b, kv, first].astype(np.float64) @ q[b, h, l].astype(np.float64))
         later = v[b, kv, n : lengths[b]].astype(np.float64)
         mean = (values.total[b, kv].astype(np.float64) - later.sum(axis=0)) / n

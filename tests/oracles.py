@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
 from scipy.special import logsumexp, softmax
+from scipy.stats import norm
 
 from adamas_core import KVCache, Selection, reference
-from adamas_core.reference.quantize import unpack_bits
+from adamas_core.reference.layout import Centers, Values
+from adamas_core.reference.quantize import from_planes, unpack_bits
 from adamas_core.reference.score import visible_tokens
 
 # The error of attend against float64, on inputs of unit scale: the error of its sums, and half a
@@ -33,12 +37,17 @@ def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-def assert_attention(got: NDArray[Any], exact: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
-    """`got` is `exact` within ATTEND and the rounding of its dtype."""
+def assert_attention(
+    got: NDArray[Any],
+    exact: NDArray[np.float64],
+    dtype: np.dtype[Any],
+    more: NDArray[np.float64] | float = 0,
+) -> None:
+    """`got` is `exact` within ATTEND, the rounding of its dtype, and `more`."""
     assert (got.shape, got.dtype) == (exact.shape, dtype)
     wide = got.astype(np.float64)
     np.testing.assert_array_equal(np.isnan(wide), np.isnan(exact))
-    bound = ATTEND + ROUNDING[dtype.name] * np.abs(exact) + SMALLEST[dtype.name]
+    bound = ATTEND + more + ROUNDING[dtype.name] * np.abs(exact) + SMALLEST[dtype.name]
     wrong = ~(np.abs(wide - exact) <= bound) & ~np.isnan(exact) & ~(wide == exact)
     assert not wrong.any(), f"off by {np.abs(wide - exact)[wrong].max()}"
 
@@ -67,6 +76,73 @@ def exact_attention(
                 out[b, h, l] = softmax(logits) @ v[b, h // G, chosen]
                 lse[b, h, l] = logsumexp(logits)
     return out, lse
+
+
+def scale_numbers(scales: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The numbers (64 T,) of scale bytes (T, 64): four bits of exponent and four of mantissa."""
+    byte = scales.reshape(-1).astype(float)
+    return (1 + byte % 16 / 16) * 2 ** (byte // 16 - 8)
+
+
+def numbers(planes: NDArray[np.uint64], centers: Centers, b: int, h: int) -> NDArray[np.float64]:
+    """What the centered codes of a sequence and head stand for, transformed: (64 T, Dt)."""
+    Dt = centers.means.shape[-1]
+    levels = coordinates(from_planes(planes)[b, h], 2)[:, :Dt] - 1.5
+    scales = scale_numbers(centers.scales[b, h])
+    means = np.repeat(centers.means[b, h].astype(np.float64), 64, axis=0)
+    return levels * scales[:, None] + means
+
+
+def exact_tail(
+    case: Any,
+    values: Values,
+    tiers: tuple[NDArray[np.int32], NDArray[np.int32]],
+    estimates: NDArray[np.float32],
+    scale: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Attention in three tiers of known tokens, in float64: out, lse, and the error of float32.
+
+    The error (B, H, L) is that of a logit of float32: four roundings of its two terms.
+    """
+    q, k, v = (x.astype(np.float64) for x in case[:3])
+    B, H, L, D = q.shape
+    G = H // k.shape[1]
+    out, lse, error = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf), np.zeros((B, H, L))
+    H_D = hadamard(values.centers.means.shape[-1])[:D] / np.sqrt(values.centers.means.shape[-1])
+    lengths = np.broadcast_to(case.length, (B,))
+    for b, h, l in np.ndindex(B, H, L):
+        n, g = int(lengths[b]) - (L - 1 - l), h // G
+        if n <= 0:
+            continue
+        s = scale_numbers(case.codes.centers.scales[b, g])[:n]
+        variance = scale**2 * (q[b, h, l] @ q[b, h, l]) * s**2 * noise()
+        own = scale * estimates[b, h, l, :n].astype(np.float64)
+        logits, exact = own - variance / 2, scale * (k[b, g, :n] @ q[b, h, l])
+        first, second = (set(tier[b, h, l].tolist()) for tier in tiers)
+        logits = np.where([i in first for i in range(n)], exact, logits)
+        read = numbers(values.planes, values.centers, b, g) @ H_D.T
+        rows = [
+            v[b, g, i] if i in first else read[i] if i in second else v[b, g, :n].mean(axis=0)
+            for i in range(n)
+        ]
+        out[b, h, l] = softmax(logits) @ np.array(rows)
+        lse[b, h, l] = logsumexp(logits)
+        error[b, h, l] = 2.0**-22 * max(np.abs(exact).max(), (np.abs(own) + variance).max())
+    return out, lse, error
+
+
+@cache
+def noise() -> float:
+    """The mean of (u - x / s)^2 for a normal x in levels u, and s its scale, by integration."""
+    t = float(np.float32(0.996))
+    inner, outer = (norm.expect(lambda x: x, lb=lb, ub=ub) for lb, ub in ((0, t), (t, np.inf)))
+    product = 2 * (0.5 * inner + 1.5 * outer)
+    s = 1 / product
+
+    def square(x: float) -> float:
+        return ((1.5 if x > t else 0.5) - x / s) ** 2
+
+    return 2 * float(norm.expect(square, lb=0, ub=t) + norm.expect(square, lb=t, ub=np.inf))
 
 
 def decode_by_reference(

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from adamas_core import Selection, reference
 from adamas_core.codes import encode
-from adamas_core.reference.layout import Codes
+from adamas_core.reference.layout import Codes, Values
+from adamas_core.reference.tail import total_of
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
 HEAD_DIMS = [1, 2, 3, 8, 16, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 160, 256, 300, 512]
@@ -135,6 +136,13 @@ def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) ->
     tiles = -(-int(np.max(length, initial=0)) // 64)
     codes = Codes(reference.encode(k, t)[:, :, :, :tiles], length, t)
     return Case(q, k, v, codes, length)
+
+
+def coded_values(v: NDArray[Any], length: int | NDArray[np.int64]) -> Values:
+    """The codes of values (B, H_kv, S, D), and their sum."""
+    codes = encode(v, length=length, backend="reference", centered=True).record
+    assert codes.centers is not None
+    return Values(codes.planes, codes.centers, total_of(v, length))
 
 
 @st.composite

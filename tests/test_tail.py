@@ -1,0 +1,257 @@
+"""attend_tail: against float64, within stated tolerances, and its tiers to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from oracles import assert_attention, assert_same_bits, exact_attention, exact_tail, noise
+from strategies import UNIT, VALUES, Case, cases, coded_values, selections
+
+from adamas_core import Selection, encode, merge, reference
+from adamas_core.reference.center import CENTERED_THRESHOLDS, NOISE, code, scale_of
+from adamas_core.reference.estimate import rank
+from adamas_core.reference.layout import Codes, Values
+from adamas_core.reference.quantize import unpack_bits
+from adamas_core.reference.score import visible_tokens
+from adamas_core.reference.tail import estimated, tiers, total_of
+
+
+@pytest.fixture(scope="session")
+def tailed(every: Any) -> Any:
+    """Each backend that has a tail."""
+    if not hasattr(every, "attend_tail"):
+        pytest.skip("this backend has no tail yet")
+    return every
+
+
+@st.composite
+def tails(draw: st.DrawFn, S: int) -> tuple[int, Selection]:
+    """A budget, and a selection with a tail: below the tokens that are left, or above them."""
+    options = {"refine": draw(st.sampled_from([0, 0, 2])), "query_bits": draw(st.integers(2, 6))}
+    return draw(selections(S, tail=draw(st.integers(1, S + 20)), **options))
+
+
+def assert_lse(got: NDArray[Any], exact: NDArray[np.float64], error: NDArray[np.float64]) -> None:
+    assert (got.shape, got.dtype) == (exact.shape, np.dtype(np.float32))
+    np.testing.assert_array_equal(np.isinf(got), np.isinf(exact))
+    seen = np.isfinite(exact)
+    bound = 4e-6 + 2e-6 * np.abs(exact[seen]) + error[seen]
+    assert (np.abs(got[seen] - exact[seen]) <= bound).all()
+
+
+@given(case=cases(UNIT, centered=True), data=st.data())
+def test_within_tolerance(tailed: ModuleType, case: Case, data: st.DataObject) -> None:
+    budget, selection = data.draw(tails(case.tokens))
+    scale = data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]]))
+    values = coded_values(case.v, case.length)
+    out, lse = tailed.attend_tail(*case[:3], case.codes, values, budget, selection, scale)
+    known = tiers(case.q, case.codes, budget, selection, case.k)
+    _, estimates, _ = estimated(case.q, case.codes, selection)
+    scale = case.q.shape[-1] ** -0.5 if scale is None else scale
+    expected, expected_lse, error = exact_tail(case, values, known, estimates, scale)
+    largest = np.abs(case.v.astype(np.float64)).max(initial=1)
+    assert_attention(out, expected, case.q.dtype, largest * error[..., None])
+    assert_lse(lse, expected_lse, error)
+
+
+@given(case=cases(VALUES, centered=True), data=st.data())
+def test_tiers_by_sorting(case: Case, data: st.DataObject) -> None:
+    """Both tiers together are the best tokens, and no token is in both."""
+    budget, selection = data.draw(tails(case.tokens))
+    exact, coded = tiers(case.q, case.codes, budget, selection, case.k)
+    assert coded.shape == (*case.q.shape[:3], selection.tail)
+    chosen = reference.select_topk(case.q, case.codes, budget, selection, case.k)
+    assert_same_bits(exact, chosen)
+    _, estimates, distances = estimated(case.q, case.codes, selection)
+    ranks = rank(estimates, distances)
+    seen = visible_tokens(np.broadcast_to(case.length, len(case.q)), case.q.shape[2])
+    for b, h, l in np.ndindex(coded.shape[:3]):
+        left = sorted(set(range(seen[b, l])) - set(exact[b, h, l].tolist()))
+        best = sorted(left, key=lambda i: (ranks[b, h, l, i], -i))[: selection.tail]
+        got = coded[b, h, l]
+        assert got[got >= 0].tolist() == sorted(best)
+        assert (got[len(best) :] == -1).all()
+    if selection.refine == 0:
+        both = np.sort(np.concatenate([exact, coded], axis=-1), axis=-1)
+        whole = reference.select_topk(case.q, case.codes, budget + selection.tail, selection)
+        assert_same_bits(both, np.sort(whole, axis=-1))
+
+
+@given(case=cases(UNIT, centered=True), data=st.data())
+def test_no_tail_is_pure_selection(tailed: ModuleType, case: Case, data: st.DataObject) -> None:
+    budget, selection = data.draw(selections(case.tokens))
+    values = coded_values(case.v, case.length)
+    got = tailed.attend_tail(*case[:3], case.codes, values, budget, selection)
+    expected = tailed.attend_topk(*case[:3], case.codes, budget, selection)
+    for x, y in zip(got, expected, strict=True):
+        assert_same_bits(x, y)
+
+
+def made(S: int, length: Any = None, L: int = 1, seed: int = 0) -> tuple[Case, Values]:
+    """Two sequences of unit scale, 4 query heads on 2 KV heads, head_dim 48."""
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((2, 4, L, 48)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, 2, S, 48)).astype(np.float32)
+    length = S if length is None else length
+    codes = encode(k, length=length, backend="reference").record
+    return Case(q, k, v, codes, length), coded_values(v, length)
+
+
+def test_a_budget_for_all_is_dense(tailed: ModuleType) -> None:
+    case, values = made(100, L=3)
+    out, lse = tailed.attend_tail(*case[:4], values, 100, Selection(tail=5))
+    expected, expected_lse = exact_attention(*case[:3], None, 48**-0.5)
+    assert_attention(out, expected, np.dtype(np.float32))
+    np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
+
+
+def test_a_tail_for_all_needs_no_mean(tailed: ModuleType) -> None:
+    """With no token left for the last tier, the sum of values changes nothing."""
+    case, values = made(200)
+    selection = Selection(tail=190)
+    other = values._replace(total=values.total + np.float32(1e6))
+    got = tailed.attend_tail(*case[:4], values, 10, selection)
+    expected = tailed.attend_tail(*case[:4], other, 10, selection)
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-6)
+    short = tailed.attend_tail(*case[:4], other, 10, replace(selection, tail=189))
+    assert np.abs(short[0] - got[0]).max() > 0.01
+
+
+def test_closer_to_full_attention_than_selection(tailed: ModuleType) -> None:
+    case, values = made(1000)
+    full, full_lse = exact_attention(*case[:3], None, 48**-0.5)
+
+    def error(tail: int) -> tuple[float, float]:
+        out, lse = tailed.attend_tail(*case[:4], values, 32, Selection(tail=tail))
+        return float(np.linalg.norm(out - full)), float(np.abs(lse - full_lse).max())
+
+    (nothing, no_mass), (few, mass), (many, _) = map(error, (0, 1, 500))
+    assert many < few < nothing / 4
+    assert mass < no_mass / 10
+
+
+def test_a_block_is_single_steps(tailed: ModuleType) -> None:
+    """Each query sees the tokens up to itself, in a tile that does not become full."""
+    case, _ = made(125, L=5)
+    selection = Selection(tail=40)
+    values = coded_values(case.v, 125)
+    out, lse = tailed.attend_tail(*case[:4], values, 16, selection)
+    for l in range(5):
+        n = 121 + l
+        codes = encode(case.k[:, :, :n], backend="reference").record
+        step = (case.q[:, :, l : l + 1], case.k[:, :, :n], case.v[:, :, :n], codes)
+        own = coded_values(case.v[:, :, :n], n)
+        expected, expected_lse = tailed.attend_tail(*step, own, 16, selection)
+        np.testing.assert_allclose(out[:, :, l : l + 1], expected, atol=4e-6)
+        np.testing.assert_allclose(lse[:, :, l : l + 1], expected_lse, rtol=2e-6, atol=4e-6)
+
+
+def test_empty_sequences_and_one_token(tailed: ModuleType) -> None:
+    length = np.array([0, 1])
+    case, values = made(70, length, L=2)
+    out, lse = tailed.attend_tail(*case[:4], values, 3, Selection(tail=2))
+    assert not out[0].any()
+    assert (lse[0] == -np.inf).all()
+    assert (lse[1, :, 0] == -np.inf).all()
+    np.testing.assert_allclose(out[1, :, 1], np.repeat(case.v[1, :, 0], 2, axis=0), atol=2e-6)
+
+
+def shard(case: Case, part: slice) -> tuple[Codes, Values, NDArray[Any], NDArray[Any]]:
+    k, v = case.k[:, :, part], case.v[:, :, part]
+    n = k.shape[2]
+    return encode(k, backend="reference").record, coded_values(v, n), k, v
+
+
+def test_shards_merge(tailed: ModuleType) -> None:
+    """Two shards, cut between tiles, of which each has the whole's tokens in each tier.
+
+    The second half repeats the values of the first, so the means of all values are equal.
+    """
+    whole, _ = made(256)
+    v = whole.v.copy()
+    v[:, :, 128:] = v[:, :, :128]
+    case = whole._replace(v=v)
+    values = coded_values(v, 256)
+    budget, selection = 24, Selection(tail=50)
+    known = tiers(case.q, case.codes, budget, selection)
+    for b, h in np.ndindex(2, 4):
+        one = (slice(b, b + 1), slice(h // 2, h // 2 + 1))
+        q, own = case.q[b : b + 1, h : h + 1], case._replace(k=case.k[one], v=case.v[one])
+        parts = []
+        for part in slice(128), slice(128, 256):
+            inside = [((t >= part.start) if part.start else (t >= 0) & (t < 128)) for t in known]
+            first, second = (int(i[b, h, 0].sum()) for i in inside)
+            assert min(first, second) > 0
+            codes, coded, k, v = shard(own, part)
+            of_part = replace(selection, tail=second)
+            parts.append(tailed.attend_tail(q, k, v, codes, coded, first, of_part))
+        out, lse = merge(*zip(*parts, strict=True))
+        codes, coded, k, v = shard(own, slice(256))
+        expected, expected_lse = tailed.attend_tail(q, k, v, codes, coded, budget, selection)
+        np.testing.assert_allclose(out, expected, atol=4e-6)
+        np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
+    assert values.total.shape == (2, 2, 48)
+
+
+# ---- the noise of estimates, and the sum of values ----------------------------------------------
+
+
+def test_the_noise_by_integration() -> None:
+    assert pytest.approx(noise(), rel=1e-6) == NOISE
+
+
+def test_the_noise_of_real_codes() -> None:
+    """In many coordinates the codes of normal numbers have this noise."""
+    x = np.random.default_rng(0).standard_normal((200, 2048)).astype(np.float32)
+    rows, byte = code(x, CENTERED_THRESHOLDS)
+    high, low = np.split(unpack_bits(rows).astype(np.float64), 2, axis=-1)
+    u = 2 * high + low - 1.5
+    s = (x * x).sum(axis=1) / (x * u).sum(axis=1)
+    share = np.square(u * s[:, None] - x).sum(axis=1) / (2048 * s**2)
+    assert pytest.approx(share.mean(), rel=0.01) == NOISE
+    np.testing.assert_allclose(scale_of(byte), s, rtol=1 / 32)
+
+
+def test_estimates_without_bias() -> None:
+    """The mean of exp(estimate - variance / 2) over random directions is that of exp(logit)."""
+    rng = np.random.default_rng(1)
+    q = rng.standard_normal((1, 1, 1, 128)).astype(np.float32) * np.float32(2)
+    k = rng.standard_normal((1, 1, 20000, 128)).astype(np.float32)
+    v = np.zeros_like(k)
+    codes = encode(k, backend="reference").record
+    _, lse = reference.attend_tail(q, k, v, codes, coded_values(v, 20000), 1, Selection(tail=1))
+    _, full = exact_attention(q, k, v, None, 128**-0.5)
+    uncorrected = np.log(np.exp(estimated(q, codes, Selection())[1] * 128**-0.5).sum())
+    assert abs(float(lse[0, 0, 0] - full[0, 0, 0])) < 0.05
+    assert float(uncorrected - full[0, 0, 0]) > 0.15
+
+
+@settings(max_examples=100)
+@given(case=cases(UNIT))
+def test_the_sum_of_values(case: Case) -> None:
+    total = total_of(case.v, case.length)
+    assert (total.shape, total.dtype) == ((*case.v.shape[:2], case.v.shape[3]), np.float32)
+    for b, n in enumerate(np.broadcast_to(case.length, len(case.v))):
+        own = case.v[b, :, :n].astype(np.float64)
+        error = 2.0**-24 * (64 + n / 64) * np.abs(own).sum(axis=1)
+        assert (np.abs(total[b] - own.sum(axis=1)) <= error).all()
+
+
+def test_the_order_of_the_sum() -> None:
+    """In a tile token by token, then tile by tile."""
+    v = np.random.default_rng(2).standard_normal((1, 1, 150, 3)).astype(np.float32)
+    expected = np.zeros(3, np.float32)
+    for first in (0, 64, 128):
+        tile = np.zeros(3, np.float32)
+        for row in v[0, 0, first : first + 64]:
+            tile = tile + row
+        expected = expected + tile
+    assert_same_bits(total_of(v, 150)[0, 0], expected)
