@@ -39,9 +39,11 @@ from ._simd import (
     sum_of,
     to_all,
 )
+from ._threads import allow_threads, threads_allowed
 from .hadamard import scratch_floats, transform
 from .quantize import bucketize
 
+TOKENS_PER_THREAD = 128  # coded in 0.1 ms, the time that waking another thread takes
 LIMIT = 65520.0  # the least number that float16 rounds to infinity
 
 # k is (B, H_kv, S, D). `span` is an address: for each sequence its first new token, and the one
@@ -189,12 +191,26 @@ def _encode_centered(records):
     heads = record.B * record.H_kv
     most = record.S // TILE + 1  # tiles of a head that S tokens can fill
     row_bytes = 4 * scratch_floats(record.Dt)
+    allowed = threads_allowed()
+    if _tokens_to_code(record) < 2 * TOKENS_PER_THREAD:
+        allow_threads(1)
     for i in prange(heads * most):
         rows = np.empty((TILE + 1) * row_bytes + LINE, np.uint8)
         _full_tile(at, np.int64(i), most, rows)
     for i in prange(heads):
         row = np.empty(2 * row_bytes + LINE, np.uint8)
         _last_tokens(at, np.int64(i), row)
+    allow_threads(allowed)
+
+
+@inlined
+def _tokens_to_code(record):
+    """Tokens of all heads: the new ones, and those of tiles that become full."""
+    tokens = 0
+    for b in range(record.B):
+        start, end = load_int64(record.span + 16 * b), load_int64(record.span + 16 * b + 8)
+        tokens += end - start + (start % TILE if end // TILE > start // TILE else 0)
+    return record.H_kv * tokens
 
 
 @outlined

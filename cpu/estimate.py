@@ -251,8 +251,8 @@ def find_promising(
             d = load_uint16_as_float(builder, builder.add(own, I64(32 * i)))
             n = multiply_add(builder, minus_two, d, total)
             tests.append(builder.fcmp_unordered(">=", builder.fmul(n, factor), limit))
-        halves = [_picked(builder, tests[i], tests[i + 1], list(range(32))) for i in (0, 2)]
-        mask = mask_bits(builder, _picked(builder, *halves, list(range(64))))
+        low, high = (_picked(builder, tests[i], tests[i + 1], list(range(32))) for i in (0, 2))
+        mask = mask_bits(builder, _picked(builder, low, high, list(range(64))))
         store_uint64(builder, builder.add(masks, builder.mul(loop.index, I64(8))), mask)
 
 

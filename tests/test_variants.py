@@ -27,3 +27,10 @@ def test_variants_by_name() -> None:
         ValueError, match="no selector is called 'nearest'; expected one of full, exact"
     ):
         variants(["exact", "nearest"])
+
+
+def test_ablations_that_a_head_dim_cannot_have_are_left_out() -> None:
+    """At head_dim 256 the distances of queries of 8 bits reach 97536, which is more than uint16."""
+    left_out = {v.key for v in ablations(128)} - {v.key for v in ablations(256)}
+    assert left_out == {"ours-query-8"}
+    assert [v.key for v in ablations(128)] == [v.key for v in ablations()]

@@ -122,7 +122,7 @@ def run_texts(args: argparse.Namespace, chosen: list[Variant]) -> None:
     plan = [(context, budget, variant) for budget in budgets for variant in chosen]
     plan += [(other, at, variant) for other in contexts for variant in chosen]
     if args.ablations:
-        plan += [(context, at, variant) for variant in ablations()]
+        plan += [(context, at, variant) for variant in ablations(decoder.config.head_dim)]
     record = Record(args.out / "cells.jsonl", settings(path, positions), comparing.KEY)
     with steps() as move:
         comparing.compare(decoder, tokenizer, texts, plan, positions, record, move)

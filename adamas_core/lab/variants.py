@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .. import checks
 from ..selection import Selection
 from .selectors import MANHATTAN, SELECTORS, Adamas, Selector, SimulatedCodes
 
@@ -34,15 +35,30 @@ def variants(keys: list[str]) -> list[Variant]:
     return [Variant(key, SELECTORS[key]) for key in keys]
 
 
-def ablations() -> list[Variant]:
-    """Adamas with one option changed: the weighted metric, centered codes, and the paper's L1."""
+def ablations(head_dim: int = 1) -> list[Variant]:
+    """Adamas with one option changed: the weighted metric, centered codes, and the paper's L1.
+
+    Options whose distances are too large at this head_dim are left out.
+    """
     changed: dict[str, Selector] = {**of_weighted(), **of_centered(), **of_l1()}
     dense = [
         Variant("ours-dense-2", SELECTORS["adamas"], dense_layers=2),
         Variant("paper-dense-2", SELECTORS["paper"], dense_layers=2),
         Variant("paper-quartiles-dense-2", SELECTORS["paper-quartiles"], dense_layers=2),
     ]
-    return [Variant(key, selector) for key, selector in changed.items()] + dense
+    fitting = [Variant(key, selector) for key, selector in changed.items()]
+    return [variant for variant in fitting if _fits(variant.selector, head_dim)] + dense
+
+
+def _fits(selector: Selector, head_dim: int) -> bool:
+    if not isinstance(selector, Adamas):
+        return True
+    try:
+        centered = selector.thresholds is None
+        checks.searchable("ablations", selector.selection, head_dim, centered)
+    except ValueError:
+        return False
+    return True
 
 
 def of_weighted() -> dict[str, Selector]:
