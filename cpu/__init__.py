@@ -12,6 +12,7 @@ if not TYPE_CHECKING and config.DISABLE_JIT:
 
     from adamas_core.reference import (
         attend,
+        attend_tail,
         attend_topk,
         encode,
         encode_centered,
@@ -37,10 +38,12 @@ else:
     from .rerank import rerank
     from .score import score
     from .select import attend_topk, select_topk
+    from .tail import attend_tail
     from .topk import topk
 
 __all__ = [
     "attend",
+    "attend_tail",
     "attend_topk",
     "encode",
     "encode_centered",

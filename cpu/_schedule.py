@@ -46,18 +46,20 @@ def run(steps):
     step.candidates = candidates.ctypes.data
     step.ranks = ranks.ctypes.data
     step.counts = counts.ctypes.data
+    sums = np.empty(2 * rows * splits if step.tail > 0 else 0, np.float64)
+    step.sums = sums.ctypes.data
     # Next item, next rows, and how many parts of each head are done.
     shared = np.zeros(2 + heads, np.int64)
     at, scratch_bytes = steps.ctypes.data, layout_of(step).end
     allow_threads(threads)
     for _thread in prange(threads):
         scratch = np.empty(scratch_bytes, np.uint8)
-        _work(at, threads, candidates, ranks, counts, shared, scratch)
+        _work(at, threads, candidates, ranks, counts, sums, shared, scratch)
     allow_threads(allowed)
 
 
 @outlined
-def _work(at, threads, candidates, ranks, counts, shared, scratch):
+def _work(at, threads, candidates, ranks, counts, sums, shared, scratch):
     """The share of one thread. Arrays live as long as the caller holds them by these names."""
     next_item = shared.ctypes.data
     if step_at(at).splits == 1:
@@ -86,6 +88,8 @@ def _finish(at, start, end, scratch):
     invoke(step.choose, (at, start, end, scratch))
     if step.out != 0:
         invoke(step.attend_rows, (at, start, end, scratch))
+    if step.tail != 0:
+        invoke(step.add_tail, (at, start, end, scratch))
 
 
 @inlined

@@ -54,6 +54,37 @@ def tests_of(start):
     return Tests(start, start + LINE, start + 2 * LINE, limits, masks, found, end)
 
 
+class Weights(NamedTuple):
+    """Where the sums of weights of rows begin, see _weights.py. Each has a number per row."""
+
+    start: int
+    totals: int  # float32: 3 W, as in the terms
+    units: int  # float32
+    slopes: int  # float32: the logit of an estimate, in units of ln 2
+    noises: int  # float32: what the square of a scale adds to it
+    starts: int  # float32: and the shift
+    competing: int  # masks of a tile's tokens
+    sums: int  # sixteen float32
+    shifts: int  # float64, in nats
+    masses: int  # float64
+    end: int
+
+
+@inlined
+def weights_of(start):
+    """The sums that begin at a line."""
+    row = 4 * ROWS
+    competing = start + 5 * row
+    sums = start + 4 * LINE
+    shifts = sums + 64 * ROWS
+    masses = shifts + 8 * ROWS
+    end = masses + 8 * ROWS
+    return Weights(
+        start, start, start + row, start + 2 * row, start + 3 * row, start + 4 * row, competing,
+        sums, shifts, masses, end,
+    )  # fmt: skip
+
+
 class Layout(NamedTuple):
     """Where each array begins, in bytes from the start of the scratch."""
 
@@ -62,6 +93,7 @@ class Layout(NamedTuple):
     terms: int  # of each row, if there are estimates
     on_means: int  # products with the means of a chunk's tiles, float32, ROWS per tile
     tests: int  # see Tests
+    weights: int  # see Weights
     ranks: int  # of a tile's tokens or a sample, uint32
     distances: int  # of a chunk; for a group, of all tokens
     near: int  # candidates
@@ -80,7 +112,13 @@ def estimated(step):
 @inlined
 def sought(step):
     """How many tokens the search by codes gives per row."""
-    return max(step.refined, step.budget)
+    return max(step.refined, step.budget + step.tail)
+
+
+@inlined
+def tail_scratch(Dt, tail):
+    """Bytes for the tail of a row: two transformed rows, and weights, or one more row."""
+    return 8 * scratch_floats(Dt) + 4 * (max(tail, scratch_floats(Dt)) + LINE) + LINE
 
 
 @inlined
@@ -96,11 +134,12 @@ def layout_of(step):
     x = rows * query_bytes(step.P, step.weights)
     terms = x + 4 * transformed * scratch_floats(step.Dt)
     on_means = (terms + TERMS_BYTES * extra + LINE - 1) // LINE * LINE
-    tests = ranks = on_means
+    tests = weights = ranks = on_means
     sample = TILE
     if step.scales != 0 and step.group == 0:  # a group uses each product with a mean at once
         tests = on_means + 4 * ROWS * (CHUNK // TILE)
-        ranks = tests_of(tests).end
+        weights = tests_of(tests).end
+        ranks = weights_of(weights).end if step.tail > 0 else weights
         sample = SAMPLE_TILES * TILE
     distances = ranks + 4 * sample
     near = distances + 2 * rows * tokens
@@ -108,7 +147,20 @@ def layout_of(step):
     state = near_ranks + rank_bytes * choosing * step.part_room
     products = (state + 8 * STATE_FIELDS * choosing + LINE - 1) // LINE * LINE
     by_products = products + rerank_scratch(step.D, step.refined)
-    end = max(by_products, attend_scratch(step.D, step.budget)) + LINE
+    attending = max(attend_scratch(step.D, step.budget), tail_scratch(step.Dt, step.tail))
+    end = max(by_products, attending) + LINE
     return Layout(
-        0, x, terms, on_means, tests, ranks, distances, near, near_ranks, state, products, end
+        0,
+        x,
+        terms,
+        on_means,
+        tests,
+        weights,
+        ranks,
+        distances,
+        near,
+        near_ranks,
+        state,
+        products,
+        end,
     )

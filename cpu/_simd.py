@@ -21,7 +21,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 I16x16, I32x16 = ir.VectorType(I16, 16), ir.VectorType(I32, 16)
 
 
@@ -269,6 +269,7 @@ load_uint16, store_uint16 = _scalar(types.uint16, I16, 2)
 load_int16, _ = _scalar(types.int16, I16, 2)
 _, store_uint8 = _scalar(types.uint8, I8, 1)
 load_scalar_float32, store_scalar_float32 = _scalar(types.float32, F32, 4)
+load_float64, store_float64 = _scalar(types.float64, F64, 8)
 
 
 @operation(types.voidptr, types.int64)

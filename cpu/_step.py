@@ -8,7 +8,7 @@ from ._record import Record
 # Addresses and strides are in bytes.
 Step = Record(
     # Addresses of opaque functions.
-    *("score_tile", "collect", "choose", "rank_by_products", "attend_rows"),
+    *("score_tile", "collect", "choose", "rank_by_products", "attend_rows", "add_tail"),
     # Queries. Dt is their head_dim, padded.
     *(*Q_FIELDS, "Dt"),
     # Planes of H_kv heads, with room for `slots` tokens of P words. The low plane lies to_low bytes
@@ -22,7 +22,14 @@ Step = Record(
     # is 1 if the query heads of a KV head choose together.
     *("weights", "budget", "refined", "sinks", "recent", "group", "indices"),
     # Keys and values. If out is 0, there is no attention.
-    *(*K_FIELDS, *V_FIELDS, "out", "lse", "scale"),
+    *(*K_FIELDS, *V_FIELDS, "out", "out_dtype", "lse", "scale"),
+    # The tail, if it is not 0: how many tokens count by their codes. Codes of the values, as those
+    # of the keys; sums of the values (B, H_kv, D) in float32; the result, in the queries' dtype.
+    *("tail", "v_planes", "v_to_low", "v_planes_b", "v_planes_h", "v_means", "v_means_b"),
+    *("v_means_h", "v_scales", "v_scales_b", "v_scales_h", "total", "whole_out"),
+    # Of each row and part, two float64: a shift and a sum of weights. Of each row: the same of the
+    # rest; the coded tokens, their ranks and their number.
+    *("sums", "rest", "coded", "coded_ranks", "coded_counts"),
     # Filled by the kernel: parts per sequence; candidates that a row has room for in one part, and
     # in all parts together; addresses of the candidates, of their ranks and of their numbers.
     *("splits", "part_room", "row_room", "candidates", "ranks", "counts"),

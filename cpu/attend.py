@@ -15,6 +15,7 @@ from ._array import (
     FLOAT32,
     LINE,
     address_of,
+    dtype_code,
     k_fields,
     q_fields,
     v_fields,
@@ -80,6 +81,7 @@ def attend(
             record = Step(
                 q_fields(q), attention, attend_rows=attend_rows.address,
                 H_kv=k.shape[1], indices=address_of(indices), budget=indices.shape[3],
+                out_dtype=dtype_code(out),
             )  # fmt: skip
             bad = _attend(record)
             if bad >= 0:
@@ -197,7 +199,7 @@ def _attend_rows(step, dtype, start, end, scratch):
             store_scalar_float32(step.lse + 4 * row, largest + np.float32(math.log(mass)))
         else:
             store_scalar_float32(step.lse + 4 * row, np.float32(-np.inf))
-        narrow_row(sums, D, step.out + item_bytes(step.q_dtype) * D * row, step.q_dtype)
+        narrow_row(sums, D, step.out + item_bytes(step.out_dtype) * D * row, step.out_dtype)
     return bad
 
 

@@ -18,10 +18,13 @@ from adamas_core.reference.layout import TILE
 from ._float_rows import LANES
 from ._jit import inlined, invoke, opaque, outlined
 from ._queries import (
+    Part,
     begin_row,
     common_tiles,
     forced_of,
     keep_by_products,
+    length_of,
+    locate,
     part_of,
     prepare,
     store_indices,
@@ -42,6 +45,7 @@ from ._scratch import (
     layout_of,
     sought,
     tests_of,
+    weights_of,
 )
 from ._simd import (
     F32,
@@ -58,6 +62,7 @@ from ._simd import (
     largest_of,
     load,
     load_float32,
+    load_float64,
     load_int32,
     load_int64,
     load_scalar_float32,
@@ -71,6 +76,7 @@ from ._simd import (
     splat,
     store,
     store_float32,
+    store_float64,
     store_int32,
     store_int64,
     store_scalar_float32,
@@ -80,6 +86,7 @@ from ._simd import (
     to_all,
 )
 from ._step import step_at
+from ._weights import begin_weights, set_shift, weigh_chunk
 from .center import load_mean, load_scale, load_scales
 from .hadamard import scratch_floats
 from .rerank import LAST_RANK, keep_best, kth_rank, mask_ranks_at_most
@@ -326,20 +333,38 @@ def _search_rows(step, layout, scratch, part, first_row, rows):
     state = carray(pointer(scratch + layout.state), (rows, STATE_FIELDS), np.int64)
     _begin_rows(step, layout, scratch, part, first_row, state)
     guessed = _guess_bounds(step, layout, scratch, part, state)
+    known = guessed and step.tail > 0 and _shift_to_bounds(step, layout, scratch, state)
     while True:
-        _search_chunks(step, layout, scratch, part, state)
+        _search_chunks(step, layout, scratch, part, state, known)
         missing = False
         for i in range(rows):
             missing |= state[i, COUNT] < state[i, PLACES]
         if not (guessed and missing):
             break
         _begin_rows(step, layout, scratch, part, first_row, state)
-        guessed = False
+        guessed = known = False
     for i in range(rows):
         near = scratch + layout.near + 4 * step.part_room * i
         near_ranks = scratch + layout.near_ranks + 4 * step.part_room * i
         count, _ = keep_best(near, near_ranks, state[i, COUNT], state[i, PLACES])
         store_candidates(step, first_row + i, part.split, near, near_ranks, count)
+        if step.tail > 0:
+            weights = weights_of(scratch + layout.weights)
+            to = step.sums + 16 * ((first_row + i) * step.splits + part.split)
+            store_float64(to, load_float64(weights.shifts + 8 * i))
+            store_float64(to + 8, load_float64(weights.masses + 8 * i))
+
+
+@inlined
+def _shift_to_bounds(step, layout, scratch, state):
+    """Let the shift of each row be the logit of its bound; returns whether all are numbers."""
+    weights = weights_of(scratch + layout.weights)
+    for i in range(len(state)):
+        shift = step.scale * np.float64(least_of(state[i, BOUND]))
+        if not (step.scale >= 0 and abs(shift) < np.inf):
+            return False
+        set_shift(weights, i, shift)
+    return True
 
 
 @inlined
@@ -356,6 +381,9 @@ def _begin_rows(step, layout, scratch, part, first_row, state):
         for lane in (i, i + ROWS):
             store_scalar_float32(tests.units + 4 * lane, unit)
         _store_bound(tests, i, ANY_RANK)
+        if step.tail > 0:
+            x = scratch + layout.x + 4 * scratch_floats(step.Dt) * i
+            begin_weights(step, weights_of(scratch + layout.weights), i, terms, x)
 
 
 @inlined
@@ -399,8 +427,8 @@ def _guess_bounds(step, layout, scratch, part, state):
 
 
 @inlined
-def _search_chunks(step, layout, scratch, part, state):
-    """Candidates of rows from all chunks of a part, newest first."""
+def _search_chunks(step, layout, scratch, part, state, known):
+    """Candidates of rows from all chunks of a part, newest first, and their sums of weights."""
     rows, stride = len(state), 2 * CHUNK
     scales = step.scales + part.b * step.scales_b + part.h * step.scales_h
     last_chunk = part.start + (part.end - 1 - part.start) // CHUNK * CHUNK
@@ -411,6 +439,11 @@ def _search_chunks(step, layout, scratch, part, state):
         # A loop of its own: the processor then makes the sums of several tiles at the same time.
         for tile in range(chunk, chunk_end, TILE):
             _multiply_mean(step, layout, scratch, part, tile // TILE, (tile - chunk) // TILE, rows)
+        if step.tail > 0:
+            weigh_chunk(
+                weights_of(scratch + layout.weights), scratch + layout.distances, scales + chunk,
+                scratch + layout.on_means, scratch + layout.state, chunk, chunk_end, rows, known,
+            )  # fmt: skip
         _test_chunk(
             tests_of(scratch + layout.tests), scratch + layout.distances, stride, scales + chunk,
             scratch + layout.on_means, chunk_end - chunk, rows,
@@ -513,6 +546,36 @@ def store_candidates(step, row, split, near, near_ranks, count):
         store_int32(step.candidates + 4 * (to + j), load_int32(near + 4 * j))
         store_uint32(step.ranks + 4 * (to + j), load_uint32(near_ranks + 4 * j))
     store_int64(step.counts + 8 * (row * step.splits + split), np.int64(count))
+
+
+@outlined
+def weigh_again(step, layout, scratch, row):
+    """Add up the weights of a row anew, with a shift that rises to the largest logit.
+
+    The result is in the place of its first part.
+    """
+    prepare_estimates(step, layout, scratch, row, 0)
+    b, h, _, _ = locate(step, row)
+    sums = step.sums + 16 * step.splits * row
+    weights = weights_of(scratch + layout.weights)
+    state = carray(pointer(scratch + layout.state), (1, STATE_FIELDS), np.int64)
+    everything = Part(b * step.H_kv + h, b, h, 0, 0, length_of(step, b))
+    begin_row(step, state[0], row, everything, ANY_RANK)
+    x = scratch + layout.x
+    begin_weights(step, weights, 0, scratch + layout.terms, x)
+    scales = step.scales + b * step.scales_b + h * step.scales_h
+    for chunk in range(0, everything.end, CHUNK):
+        chunk_end = min(chunk + CHUNK, everything.end)
+        for tile in range(chunk, chunk_end, TILE):
+            j = (tile - chunk) // TILE
+            _score_tile(step, layout, scratch, everything, tile // TILE, j, 1)
+            _multiply_mean(step, layout, scratch, everything, tile // TILE, j, 1)
+        weigh_chunk(
+            weights, scratch + layout.distances, scales + chunk, scratch + layout.on_means,
+            scratch + layout.state, chunk, chunk_end, 1, False,
+        )  # fmt: skip
+    store_float64(sums, load_float64(weights.shifts))
+    store_float64(sums + 8, load_float64(weights.masses))
 
 
 # ---- choice from the candidates of all parts ---------------------------------------------------

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adamas_core.reference.layout import TILE, Codes, Selection, padded
 
-from ._array import address_of, k_fields, q_fields
+from ._array import address_of, dtype_code, k_fields, q_fields
 from ._schedule import run
 from ._search import choose, collect
 from ._step import Step
@@ -35,7 +35,7 @@ def select_topk(
         others: dict[str, float] = {"scale": q.shape[3] ** -0.5 if scale is None else float(scale)}
         if k is not None:
             others.update(k_fields(k))
-        _run(q, codes, indices, selection, refine * budget, others)
+        run_step(q, codes, indices, selection, refine * budget, others)
     return indices
 
 
@@ -53,12 +53,12 @@ def attend_topk(
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
         indices = np.empty((*q.shape[:3], budget), np.int32)
-        attention = attention_fields(k, v, scale, out, lse)
-        _run(q, codes, indices, selection, selection.refine * budget, attention)
+        attention = attention_fields(k, v, scale, out, lse) | {"out_dtype": dtype_code(out)}
+        run_step(q, codes, indices, selection, selection.refine * budget, attention)
     return out, lse
 
 
-def _run(
+def run_step(
     q: NDArray,
     codes: Codes,
     indices: NDArray[np.int32],

@@ -1,0 +1,354 @@
+"""Attention to all tokens in three tiers: exact, by codes, and the rest together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numpy.typing import NDArray
+
+from adamas_core.reference.center import NOISE
+from adamas_core.reference.layout import TILE, Codes, Selection, Values
+
+from ._array import FLOAT32, LINE, address_of
+from ._exp import exp
+from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
+from ._jit import inlined, opaque, outlined
+from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
+from ._scratch import layout_of, sought
+from ._simd import (
+    I1,
+    I16,
+    F32x16,
+    constant,
+    load_float32,
+    load_float64,
+    load_int32,
+    load_int64,
+    load_scalar_float32,
+    load_uint32,
+    operation,
+    prefetch,
+    splat,
+    store_float32,
+    store_float64,
+    store_int32,
+    store_int64,
+    store_scalar_float32,
+    store_uint32,
+    sum_of,
+    to_all,
+)
+from ._step import step_at
+from ._visible import visible_tokens
+from ._weights import HIGHEST
+from .attend import attention_fields
+from .center import load_mean, load_scale
+from .estimate import least_of, weigh_again
+from .hadamard import scratch_floats, transform
+from .rerank import keep_best
+from .select import run_step
+
+AHEAD = 8  # coded tokens asked for before they are read
+
+
+def attend_tail(
+    q: NDArray,
+    k: NDArray,
+    v: NDArray,
+    codes: Codes,
+    values: Values,
+    budget: int,
+    selection: Selection,
+    scale: float | None = None,
+) -> tuple[NDArray, NDArray[np.float32]]:
+    """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse."""
+    whole = np.empty(q.shape, q.dtype)
+    lse = np.empty(q.shape[:3], np.float32)
+    if lse.size:
+        rows, tail = lse.size, selection.tail
+        exact = np.empty(q.shape, np.float32)
+        indices = np.empty((*q.shape[:3], budget), np.int32)
+        coded = np.empty((2, rows, tail), np.int32)
+        counts = np.empty(rows, np.int64)
+        rest = np.empty((rows, 2))
+        total = np.ascontiguousarray(values.total)
+        to_low, planes_b, planes_h = values.planes.strides[:3]
+        means, scales, _ = values.centers
+        fields: dict[str, float] = {
+            **attention_fields(k, v, scale, exact, lse),
+            "out_dtype": FLOAT32,
+            "choose": choose_tail.address,
+            "tail": tail,
+            "add_tail": add_tail.address,
+            "v_planes": address_of(values.planes),
+            "v_to_low": to_low,
+            "v_planes_b": planes_b,
+            "v_planes_h": planes_h,
+            "v_means": address_of(means),
+            "v_means_b": means.strides[0],
+            "v_means_h": means.strides[1],
+            "v_scales": address_of(scales),
+            "v_scales_b": scales.strides[0],
+            "v_scales_h": scales.strides[1],
+            "total": address_of(total),
+            "whole_out": address_of(whole),
+            "rest": address_of(rest),
+            "coded": address_of(coded[0]),
+            "coded_ranks": address_of(coded[1]),
+            "coded_counts": address_of(counts),
+        }
+        run_step(q, codes, indices, selection, selection.refine * budget, fields)
+    return whole, lse
+
+
+# ---- the choice of both tiers ------------------------------------------------------------------
+
+
+@opaque
+def choose_tail(at, start, end, scratch):
+    """The indices of both tiers of rows start .. end, and the weights of the rest."""
+    step = step_at(at)
+    layout = layout_of(step)
+    for row in range(start, end):
+        _choose_row(step, layout, scratch, row)
+    return 0
+
+
+@inlined
+def _choose_row(step, layout, scratch, row):
+    visible, forced, forced_count = forced_of(step, row)
+    own = step.candidates + 4 * step.row_room * row
+    ranks = step.ranks + 4 * step.row_room * row
+    counts = step.counts + 8 * step.splits * row
+    count = load_int64(counts)
+    for split in range(1, step.splits):
+        for i in range(load_int64(counts + 8 * split)):
+            at = sought(step) * split + i
+            store_int32(own + 4 * count, load_int32(own + 4 * at))
+            store_uint32(ranks + 4 * count, load_uint32(ranks + 4 * at))
+            count += 1
+    count, _ = keep_best(own, ranks, count, sought(step) - forced_count)
+    places = step.budget - forced_count
+    # The places of candidates of a search are free.
+    exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
+    for i in range(count):
+        store_int32(exact + 4 * i, load_int32(own + 4 * i))
+        store_uint32(exact_ranks + 4 * i, load_uint32(ranks + 4 * i))
+    if step.refined > 0:
+        n, _ = keep_best(exact, exact_ranks, count, step.refined - forced_count)
+        n = keep_by_products(step, row, exact, n, places, scratch + layout.products)
+    else:
+        n, _ = keep_best(exact, exact_ranks, count, places)
+    store_indices(step, row, visible, forced, exact, n)
+    # The others, in their order. Both lists are newest first.
+    others = next_exact = 0
+    for i in range(count):
+        token, rank = load_int32(own + 4 * i), load_uint32(ranks + 4 * i)
+        if next_exact < n and load_int32(exact + 4 * next_exact) == token:
+            store_uint32(exact_ranks + 4 * next_exact, rank)
+            next_exact += 1
+        else:
+            store_int32(own + 4 * others, token)
+            store_uint32(ranks + 4 * others, rank)
+            others += 1
+    others, _ = keep_best(own, ranks, others, step.tail)
+    for i in range(others):
+        store_int32(step.coded + 4 * (step.tail * row + i), load_int32(own + 4 * i))
+        store_uint32(step.coded_ranks + 4 * (step.tail * row + i), load_uint32(ranks + 4 * i))
+    store_int64(step.coded_counts + 8 * row, others)
+    _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
+
+
+@inlined
+def noise_of(step, row, scratch):
+    """What the square of a token's scale takes from its logit, in nats."""
+    _, _, _, source = locate(step, row)
+    widen_row(source, step.q_dtype, step.D, scratch)
+    squares = to_all(np.float32(0))
+    for d in range(0, step.D, LANES):
+        x = load_float32(scratch + 4 * d)
+        squares += x * x
+    return 0.5 * NOISE * step.scale * step.scale * np.float64(sum_of(squares))
+
+
+@inlined
+def logit_of(step, rank, scale, noise):
+    """The logit of a token with an estimate of this rank."""
+    s = np.float64(load_scale(scale))
+    return step.scale * np.float64(least_of(np.int64(rank))) - noise * s * s
+
+
+@outlined
+def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
+    """The shift and the sum of weights of the tokens that neither tier has.
+
+    That is the sum over all that compete, less those of the chosen ones. If a token that is not
+    chosen may be cut at HIGHEST, because the shifts were guessed too low, all are weighed again.
+    """
+    to = step.rest + 16 * row
+    store_float64(to, 0.0)
+    store_float64(to + 8, 0.0)
+    if competing <= exact + coded:
+        return
+    b, h, _, _ = locate(step, row)
+    head = b * step.H_kv + h
+    scales = step.scales + b * step.scales_b + h * step.scales_h
+    noise = noise_of(step, row, scratch + layout.x)
+    sums = step.sums + 16 * step.splits * row
+    lists = (scratch + layout.near, step.coded + 4 * step.tail * row)
+    ranks = (scratch + layout.near_ranks, step.coded_ranks + 4 * step.tail * row)
+    worst = np.uint32(0)
+    for i in range(coded):
+        worst = max(worst, load_uint32(ranks[1] + 4 * i))
+    shift, lowest = -np.inf, np.inf
+    for split in range(step.splits):
+        one = load_float64(sums + 16 * split)
+        if one > -np.inf:  # the part has a token that competes
+            shift, lowest = max(shift, one), min(lowest, one)
+    splits = step.splits
+    if step.scale * np.float64(least_of(np.int64(worst))) - lowest > HIGHEST:
+        weigh_again(step, layout, scratch, row)
+        shift, splits = load_float64(sums), 1
+    mass = 0.0
+    for split in range(splits):
+        one = load_float64(sums + 16 * split)
+        if one == -np.inf:
+            continue
+        own = load_float64(sums + 16 * split + 8)
+        part = part_of(step, head, split)
+        start, end = (part.start, part.end) if splits > 1 else (0, length_of(step, b))
+        for tier in range(2):
+            for i in range(coded if tier else exact):
+                token = load_int32(lists[tier] + 4 * i)
+                if start <= token < end:
+                    rank = load_uint32(ranks[tier] + 4 * i)
+                    logit = logit_of(step, rank, scales + token, noise)
+                    own -= math.exp(min(logit - one, HIGHEST))
+        mass += max(own, 0.0) * math.exp(one - shift)
+    store_float64(to, shift)
+    store_float64(to + 8, mass)
+
+
+# ---- the sum of three tiers --------------------------------------------------------------------
+
+
+@operation(types.void, types.int64, types.int64, types.int64, types.float32)
+def add_code(builder: Any, sums: Any, high: Any, low: Any, weight: Any) -> Any:
+    """sums (16,) += weight times the codes of sixteen coordinates, two bytes at high and at low."""
+    twice = builder.fadd(weight, weight)
+    total = load_float32(builder, sums)
+    for address, share in ((high, twice), (low, weight)):
+        bits = builder.load(builder.inttoptr(address, I16.as_pointer()), align=1)
+        lanes = builder.bitcast(bits, ir.VectorType(I1, 16))
+        chosen = builder.select(lanes, splat(builder, F32x16.ir, share), constant(F32x16.ir, 0.0))
+        total = builder.fadd(total, chosen)
+    store_float32(builder, sums, total)
+
+
+@opaque
+def add_tail(at, start, end, scratch):
+    """Add the coded tier and the rest to the exact tier of rows start .. end."""
+    step = step_at(at)
+    for row in range(start, end):
+        _add_row(step, row, scratch)
+    return 0
+
+
+@outlined
+def _add_row(step, row, scratch):
+    b, h, l, _ = locate(step, row)
+    D, Dt = step.D, step.Dt
+    length = length_of(step, b)
+    visible = visible_tokens(length, step.L, l)
+    out = step.out + 4 * D * row
+    target = step.whole_out + item_bytes(step.q_dtype) * D * row
+    if visible <= 0:
+        narrow_row(out, D, target, step.q_dtype)
+        return
+    sums = scratch
+    back = sums + 4 * scratch_floats(Dt)
+    weights = back + 4 * scratch_floats(Dt)
+    n = load_int64(step.coded_counts + 8 * row)
+    noise = noise_of(step, row, sums)
+    tokens = step.coded + 4 * step.tail * row
+    ranks = step.coded_ranks + 4 * step.tail * row
+    key_scales = step.scales + b * step.scales_b + h * step.scales_h
+    shift = load_float64(step.rest + 16 * row)
+    rest = load_float64(step.rest + 16 * row + 8)
+    lse = np.float64(load_scalar_float32(step.lse + 4 * row))
+    largest = lse
+    if rest > 0:
+        largest = max(largest, shift)
+    for i in range(n):
+        token = load_int32(tokens + 4 * i)
+        logit = logit_of(step, load_uint32(ranks + 4 * i), key_scales + token, noise)
+        store_scalar_float32(weights + 4 * i, np.float32(logit))
+        largest = max(largest, logit)
+    for i in range(n, n + LANES):
+        store_scalar_float32(weights + 4 * i, np.float32(-np.inf))
+    mass = to_all(np.float32(0))
+    for i in range(0, n, LANES):
+        share = exp(load_float32(weights + 4 * i) - to_all(np.float32(largest)))
+        store_float32(weights + 4 * i, share)
+        mass += share
+    _sum_codes(step, b, h, tokens, n, weights, sums)
+    transform(sums, FLOAT32, Dt, Dt, back)
+    exact = math.exp(lse - largest)
+    rest *= math.exp(shift - largest) if rest > 0 else 0.0
+    whole = exact + np.float64(sum_of(mass)) + rest
+    mean = step.total + 4 * D * (b * step.H_kv + h)
+    for d in range(D):
+        store_scalar_float32(sums + 4 * d, load_scalar_float32(mean + 4 * d))
+    values = step.v + b * step.v_b + h * step.v_h
+    for token in range(visible, length):  # later ones than the query
+        widen_row(values + step.v_s * token, step.kv_dtype, D, weights)
+        for d in range(D):
+            left = load_scalar_float32(sums + 4 * d) - load_scalar_float32(weights + 4 * d)
+            store_scalar_float32(sums + 4 * d, left)
+    for d in range(0, D, LANES):
+        y = load_first_lanes(out + 4 * d, FLOAT32, D - d) * to_all(np.float32(exact / whole))
+        y += load_float32(back + 4 * d) * to_all(np.float32(1 / whole))
+        y += load_float32(sums + 4 * d) * to_all(np.float32(rest / whole / visible))
+        store_float32(sums + 4 * d, y)
+    narrow_row(sums, D, target, step.q_dtype)
+    store_scalar_float32(step.lse + 4 * row, np.float32(largest + math.log(whole)))
+
+
+@inlined
+def _sum_codes(step, b, h, tokens, n, weights, sums):
+    """sums (Dt,) = the weighted sum of the transformed values that codes stand for."""
+    P, Dt = step.P, step.Dt
+    high = step.v_planes + b * step.v_planes_b + h * step.v_planes_h
+    scales = step.v_scales + b * step.v_scales_b + h * step.v_scales_h
+    means = step.v_means + b * step.v_means_b + h * step.v_means_h
+    for d in range(0, scratch_floats(Dt), LANES):
+        store_float32(sums + 4 * d, to_all(np.float32(0)))
+    along = np.float32(0)
+    for i in range(n):
+        later = np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1)))
+        for p in range(P):
+            line = high + 8 * P * TILE * (later // TILE) + 64 * (P * (later % TILE // 8) + p)
+            prefetch(line)
+            prefetch(line + step.v_to_low)
+        prefetch(scales + later)
+        for offset in range(0, 2 * Dt, LINE):
+            prefetch(means + 2 * Dt * (later // TILE) + offset)
+        token = np.int64(load_int32(tokens + 4 * i))
+        tile, slot = token // TILE, token % TILE
+        weight = load_scalar_float32(weights + 4 * i)
+        scaled = weight * load_scale(scales + token)
+        along += scaled
+        words = high + 8 * P * TILE * tile + 64 * P * (slot // 8) + 8 * (slot % 8)
+        mean = means + 2 * Dt * tile
+        for d in range(0, Dt, LANES):
+            at = words + 64 * (d // 64) + d % 64 // 8
+            add_code(sums + 4 * d, at, at + step.v_to_low, scaled)
+            y = load_float32(sums + 4 * d) + to_all(weight) * load_mean(mean + 2 * d, Dt - d)
+            store_float32(sums + 4 * d, y)
+    for d in range(0, Dt, LANES):
+        y = load_float32(sums + 4 * d) - to_all(np.float32(1.5) * along)
+        store_float32(sums + 4 * d, y)
