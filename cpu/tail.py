@@ -50,7 +50,7 @@ from .center import load_mean, load_scale
 from .estimate import least_of, weigh_again
 from .hadamard import scratch_floats, transform
 from .rerank import keep_best
-from .select import run_step
+from .select import attend_topk, run_step
 
 AHEAD = 8  # coded tokens asked for before they are read
 
@@ -66,6 +66,8 @@ def attend_tail(
     scale: float | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
     """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse."""
+    if selection.tail == 0:
+        return attend_topk(q, k, v, codes, budget, selection, scale)
     whole = np.empty(q.shape, q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
