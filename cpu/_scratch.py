@@ -117,8 +117,8 @@ def sought(step):
 
 @inlined
 def tail_scratch(Dt, tail):
-    """Bytes for the tail of a row: two transformed rows, and weights, or one more row."""
-    return 8 * scratch_floats(Dt) + 4 * (max(tail, scratch_floats(Dt)) + LINE) + LINE
+    """Bytes for the tail of a row: two transformed rows, and two lists of weights, or a row."""
+    return 8 * scratch_floats(Dt) + 8 * (max(tail, scratch_floats(Dt)) + LINE) + LINE
 
 
 @inlined

@@ -153,12 +153,12 @@ def keep_best(tokens, ranks, n, places):
     ties = places - (_count_at_most(ranks, n, low - 1) if low > 0 else 0)
     count = 0
     for i in range(n):
-        tie = own[i] == bound and ties > 0
-        if own[i] < bound or tie:
-            store_int32(tokens + 4 * count, load_int32(tokens + 4 * i))
-            own[count] = own[i]
-            ties -= tie
-            count += 1
+        rank = own[i]
+        store_int32(tokens + 4 * count, load_int32(tokens + 4 * i))
+        own[count] = rank  # no branch decides whether it stays
+        tie = (rank == bound) & (ties > 0)
+        ties -= tie
+        count += (rank < bound) | tie
     return count, low
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numpy.typing import NDArray
 
 from adamas_core.reference.center import NOISE
@@ -20,19 +20,26 @@ from ._jit import inlined, opaque, outlined
 from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
 from ._scratch import layout_of, sought
 from ._simd import (
+    F16,
+    F32,
     I1,
     I16,
+    I64,
     F32x16,
+    call,
     constant,
+    load,
     load_float32,
     load_float64,
     load_int32,
     load_int64,
     load_scalar_float32,
     load_uint32,
+    load_uint64,
     operation,
     prefetch,
     splat,
+    store,
     store_float32,
     store_float64,
     store_int32,
@@ -46,7 +53,7 @@ from ._step import step_at
 from ._visible import visible_tokens
 from ._weights import HIGHEST
 from .attend import attention_fields
-from .center import load_mean, load_scale
+from .center import load_scale
 from .estimate import least_of, weigh_again
 from .hadamard import scratch_floats, transform
 from .rerank import keep_best
@@ -238,17 +245,77 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
 # ---- the sum of three tiers --------------------------------------------------------------------
 
 
-@operation(types.void, types.int64, types.int64, types.int64, types.float32)
-def add_code(builder: Any, sums: Any, high: Any, low: Any, weight: Any) -> Any:
-    """sums (16,) += weight times the codes of sixteen coordinates, two bytes at high and at low."""
-    twice = builder.fadd(weight, weight)
-    total = load_float32(builder, sums)
-    for address, share in ((high, twice), (low, weight)):
-        bits = builder.load(builder.inttoptr(address, I16.as_pointer()), align=1)
-        lanes = builder.bitcast(bits, ir.VectorType(I1, 16))
-        chosen = builder.select(lanes, splat(builder, F32x16.ir, share), constant(F32x16.ir, 0.0))
-        total = builder.fadd(total, chosen)
-    store_float32(builder, sums, total)
+def _sum_block(vectors: int) -> Any:
+    """The weighted sum over tokens of up to 64 coordinates: those of one word, in registers."""
+
+    @operation(types.void, *[types.int64] * 9)
+    def sum_block(
+        builder: Any,
+        tokens: Any,
+        n: Any,
+        weights: Any,
+        scaled: Any,
+        words: Any,
+        to_low: Any,
+        P: Any,
+        means: Any,
+        sums: Any,
+    ) -> None:
+        """sums (16 * vectors,) = sum of scaled[i] code_i + weights[i] mean_i, in float32.
+
+        `words` and `means` are addresses for token 0 and its tile.
+        """
+        vector = F32x16.ir
+        zero = constant(vector, 0.0)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
+        last = builder.sub(n, I64(1))
+        tile_bytes, group_bytes = builder.mul(P, I64(8 * TILE)), builder.mul(P, I64(64))
+        mean_bytes = builder.mul(P, I64(128)) if vectors == 4 else I64(32 * vectors)
+
+        def at(i: Any) -> tuple[Any, Any]:
+            token = load_int32(builder, builder.add(tokens, builder.mul(i, I64(4))))
+            token = builder.zext(token, I64)
+            tile, slot = builder.lshr(token, I64(6)), builder.and_(token, I64(63))
+            group, lane = builder.lshr(slot, I64(3)), builder.and_(slot, I64(7))
+            line = builder.add(builder.mul(tile, tile_bytes), builder.mul(group, group_bytes))
+            word = builder.add(words, builder.add(line, builder.mul(lane, I64(8))))
+            return word, builder.add(means, builder.mul(tile, mean_bytes))
+
+        with cgutils.for_range(builder, n) as loop:
+            ahead = builder.add(loop.index, I64(AHEAD))
+            ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
+            later, later_mean = at(ahead)
+            for line in (later, builder.add(later, to_low), later_mean):
+                prefetch(builder, line)
+            if vectors == 4:
+                prefetch(builder, builder.add(later_mean, I64(LINE)))
+            word, mean = at(loop.index)
+            offset = builder.mul(loop.index, I64(4))
+            weight, share = (
+                splat(builder, vector, load_scalar_float32(builder, builder.add(x, offset)))
+                for x in (weights, scaled)
+            )
+            planes = (
+                (load_uint64(builder, word), builder.fadd(share, share)),
+                (load_uint64(builder, builder.add(word, to_low)), share),
+            )
+            for v, total in enumerate(totals):
+                y = builder.load(total)
+                for bits, part in planes:
+                    lanes = builder.trunc(builder.lshr(bits, I64(16 * v)), I16)
+                    mask = builder.bitcast(lanes, ir.VectorType(I1, 16))
+                    y = builder.fadd(y, builder.select(mask, part, zero))
+                half = load(builder, builder.add(mean, I64(32 * v)), ir.VectorType(F16, 16))
+                m = builder.fpext(half, vector)
+                y = call(builder, "llvm.fmuladd.v16f32", vector, weight, m, y)
+                builder.store(y, total)
+        for v, total in enumerate(totals):
+            store(builder, builder.add(sums, I64(64 * v)), builder.load(total))
+
+    return sum_block
+
+
+sum_block1, sum_block2, sum_block4 = map(_sum_block, (1, 2, 4))
 
 
 @opaque
@@ -275,6 +342,7 @@ def _add_row(step, row, scratch):
     back = sums + 4 * scratch_floats(Dt)
     weights = back + 4 * scratch_floats(Dt)
     n = load_int64(step.coded_counts + 8 * row)
+    scaled = weights + 4 * (max(step.tail, scratch_floats(Dt)) + LINE)
     noise = noise_of(step, row, sums)
     tokens = step.coded + 4 * step.tail * row
     ranks = step.coded_ranks + 4 * step.tail * row
@@ -297,7 +365,7 @@ def _add_row(step, row, scratch):
         share = exp(load_float32(weights + 4 * i) - to_all(np.float32(largest)))
         store_float32(weights + 4 * i, share)
         mass += share
-    _sum_codes(step, b, h, tokens, n, weights, sums)
+    _sum_codes(step, b, h, tokens, n, weights, scaled, sums)
     transform(sums, FLOAT32, Dt, Dt, back)
     exact = math.exp(lse - largest)
     rest *= math.exp(shift - largest) if rest > 0 else 0.0
@@ -321,36 +389,52 @@ def _add_row(step, row, scratch):
 
 
 @inlined
-def _sum_codes(step, b, h, tokens, n, weights, sums):
+def _sum_codes(step, b, h, tokens, n, weights, scaled, sums):
     """sums (Dt,) = the weighted sum of the transformed values that codes stand for."""
     P, Dt = step.P, step.Dt
     high = step.v_planes + b * step.v_planes_b + h * step.v_planes_h
     scales = step.v_scales + b * step.v_scales_b + h * step.v_scales_h
     means = step.v_means + b * step.v_means_b + h * step.v_means_h
-    for d in range(0, scratch_floats(Dt), LANES):
-        store_float32(sums + 4 * d, to_all(np.float32(0)))
-    along = np.float32(0)
+    along = np.float32(0)  # 1.5 times this is in all sums, because a code stands for u + 1.5
     for i in range(n):
-        later = np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1)))
+        scale = load_scale(scales + np.int64(load_int32(tokens + 4 * i)))
+        share = load_scalar_float32(weights + 4 * i) * scale
+        store_scalar_float32(scaled + 4 * i, share)
+        along += share
+    if Dt == 16:
+        sum_block1(tokens, n, weights, scaled, high, step.v_to_low, P, means, sums)
+    elif Dt == 32:
+        sum_block2(tokens, n, weights, scaled, high, step.v_to_low, P, means, sums)
+    elif Dt >= 64:
         for p in range(P):
-            line = high + 8 * P * TILE * (later // TILE) + 64 * (P * (later % TILE // 8) + p)
-            prefetch(line)
-            prefetch(line + step.v_to_low)
-        prefetch(scales + later)
-        for offset in range(0, 2 * Dt, LINE):
-            prefetch(means + 2 * Dt * (later // TILE) + offset)
-        token = np.int64(load_int32(tokens + 4 * i))
-        tile, slot = token // TILE, token % TILE
-        weight = load_scalar_float32(weights + 4 * i)
-        scaled = weight * load_scale(scales + token)
-        along += scaled
-        words = high + 8 * P * TILE * tile + 64 * P * (slot // 8) + 8 * (slot % 8)
-        mean = means + 2 * Dt * tile
-        for d in range(0, Dt, LANES):
-            at = words + 64 * (d // 64) + d % 64 // 8
-            add_code(sums + 4 * d, at, at + step.v_to_low, scaled)
-            y = load_float32(sums + 4 * d) + to_all(weight) * load_mean(mean + 2 * d, Dt - d)
-            store_float32(sums + 4 * d, y)
+            sum_block4(
+                tokens, n, weights, scaled, high + 64 * p, step.v_to_low, P, means + 128 * p,
+                sums + 256 * p,
+            )  # fmt: skip
+    else:
+        _sum_short_codes(step, high, means, tokens, n, weights, scaled, sums)
     for d in range(0, Dt, LANES):
         y = load_float32(sums + 4 * d) - to_all(np.float32(1.5) * along)
         store_float32(sums + 4 * d, y)
+
+
+@inlined
+def _sum_short_codes(step, high, means, tokens, n, weights, scaled, sums):
+    """The same for fewer coordinates than a vector has lanes, one by one."""
+    for d in range(step.Dt):
+        total = np.float32(0)
+        for i in range(n):
+            token = np.int64(load_int32(tokens + 4 * i))
+            word = high + 8 * TILE * (token // TILE) + 8 * (token % TILE)
+            bits = load_uint64(word) >> np.uint64(d) & np.uint64(1)
+            low = load_uint64(word + step.v_to_low) >> np.uint64(d) & np.uint64(1)
+            mean = load_scalar_float16(means + 2 * (step.Dt * (token // TILE) + d))
+            total += load_scalar_float32(scaled + 4 * i) * np.float32(2 * bits + low)
+            total += load_scalar_float32(weights + 4 * i) * mean
+        store_scalar_float32(sums + 4 * d, total)
+
+
+@operation(types.float32, types.int64)
+def load_scalar_float16(builder: Any, address: Any) -> Any:
+    half = builder.load(builder.inttoptr(address, F16.as_pointer()), align=2)
+    return builder.fpext(half, F32)
