@@ -39,6 +39,9 @@ _HOME = {
     "KeyCodes": "codes",
     "encode": "codes",
     "calibrate": "codes",
+    "ValueCodes": "values",
+    "encode_values": "values",
+    "attend_tail": "tail",
     "PAPER": "codes",
     "KVCache": "cache",
     "decode_attention": "cache",
@@ -49,12 +52,15 @@ __all__ = [
     "KeyCodes",
     "PAPER",
     "Selection",
+    "ValueCodes",
     "__version__",
     "attend",
+    "attend_tail",
     "calibrate",
     "checked",
     "decode_attention",
     "encode",
+    "encode_values",
     "hadamard",
     "merge",
     "quantize",
@@ -71,6 +77,8 @@ if TYPE_CHECKING:
     from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
     from .select import select_topk
     from .selection import Selection
+    from .tail import attend_tail
+    from .values import ValueCodes, encode_values
 
 
 def __getattr__(name: str) -> object:

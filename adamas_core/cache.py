@@ -32,6 +32,8 @@ NDArray = np.ndarray[Any, Any]
 class KVCache:
     """The KV cache of a model: keys and values as they came, and 2-bit codes of the keys.
 
+    With a tail, ``Selection(tail=...)``, it keeps 2-bit codes of the values too, and their sums.
+
     If an operation fails or is interrupted, Ctrl-C included, the cache is as before it.
 
     Parameters
@@ -124,7 +126,14 @@ class KVCache:
         self._centered = checks.centered(where, centered, thresholds, selection)
         self._dense_layers = frozenset(dense)
         options = [
-            Options(thresholds, self._centered, i in self._dense_layers, int(capacity), window)
+            Options(
+                thresholds=thresholds,
+                centered=self._centered,
+                dense=i in self._dense_layers,
+                capacity=int(capacity),
+                window=window,
+                tail=selection.tail > 0,
+            )
             for i, window in enumerate(each)
         ]
         self._layers = Layers(options, backend)
@@ -163,7 +172,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use by the keys, values and codes of all layers."""
+        """Bytes in use by the keys, values and their codes, of all layers."""
         return sum(layer.nbytes() for layer in self._layers.all())
 
     def append(self, k: Array, v: Array, layer: int = 0, count: int | Array | None = None) -> None:
@@ -185,7 +194,7 @@ class KVCache:
             k or v have another dtype than the cache.
         ValueError
             k and v differ in shape, or in B, H_kv, D or device from the cache. k holds NaN or
-            infinities, which have no code.
+            infinities, which have no code; or v does, and the selection has a tail.
         IndexError
             There is no such layer.
         """
@@ -414,12 +423,13 @@ def decode_attention(
         Its `selection` has the options.
     budget : int or None
         Tokens per query. Attention is dense where the budget covers the whole cache, with None, and
-        in the dense layers of the cache. A layer with a window attends to its window.
+        in the dense layers of the cache. A layer with a window attends to its window. If the
+        selection of the cache has a tail, all other tokens count too, as in `attend_tail`.
     layer : int
     scale : float, optional
         Factor of the inner products, finite; D ** -0.5 if not given.
     return_lse : bool
-        Also return the log-sum-exp over the chosen tokens.
+        Also return the log-sum-exp over the chosen tokens, or with a tail over all.
 
     Returns
     -------
@@ -434,7 +444,8 @@ def decode_attention(
         q has another dtype, or cache is not a KVCache.
     ValueError
         The layer is empty, shapes do not fit it, scale is not finite, or the budget is below 1 or
-        below the sinks and recent tokens of the selection.
+        below the sinks and recent tokens of the selection. The selection has a tail and the backend
+        has none.
     IndexError
         There is no such layer.
     """

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, code_store
-from .code_store import Coded
-from .codes import SAMPLE, head_thresholds
+from . import checks, code_store, value_store
+from .code_store import Coded, head_thresholds
+from .codes import SAMPLE
 from .dispatch import array_module
-from .layer_cache import CALIBRATION_TOKENS, FullLayer, Options, Sample
+from .layer_cache import CALIBRATION_TOKENS, VALUE, FullLayer, Options, Sample
 from .layers import Layer
 from .lengths import Lengths
 from .reference.center import CENTERED_THRESHOLDS
 from .reference.layout import Centers, padded, tiles, words
 from .selection import Selection
+from .value_store import CodedValues
 from .window_layer import WindowLayer
 
 NDArray = np.ndarray[Any, Any]
@@ -65,6 +66,8 @@ def from_file(
     selection = Selection(**header["selection"])
     centered, dense = header["centered"], header["dense_layers"]
     checks.true_or_false(WHERE, "centered", centered)
+    if not centered:
+        checks.tail_of_plain(WHERE, selection)
     expect("dense_layers", isinstance(dense, list), "a list")
     dense = {checks.layer(WHERE, i, count) for i in dense}
     windows = checks.windows(WHERE, header["windows"], count)
@@ -82,7 +85,7 @@ def from_file(
         if t is not None:
             checks.thresholds(WHERE, t, len(t) if t.ndim == 2 else None)
             expect("thresholds", not centered, "none for centered codes")
-        options.append(Options(t, centered, i in dense, 0, window))
+        options.append(Options(t, centered, i in dense, 0, window, selection.tail > 0))
         try:
             layers.append(_layer(options[-1], held, ragged[i], backend))
         except (TypeError, ValueError) as error:
@@ -126,7 +129,9 @@ def _layer(options: Options, own: dict[str, NDArray], ragged: bool, backend: str
         _only(own, {"k", "v", "length"})
         return layer
     return layer._replace(
-        codes=_codes(options, own, lengths, k.shape, backend), sample=_sample(options, own, lengths)
+        codes=_codes(options, own, lengths, k.shape, backend),
+        sample=_sample(options, own, lengths),
+        values=_values(layer, own) if options.coded_values else None,
     )
 
 
@@ -144,23 +149,18 @@ def _codes(
     backend: str,
 ) -> Coded:
     """The codes of keys of a shape (B, H_kv, S, D)."""
-    B, H_kv, S, D = shape
+    _, H_kv, _, D = shape
     names = {"k", "v", "length", "planes", "codes_thresholds"}
     if options.centered:
         names |= set(Centers._fields)
+        if options.coded_values:
+            names |= {VALUE + name for name in ("planes", *Centers._fields)}
     elif options.thresholds is None:
         names |= {"sample_first"}
         if lengths.each.sum() >= CALIBRATION_TOKENS:
             names |= {"sample_lasting"}
     _only(own, names)
-    planes, t = own["planes"], own["codes_thresholds"]
-    expected = (2, B, H_kv, tiles(S), 8, words(D), 8)
-    checks.planes(WHERE, planes)
-    if planes.shape != expected:
-        raise ValueError(f"{checks.shown('planes', planes)}; expected {expected}")
-    if padded(D) < 64:
-        unused = np.uint64(2**64 - 2 ** padded(D))
-        expect("planes", not (planes & unused).any(), "zeros after the last coordinate")
+    t = own["codes_thresholds"]
     checks.thresholds(WHERE, t, H_kv)
     expect("codes_thresholds", t.ndim == 2, "three of each head")
     given = CENTERED_THRESHOLDS if options.centered else options.thresholds
@@ -168,16 +168,56 @@ def _codes(
         if given.ndim == 2 and len(given) != H_kv:
             raise ValueError(f"{checks.shown('thresholds', given)}; expected ({H_kv}, 3)")
         expect("codes_thresholds", (t == given).all(), "the thresholds of the cache")
-    xp, centers = array_module(backend), None
-    if options.centered:
-        host = Centers(*(own[name] for name in Centers._fields))
-        checks.centers(WHERE, host, planes, D)
-        expect("means", np.isfinite(host.means).all(), "finite numbers")
-        centers = Centers(*map(xp.asarray, host))
-    thresholds = head_thresholds(t, H_kv, backend)
-    codes = Coded(xp.asarray(planes), centers, thresholds, lengths, D, backend)
-    code_store.clear(codes, lengths.each, np.full(B, checks.MAX_TOKENS))
+    planes, centers = _planes_centers(own, "", shape, options.centered)
+    return _coded(planes, centers, t, lengths, D, backend)
+
+
+def _planes_centers(
+    own: dict[str, NDArray], prefix: str, shape: tuple[int, ...], centered: bool
+) -> tuple[NDArray, Centers | None]:
+    """Planes and centers of rows of a shape (B, H_kv, S, D), checked."""
+    B, H_kv, S, D = shape
+    name = prefix + "planes"
+    planes, expected = own[name], (2, B, H_kv, tiles(S), 8, words(D), 8)
+    checks.planes(WHERE, planes)
+    if planes.shape != expected:
+        raise ValueError(f"{checks.shown(name, planes)}; expected {expected}")
+    if padded(D) < 64:
+        unused = np.uint64(2**64 - 2 ** padded(D))
+        expect(name, not (planes & unused).any(), "zeros after the last coordinate")
+    if not centered:
+        return planes, None
+    centers = Centers(*(own[prefix + field] for field in Centers._fields))
+    checks.centers(WHERE, centers, planes, D)
+    expect(prefix + "means", np.isfinite(centers.means).all(), "finite numbers")
+    return planes, centers
+
+
+def _coded(
+    planes: NDArray,
+    centers: Centers | None,
+    thresholds: NDArray,
+    lengths: Lengths,
+    D: int,
+    backend: str,
+) -> Coded:
+    """Codes on the device of a backend, with free slots of 0."""
+    xp = array_module(backend)
+    there = None if centers is None else Centers(*map(xp.asarray, centers))
+    t = head_thresholds(thresholds, planes.shape[2], backend)
+    codes = Coded(xp.asarray(planes), there, t, lengths, D, backend)
+    code_store.clear(codes, lengths.each, np.full(len(lengths.each), checks.MAX_TOKENS))
     return codes
+
+
+def _values(layer: FullLayer, own: dict[str, NDArray]) -> CodedValues:
+    """The codes of a layer's values, whose names have been checked."""
+    v, backend = own["v"], str(layer.backend)
+    for row in v.reshape(-1, *v.shape[2:]):
+        checks.finite(WHERE, "v", row)
+    planes, centers = _planes_centers(own, VALUE, v.shape, True)
+    codes = _coded(planes, centers, CENTERED_THRESHOLDS, layer.lengths, v.shape[3], backend)
+    return value_store.with_sums(codes, layer.v)
 
 
 def _sample(options: Options, own: dict[str, NDArray], lengths: Lengths) -> Sample | None:

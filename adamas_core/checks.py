@@ -162,7 +162,10 @@ def centered(
 ) -> bool:
     """Whether codes are centered: as asked for, else unless thresholds or the metric forbid it."""
     if given is None:
-        return thresholds is None and (selection is None or selection.metric == "weighted")
+        found = thresholds is None and (selection is None or selection.metric == "weighted")
+        if selection is not None and not found:
+            tail_of_plain(where, selection)
+        return found
     true_or_false(where, "centered", given)
     if given and thresholds is not None:
         raise ValueError(
@@ -171,6 +174,8 @@ def centered(
         )
     if given and selection is not None:
         centered_metric(where, selection)
+    if not given and selection is not None:
+        tail_of_plain(where, selection)
     return bool(given)
 
 
@@ -220,6 +225,16 @@ def searchable(where: str, selection: Selection, head_dim: int, centered: bool) 
         distances_fit(where, "query_bits", selection.query_bits, head_dim)
     if centered:
         centered_metric(where, selection)
+    else:
+        tail_of_plain(where, selection)
+
+
+def tail_of_plain(where: str, selection: Selection) -> None:
+    """Reject a tail for plain codes, which have no scale of each token."""
+    if selection.tail:
+        raise ValueError(
+            f"{where}: tail={selection.tail} with plain codes; expected tail=0, or centered codes"
+        )
 
 
 def instance(where: str, name: str, value: object, kind: type, expected: str) -> None:

@@ -87,6 +87,14 @@ def empty(
     return Coded(planes, centers, thresholds, Lengths.of(0, B), D, backend)
 
 
+def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
+    """Thresholds (H_kv, 3) on the device of a backend, in an array that nobody else holds."""
+    t = array_module(backend).array(np.broadcast_to(thresholds, (H_kv, 3)), order="C")
+    if isinstance(t, np.ndarray):
+        t.setflags(write=False)
+    return t
+
+
 def append(state: Coded, k: Any, added: int | NDArray, lengths: Lengths, guard: Guard) -> Coded:
     """Encode checked keys (B, H_kv, S, D) after the others. `lengths` are those after it."""
     if not np.ndim(added):
@@ -112,7 +120,7 @@ def cut(state: Coded, lengths: Lengths, k: Any, guard: Guard) -> Coded:
     old = state.lengths
     room = reserve(state, old.longest)
     if room is state:
-        dropped = _ranges(lengths.each // TILE, -(-old.each // TILE))
+        dropped = ranges(lengths.each // TILE, -(-old.each // TILE))
         guard(Undo(state, 0, _saved(state, list(dropped))))
     clear(room, lengths.each, old.each)
     if room.centers is not None:
@@ -176,7 +184,7 @@ def clear(state: Coded, first: NDArray, end: NDArray) -> None:
 
     So are the means of tiles that begin with one of them.
     """
-    for one, start, stop in _ranges(first, np.minimum(end, TILE * state.planes.shape[3])):
+    for one, start, stop in ranges(first, np.minimum(end, TILE * state.planes.shape[3])):
         tile, slot = divmod(start, TILE)
         group, lane = divmod(slot, 8)
         last = tiles(stop)
@@ -191,7 +199,7 @@ def clear(state: Coded, first: NDArray, end: NDArray) -> None:
             means[:, :, tiles(start) : last] = 0
 
 
-def _ranges(first: NDArray, end: NDArray) -> Iterator[tuple[slice, int, int]]:
+def ranges(first: NDArray, end: NDArray) -> Iterator[tuple[slice, int, int]]:
     """(sequences, first, end) of the ranges that are not empty; all sequences in one if equal."""
     if len(first) and (first == first[0]).all() and (end == end[0]).all():
         if first[0] < end[0]:
@@ -209,7 +217,7 @@ def _filled_tiles(old: Lengths, new: Lengths) -> list[tuple[slice, int, int]]:
         return [(slice(None), first, first + 1)] if fills else []
     tile = old.each // TILE
     full = (old.each % TILE != 0) & (new.each // TILE > tile)
-    return list(_ranges(tile, tile + full))
+    return list(ranges(tile, tile + full))
 
 
 def _saved(state: Coded, ranges: list[tuple[slice, int, int]]) -> list[tuple[Any, Any]]:

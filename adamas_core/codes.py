@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, code_store
-from .code_store import Coded
+from .code_store import Coded, head_thresholds
 from .dispatch import (
     BACKENDS,
     DEFAULT_BACKEND,
@@ -16,7 +16,6 @@ from .dispatch import (
     array_module,
     backend_of,
     int_or_view,
-    int_or_view_or_row,
     load,
     on_host,
     on_host_thresholds,
@@ -28,6 +27,7 @@ from .ops import hadamard
 from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, padded
 from .slot import Slot
+from .token_codes import TokenCodes
 
 NDArray = np.ndarray[Any, Any]
 
@@ -106,7 +106,7 @@ def _sum_of_squares(xp: Any, x: Any) -> Any:
     return total
 
 
-class KeyCodes:
+class KeyCodes(TokenCodes):
     """Codes of the keys of one attention layer, 2 bits per coordinate, that grow token by token.
 
     Parameters
@@ -155,6 +155,9 @@ class KeyCodes:
     """
 
     __slots__ = ("_slot",)
+
+    name = "KeyCodes"
+    rows = "k"
 
     def __init__(
         self,
@@ -233,65 +236,9 @@ class KeyCodes:
         return self._coded().thresholds
 
     @property
-    def head_dim(self) -> int:
-        """D."""
-        return self._coded().head_dim
-
-    @property
-    def backend(self) -> str:
-        """The backend that searches the codes."""
-        return self._coded().backend
-
-    @property
-    def length(self) -> int | NDArray:
-        """Tokens: an int, or (B,) where the sequences were given lengths of their own."""
-        return self._coded().lengths.given()
-
-    @property
-    def tokens(self) -> int:
-        """The largest length."""
-        return self._coded().lengths.longest
-
-    @property
-    def device(self) -> str:
-        """The device of the planes."""
-        return checks.device(self._coded().planes)
-
-    @property
-    def planes(self) -> Any:
-        """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
-        return self._coded().used()
-
-    @property
-    def centers(self) -> Centers | None:
-        """Means and scales of the tiles in use, and the open tile; None if plain.
-
-        Rows of the open tile that belong to no token of it are 0.
-        """
-        coded = self._coded()
-        centers = coded.used_centers()
-        if centers is None:
-            return None
-        open_tile = centers.open_tile.copy()
-        for b, n in enumerate(coded.lengths.each):
-            open_tile[b, :, n % TILE :] = 0
-        return centers._replace(open_tile=open_tile)
-
-    @property
     def record(self) -> Codes:
         """Planes, length, thresholds and centers as backends read them."""
         return self._coded().record()
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, H_kv, tokens, D)."""
-        coded = self._coded()
-        return *coded.planes.shape[1:3], coded.lengths.longest, coded.head_dim
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the planes in use, and of the centers."""
-        return self._coded().nbytes()
 
     def __repr__(self) -> str:
         return (
@@ -318,29 +265,8 @@ class KeyCodes:
         ValueError
             k does not have the shape of the codes, or count is out of range.
         """
-        where = "KeyCodes.append"
-        a = self._keys(where, k)
-        B, S = a.shape[0], a.shape[2]
-        added = S if count is None else int_or_view("count", count)
-        added = checks.length(where, "count", added, B, S, "k")
-        coded = self._coded()
-        checks.tokens(where, coded.lengths.longest + S)
-        lengths = coded.lengths.plus(added)
-        self._slot.put(code_store.append(coded, a, added, lengths, self._slot.guard))
-
-    def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
-        """Keys as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
-        (a,) = views(k=k)
-        checks.floats(where, "k", a, (3, 4))
-        a = a[None] if a.ndim == 3 else a
-        B, H_kv, _, D = self.shape
-        if a.shape[:2] != (B, H_kv) or a.shape[2] < tokens or a.shape[3] != D:
-            least = f" with at least {tokens} tokens" if tokens else ""
-            raise ValueError(
-                f"{where}: {checks.shown('k', a)}; expected ({B}, {H_kv}, S, {D}){least}"
-            )
-        checks.lies_on(where, "k", a, self.device)
-        return a
+        a, added, lengths = self._new(k, count)
+        self._slot.put(code_store.append(self._coded(), a, added, lengths, self._slot.guard))
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
@@ -369,28 +295,17 @@ class KeyCodes:
         ValueError
             tokens is out of range, or k is needed and not given, or has another shape.
         """
-        where = "KeyCodes.truncate"
-        coded = self._coded()
-        old = coded.lengths
-        tokens = checks.cut(where, int_or_view_or_row("tokens", tokens), old.each)
-        lengths = old.cut(tokens)
+        coded, lengths = self._coded(), self._left(tokens)
         keys = None
-        if coded.centers is not None and code_store.reopened(old, lengths).any():
+        if coded.centers is not None and code_store.reopened(coded.lengths, lengths).any():
+            where = "KeyCodes.truncate"
             if k is None:
                 raise ValueError(
                     f"{where}: tokens={tokens} cuts a full tile of centered codes of shape "
                     f"{self.shape}; expected a multiple of {TILE}, or the keys k"
                 )
-            keys = self._keys(where, k, lengths.longest)
+            keys = self._given(where, k, lengths.longest)
         self._slot.put(code_store.cut(coded, lengths, keys, self._slot.guard))
-
-
-def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
-    """Thresholds (H_kv, 3) on the device of a backend, in an array that nobody else holds."""
-    t = array_module(backend).array(np.broadcast_to(thresholds, (H_kv, 3)), order="C")
-    if isinstance(t, np.ndarray):
-        t.setflags(write=False)
-    return t
 
 
 def encode(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .dispatch import load
+from .dispatch import load, load_tail
 from .layers import Layer
 from .selection import Selection
 from .window_layer import WindowLayer
@@ -65,7 +65,8 @@ def attend_layer(
         return layer.dense(home, q, scale)
     centered = layer.codes.centers is not None
     checks.searchable(where, selection, q.shape[-1], centered)
-    k, v = layer.keys_values()
-    return home.attend_topk(  # type: ignore[no-any-return]
-        q, k, v, layer.codes.record(), int(budget), selection, scale
-    )
+    rows, K = (q, *layer.keys_values(), layer.codes.record()), int(budget)
+    if layer.values is not None:
+        home = load_tail(where, str(layer.backend))
+        return home.attend_tail(*rows, layer.values.record(), K, selection, scale)  # type: ignore[no-any-return]
+    return home.attend_topk(*rows, K, selection, scale)  # type: ignore[no-any-return]

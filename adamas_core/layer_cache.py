@@ -1,4 +1,4 @@
-"""A layer of a cache that keeps all its tokens: keys, values and codes.
+"""A layer of a cache that keeps all its tokens: keys, values and the codes of both.
 
 `FullLayer` never changes. An operation returns another layer, and `KVCache` replaces the old one by
 a single store. New keys and values are written into free slots, so the old layer stays whole until
@@ -12,17 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checks, code_store
+from . import checks, code_store, value_store
 from .code_store import Coded, Guard, take_sequences
 from .codes import encoded, sample_of, sample_thresholds
 from .dispatch import BACKENDS, array_module
 from .lengths import Lengths, taken
+from .value_store import CodedValues
 
 NDArray = np.ndarray[Any, Any]
 
 # Tokens that give lasting thresholds. Fewer tokens give a first estimate, which is replaced when
 # this many are there.
 CALIBRATION_TOKENS = 128
+
+
+# In a file, how the names of arrays of values' codes begin.
+VALUE = "value_"
 
 
 class Options(NamedTuple):
@@ -33,6 +38,12 @@ class Options(NamedTuple):
     dense: bool
     capacity: int
     window: int | None
+    tail: bool = False  # whether the selection has a tail
+
+    @property
+    def coded_values(self) -> bool:
+        """Whether the layer keeps codes of its values."""
+        return self.tail and not self.dense and self.window is None
 
 
 class Sample(NamedTuple):
@@ -77,6 +88,7 @@ class FullLayer(NamedTuple):
     lengths: Lengths = Lengths.of(0, 0)
     codes: Coded | None = None
     sample: Sample | None = None  # None where nothing was calibrated
+    values: CodedValues | None = None  # None unless the values are coded too
 
     def keys_values(self) -> tuple[Any, Any]:
         """Views (B, H_kv, S, D) of the slots with tokens."""
@@ -96,7 +108,7 @@ class FullLayer(NamedTuple):
         """Bytes of keys, values and codes, without free slots."""
         if self.k is None:
             return 0
-        codes = 0 if self.codes is None else self.codes.nbytes()
+        codes = sum(x.nbytes() for x in (self.codes, self.values) if x is not None)
         return codes + sum(int(x.nbytes) for x in self.keys_values())
 
     def with_room(self, S: int) -> Iterator[FullLayer]:
@@ -135,7 +147,8 @@ class FullLayer(NamedTuple):
             first, end = layer.lengths.longest, lengths.longest
             layer.k[:, :, first:end] = k[:, :, : end - first]
             layer.v[:, :, first:end] = v[:, :, : end - first]
-        return layer._replace(lengths=lengths)._coded(k, added, layer.codes, guard)
+        layer = layer._replace(lengths=lengths)
+        return layer._coded(k, added, layer.codes, guard)._coded_values(v, added, guard)
 
     def _coded(self, k: Any, added: int | NDArray, old: Coded | None, guard: Guard) -> FullLayer:
         """Encode new keys, or all keys where the thresholds are not settled yet."""
@@ -164,6 +177,17 @@ class FullLayer(NamedTuple):
         codes = encoded(keys, self.lengths, t, str(self.backend), self.options.centered)
         return self._replace(codes=codes, sample=sample)
 
+    def _coded_values(self, v: Any, added: int | NDArray, guard: Guard) -> FullLayer:
+        """Encode new values, once the layer has codes of keys."""
+        if not self.options.coded_values or self.codes is None:
+            return self
+        if self.values is None:
+            _, held = self.keys_values()
+            values = value_store.encoded(held, self.lengths, str(self.backend))
+        else:
+            values = value_store.append(self.values, v, added, self.lengths, guard)
+        return self._replace(values=values)
+
     def earliest(self) -> NDArray:
         """The least number of tokens (B,), apart from 0, that each sequence can be cut to."""
         return np.zeros(len(self.lengths.each), int)
@@ -185,6 +209,8 @@ class FullLayer(NamedTuple):
             if not np.array_equal(sample.now, self.sample.now):
                 return layer._encoded(sample)
             layer = layer._replace(sample=sample)
+        if self.values is not None:
+            layer = layer._replace(values=value_store.cut(self.values, lengths, self.v, guard))
         return layer._replace(codes=code_store.cut(self.codes, lengths, self.k, guard))
 
     def take(self, order: NDArray) -> FullLayer:
@@ -206,6 +232,8 @@ class FullLayer(NamedTuple):
             if self.sample.now[dropped].any() or not np.array_equal(sample.now, old.now):
                 return layer._encoded(sample)
             layer = layer._replace(sample=sample)
+        if self.values is not None:
+            layer = layer._replace(values=value_store.take(self.values, order))
         return layer._replace(codes=code_store.take(self.codes, order))
 
     def dense(self, home: Any, q: Any, scale: float | None) -> tuple[Any, Any]:
@@ -229,15 +257,22 @@ class FullLayer(NamedTuple):
         k, v = self.shown()
         arrays = {"k": k, "v": v, "length": self.lengths.each.astype(np.int64)}
         if self.codes is not None:
-            arrays |= {"planes": self.codes.used(), "codes_thresholds": self.codes.thresholds}
-            centers = self.codes.used_centers()
-            if centers is not None:
-                arrays |= centers._asdict()
+            arrays |= _code_arrays(self.codes, "")
+            arrays["codes_thresholds"] = self.codes.thresholds
+        if self.values is not None:  # a reader adds up the sums again
+            arrays |= _code_arrays(self.values.codes, VALUE)
         if self.sample is not None:
             arrays["sample_first"] = self.sample.first.astype(np.int64)
             if self.sample.lasting is not None:
                 arrays["sample_lasting"] = self.sample.lasting.astype(np.int64)
         return arrays
+
+
+def _code_arrays(codes: Coded, prefix: str) -> dict[str, Any]:
+    """Planes and centers for a file."""
+    centers = codes.used_centers()
+    own = {} if centers is None else centers._asdict()
+    return {prefix + name: x for name, x in {"planes": codes.used(), **own}.items()}
 
 
 def no_attention(xp: Any, q: Any) -> tuple[Any, Any]:
@@ -260,9 +295,9 @@ def write(buffer: Any, x: Any, first: NDArray, end: NDArray) -> None:
 
 
 def checked_append(
-    where: str, layer: Any, k: Any, added: int | NDArray, backend: str
+    where: str, layer: Any, k: Any, v: Any, added: int | NDArray, backend: str
 ) -> int | NDArray:
-    """The count, after a check that keys (B, H_kv, S, D) fit a layer."""
+    """The count, after a check that keys and values (B, H_kv, S, D) fit a layer."""
     B, H_kv, S, D = k.shape
     place = BACKENDS[backend] if layer.k is None else checks.device(layer.k)
     checks.lies_on(where, "k", k, place)
@@ -283,6 +318,8 @@ def checked_append(
                 f"{where}: {checks.shown('k', k)}; expected {layer.k.dtype}, as the layer has"
             )
     checks.finite(where, "k", k)
+    if layer.options.coded_values:
+        checks.finite(where, "v", v)
     return added
 
 

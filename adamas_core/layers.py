@@ -8,7 +8,7 @@ layers. If codes have been written over by then, the next access puts them back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from .codes import KeyCodes
 from .dispatch import Array, backend_of, int_or_view, views
 from .layer_cache import FullLayer, Options, checked_append
 from .slot import Slot
+from .value_store import CodedValues
+from .values import ValueCodes
 from .window_layer import WindowLayer
 
 NDArray = np.ndarray[Any, Any]
@@ -75,7 +77,7 @@ class Layers:
         held = slot.now()
         if held.lengths.longest == 0:  # as a new layer: the shape may be another one
             held = type(held)(held.options)
-        added = checked_append(where, held, k, added, backend)
+        added = checked_append(where, held, k, v, added, backend)
         if k.shape[2] == 0 and held.k is not None:
             return
         for roomier in held.with_room(k.shape[2]):
@@ -97,11 +99,36 @@ class Layers:
         slot.put(slot.now().cut(tokens, slot.guard))
 
 
-class LayerCodes(KeyCodes):
-    """The codes of a layer of a cache, as they are at each moment.
+class _OfLayer:
+    """Codes of a layer of a cache, which alone changes them, so that they always fit its rows."""
 
-    They can be read and searched. Only the cache changes them, so that they always belong to its
-    keys.
+    __slots__ = ()
+
+    name: ClassVar[str]
+    _layers: Layers
+    _layer: int
+
+    def _held(self) -> Layer:
+        held = self._layers[self._layer]
+        if held.codes is None:
+            raise ValueError(f"{self.name}: layer {self._layer} of the cache has no codes any more")
+        return held
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise ValueError(
+            f"{self.name}.{name}: the codes belong to a KVCache; expected KVCache.append and "
+            "KVCache.truncate, which change keys, values and codes together"
+        )
+
+    def reserve(self, tokens: int) -> None:
+        """Raise a ValueError: use ``KVCache(capacity=...)``."""
+        self._refuse("reserve")
+
+
+class LayerCodes(_OfLayer, KeyCodes):
+    """The codes of the keys of a layer of a cache, as they are at each moment.
+
+    They can be read and searched.
     """
 
     __slots__ = ("_layer", "_layers")
@@ -111,26 +138,38 @@ class LayerCodes(KeyCodes):
         self._layer = layer
 
     def _coded(self) -> Coded:
-        coded = self._layers[self._layer].codes
-        if coded is None:
-            raise ValueError(f"KeyCodes: layer {self._layer} of the cache has no codes any more")
+        coded = self._held().codes
+        assert coded is not None
         return coded
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise ValueError(
-            f"KeyCodes.{name}: the codes belong to a KVCache; expected KVCache.append and "
-            "KVCache.truncate, which change keys and codes together"
-        )
 
     def append(self, k: Array, count: int | Array | None = None) -> None:
         """Raise a ValueError: use `KVCache.append`."""
         self._refuse("append")
 
-    def reserve(self, tokens: int) -> None:
-        """Raise a ValueError: use ``KVCache(capacity=...)``."""
-        self._refuse("reserve")
-
     def truncate(self, tokens: int | Sequence[int] | Array, k: Array | None = None) -> None:
+        """Raise a ValueError: use `KVCache.truncate`."""
+        self._refuse("truncate")
+
+
+class LayerValues(_OfLayer, ValueCodes):
+    """The codes of the values of a layer of a cache, as they are at each moment."""
+
+    __slots__ = ("_layer", "_layers")
+
+    def __init__(self, layers: Layers, layer: int) -> None:
+        self._layers = layers
+        self._layer = layer
+
+    def _state(self) -> CodedValues:
+        values = self._held().values
+        assert values is not None
+        return values
+
+    def append(self, v: Array, count: int | Array | None = None) -> None:
+        """Raise a ValueError: use `KVCache.append`."""
+        self._refuse("append")
+
+    def truncate(self, tokens: int | Sequence[int] | Array, v: Array) -> None:
         """Raise a ValueError: use `KVCache.truncate`."""
         self._refuse("truncate")
 
@@ -166,8 +205,13 @@ class LayerCache:
 
     @property
     def codes(self) -> KeyCodes | None:
-        """The codes; None while the layer is empty, and in a dense layer."""
+        """The codes of the keys; None while the layer is empty, and in a dense layer."""
         return None if self._now().codes is None else LayerCodes(self._layers, self._layer)
+
+    @property
+    def value_codes(self) -> ValueCodes | None:
+        """The codes of the values; None where `codes` is None, and without a tail."""
+        return None if self._now().values is None else LayerValues(self._layers, self._layer)
 
     @property
     def k(self) -> Any:
@@ -204,7 +248,7 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use by keys, values and codes."""
+        """Bytes in use by keys, values and the codes of both."""
         return self._now().nbytes()
 
     def _shown(self, name: str, which: int) -> Any:

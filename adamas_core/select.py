@@ -35,7 +35,7 @@ def select_topk(
     budget : int
         K, 1 to the number of coded tokens.
     selection : Selection
-        The options.
+        The options. The tail does not change the tokens; `attend_tail` reads it.
     k : array (B, H_kv, S, D), optional
         The keys that were coded: float16, bfloat16 or float32, with at least as many tokens as the
         codes. Needed for `selection.refine`.
@@ -100,4 +100,4 @@ def _coded_keys(codes: KeyCodes, k: Array | None, selection: Selection) -> Array
             f"select_topk: refine={selection.refine} without k; expected the keys of codes "
             f"{codes.shape}"
         )
-    return codes._keys("select_topk", k, codes.tokens)
+    return codes._given("select_topk", k, codes.tokens)

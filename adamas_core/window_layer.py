@@ -37,6 +37,10 @@ class WindowLayer(NamedTuple):
         """A layer with a window has no codes."""
 
     @property
+    def values(self) -> None:
+        """Nor has it codes of values."""
+
+    @property
     def window(self) -> int:
         assert self.options.window is not None
         return self.options.window

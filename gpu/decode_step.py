@@ -87,8 +87,8 @@ class DecodeStep:
     Raises
     ------
     ValueError
-        selection.refine or selection.group is set, or the codes are centered and selection.metric
-        is "manhattan".
+        selection.refine, selection.group or selection.tail is set, or the codes are centered and
+        selection.metric is "manhattan".
     """
 
     def __init__(
@@ -99,6 +99,11 @@ class DecodeStep:
                 f"DecodeStep: selection has refine={selection.refine} and group={selection.group}; "
                 "expected refine=0 and group=False, because a step selects by codes alone and for "
                 "each query head"
+            )
+        if selection.tail:
+            raise ValueError(
+                f"DecodeStep: selection has tail={selection.tail}; expected tail=0, because a step "
+                "attends to selected tokens alone"
             )
         if cache.centers is not None and selection.metric != "weighted":
             raise ValueError(

@@ -78,7 +78,7 @@ def attend_tail(
         logits[first] = scale * (k[b, kv, first].astype(np.float64) @ q[b, h, l].astype(np.float64))
         later = v[b, kv, n : lengths[b]].astype(np.float64)
         mean = (values.total[b, kv].astype(np.float64) - later.sum(axis=0)) / n
-        rows = np.tile(mean, (n, 1))  # (n, D)
+        rows = np.tile(mean, (int(n), 1))  # (n, D)
         rows[first] = v[b, kv, first].astype(np.float64)
         rows[second] = read[b, kv, second]
         p = np.exp(logits - logits.max())

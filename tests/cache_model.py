@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core import KVCache, decode_attention
+from adamas_core import KVCache, Selection, cpu, decode_attention
 
 Tokens = NDArray[np.float32]  # (2, H_kv, n, D): keys and values
 THRESHOLDS = np.array([-0.9, 0, 0.9], np.float32)
+TAIL_BACKEND = "cpu" if hasattr(cpu, "attend_tail") else "reference"
 KINDS: dict[str, dict[str, Any]] = {
     "centered": {"centered": True},
+    "tail": {"selection": Selection(tail=30), "backend": TAIL_BACKEND},
     "plain": {"thresholds": THRESHOLDS, "centered": False},
     "calibrated": {"centered": False},
 }
@@ -253,7 +255,7 @@ class Model:
             with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
                 path = Path(folder) / "a.kv"
                 self.cache.save(path)
-                self.cache = KVCache.load(path)
+                self.cache = KVCache.load(path, backend=self.options.get("backend", "cpu"))
 
         return call
 
@@ -302,6 +304,14 @@ def same_layer(got: Any, expected: Any) -> None:
         np.testing.assert_array_equal(a.planes, b.planes)
         assert (a.centers is None) == (b.centers is None)
         for x, y in zip(a.centers or (), b.centers or (), strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert (got.value_codes is None) == (expected.value_codes is None)
+    if expected.value_codes is not None:
+        a, b = got.value_codes, expected.value_codes
+        assert a.nbytes == b.nbytes
+        for x, y in zip(
+            (a.planes, *a.centers, a.total), (b.planes, *b.centers, b.total), strict=True
+        ):
             np.testing.assert_array_equal(x, y)
 
 

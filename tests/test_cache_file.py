@@ -102,6 +102,16 @@ def test_a_damaged_file_is_refused(data: st.DataObject, tmp_path_factory: Any) -
         KVCache.load(path)
 
 
+def test_an_older_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chat.kv"
+    saved(path)
+    whole = path.read_bytes()
+    for version in (1, cache_file.VERSION - 1, cache_file.VERSION + 1):
+        path.write_bytes(whole[:8] + version.to_bytes(4, "little") + whole[12:])
+        with pytest.raises(ValueError, match=rf"has version {version}; expected version 4, the"):
+            KVCache.load(path)
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "chat.kv"
     cache = saved(path)

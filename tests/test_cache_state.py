@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_model import same_layer
+from cache_model import TAIL_BACKEND, same_layer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas_core import KVCache, cache_file, decode_attention
+from adamas_core import KVCache, Selection, cache_file, decode_attention
 
 KINDS: dict[str, dict[str, Any]] = {
     "centered": {"centered": True},
+    "tail": {"selection": Selection(tail=9)},
     "plain": {"centered": False, "thresholds": [-1, 0, 1]},
     "calibrated": {"centered": False},
     "window": {"windows": [30, None]},
@@ -109,6 +110,25 @@ FORGED: dict[str, tuple[str, Change]] = {
     "no length": ("centered", drop("0.length")),
     "no planes": ("centered", drop("0.planes")),
     "no means": ("centered", drop("0.means")),
+    "no planes of values": ("tail", drop("0.value_planes")),
+    "no scales of values": ("tail", drop("0.value_scales")),
+    "planes of values without a tail": (
+        "centered",
+        add("0.value_planes", np.zeros((2, 2, 2, 3, 8, 1, 8), np.uint64)),
+    ),
+    "planes of fewer values": ("tail", array("0.value_planes", lambda x: x[:, :, :, :2])),
+    "means of values in float32": (
+        "tail",
+        array("0.value_means", lambda x: x.astype(np.float32)),
+    ),
+    "means of values that are not finite": (
+        "tail",
+        array("0.value_means", at((0, 0, 0, 0), np.nan)),
+    ),
+    "an open tile of 63 values": ("tail", array("0.value_open_tile", lambda x: x[:, :, :63])),
+    "v with NaN and a tail": ("tail", array("0.v", at((1, 1, 3, 3), np.nan))),
+    "a tail that the codes lack": ("centered", put("selection", {"tail": 9})),
+    "a tail of plain codes": ("plain", put("selection", {"tail": 9})),
     "short v": ("centered", array("0.v", lambda x: x[:, :, :1])),
     "v of one head": ("centered", array("0.v", lambda x: x[:, :1])),
     "v in float16": ("centered", array("0.v", lambda x: x.astype(np.float16))),
@@ -173,7 +193,8 @@ def test_a_random_forgery_is_refused_or_harmless(
 ) -> None:
     """Another shape, dtype or number in any place: an error, or a cache that can be used."""
     path = tmp_path_factory.mktemp("kv") / "a.kv"
-    header, arrays = contents(path, data.draw(st.sampled_from(list(KINDS))), np.array([40, 150]))
+    codes = data.draw(st.sampled_from(list(KINDS)))
+    header, arrays = contents(path, codes, np.array([40, 150]))
     for _ in range(data.draw(st.integers(1, 2))):
         name = data.draw(st.sampled_from(sorted(arrays)))
         x = arrays[name]
@@ -195,7 +216,7 @@ def test_a_random_forgery_is_refused_or_harmless(
             arrays[name], arrays[other] = arrays[other], x
     cache_file.write(path, header, arrays)
     try:
-        cache = KVCache.load(path)
+        cache = KVCache.load(path, backend=TAIL_BACKEND if codes == "tail" else "cpu")
     except ValueError:
         return
     if cache[0].shape is not None:

@@ -38,6 +38,18 @@ def query(*shape: int) -> np.ndarray[Any, Any]:
     return ones(shape or (2, 6, 1, 64), F32)
 
 
+def tail(q: Any = None, k: Any = None, backend: str = "reference", **given: Any) -> Any:
+    """attend_tail on right arguments, some of them changed."""
+    x = kv if k is None else k
+    right = {
+        "codes": ac.encode(kv, backend=backend),
+        "values": ac.encode_values(kv, backend=backend),
+        "budget": 8,
+        "tail": 5,
+    }
+    return ac.attend_tail(query() if q is None else q, x, kv, **{**right, **given})
+
+
 planes = np.zeros((2, 2, 3, 2, 8, 1, 8), np.uint64)
 words = np.zeros((2, 6, 1, 4), np.uint64)
 kv = ones((2, 3, 100, 64), F32)
@@ -139,6 +151,107 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: ac.Selection(query_bits=9),
         ValueError,
         "Selection: query_bits=9; expected 2 to 8",
+    ),
+    "tail below 0": (lambda: ac.Selection(tail=-1), ValueError, "tail=-1; expected at least 0"),
+    "tail float": (lambda: ac.Selection(tail=1.0), TypeError, "tail=1.0; expected an integer"),
+    "tail by distances": (
+        lambda: ac.Selection("manhattan", tail=5),
+        ValueError,
+        "Selection: tail=5 with metric='manhattan'; expected metric='weighted'",
+    ),
+    "tail of a group": (
+        lambda: ac.Selection(group=True, tail=5),
+        ValueError,
+        "Selection: tail=5 with group=True; expected group=False",
+    ),
+    "tail of plain codes": (
+        lambda: tail(codes=ac.encode(kv, [-1, 0, 1], backend="reference")),
+        ValueError,
+        "attend_tail: tail=5 with plain codes; expected tail=0, or centered codes",
+    ),
+    "select tail of plain codes": (
+        lambda: ac.select_topk(query(), ac.encode(kv, [-1, 0, 1]), 8, tail=5),
+        ValueError,
+        "select_topk: tail=5 with plain codes; expected tail=0, or centered codes",
+    ),
+    "tail of a plain cache": (
+        lambda: ac.KVCache(selection=ac.Selection(tail=5), centered=False),
+        ValueError,
+        "KVCache: tail=5 with plain codes; expected tail=0, or centered codes",
+    ),
+    "tail of a cache with thresholds": (
+        lambda: filled(thresholds=[-1, 0, 1], tail=5),
+        ValueError,
+        "KVCache: tail=5 with plain codes; expected tail=0, or centered codes",
+    ),
+    # attend_tail, ValueCodes
+    "tail of keys for values": (
+        lambda: tail(values=ac.encode(kv)),
+        TypeError,
+        "attend_tail: values is of type KeyCodes; expected the ValueCodes that encode_values",
+    ),
+    "tail of values for keys": (
+        lambda: tail(codes=ac.encode_values(kv)),
+        TypeError,
+        "attend_tail: codes is of type ValueCodes; expected the KeyCodes that encode",
+    ),
+    "tail of other tokens": (
+        lambda: tail(values=ac.encode_values(kv, length=99, backend="reference")),
+        ValueError,
+        r"attend_tail: codes of \(2, 3, 100, 64\) .* values of \(2, 3, 99, 64\) .* same tokens",
+    ),
+    "tail of two backends": (
+        lambda: tail(values=ac.encode_values(kv)),
+        ValueError,
+        "attend_tail: codes of .* on 'reference' with length 100, and values of .* on 'cpu'",
+    ),
+    "tail query of another head_dim": (
+        lambda: tail(query(2, 6, 1, 32)),
+        ValueError,
+        r"attend_tail: q is float32 \(2, 6, 1, 32\); expected head_dim 64, as codes has",
+    ),
+    "tail of fewer keys": (
+        lambda: tail(k=kv[:, :, :9]),
+        ValueError,
+        r"attend_tail: k is float32 \(2, 3, 9, 64\) and v is float32 \(2, 3, 100, 64\)",
+    ),
+    "tail with an option": (
+        lambda: tail(sink=3),
+        TypeError,
+        "attend_tail: no option 'sink'; expected metric",
+    ),
+    "tail above the tokens": (
+        lambda: tail(budget=101),
+        ValueError,
+        "attend_tail: budget=101 is above the 100 tokens",
+    ),
+    "tail on no token": (
+        lambda: tail(
+            codes=ac.encode(kv[:, :, :0], backend="reference"),
+            values=ac.encode_values(kv[:, :, :0], backend="reference"),
+        ),
+        ValueError,
+        "attend_tail: codes of shape .* are empty; append keys first",
+    ),
+    "values of another dtype": (
+        lambda: ac.encode_values(ones((1, 2, 8))),
+        TypeError,
+        r"encode_values: v is float64 \(1, 2, 8\); expected dtype",
+    ),
+    "values longer than they are": (
+        lambda: ac.encode_values(kv, length=101),
+        ValueError,
+        "encode_values: length=101; expected 0 to 100, the tokens of v",
+    ),
+    "values of no head": (
+        lambda: ac.ValueCodes(1, 0, 64),
+        ValueError,
+        "ValueCodes: H_kv=0; expected at least 1",
+    ),
+    "values of no backend": (
+        lambda: ac.ValueCodes(1, 1, 64, "tpu"),
+        ValueError,
+        "backend='tpu'; expected one of",
     ),
     "unknown option": (
         lambda: ac.select_topk(query(), codes(), 5, prefilter=8),
@@ -600,6 +713,7 @@ SCALED: dict[str, Callable[[Any], Any]] = {
     "attend": lambda scale: ac.attend(query(), kv, kv, index, scale),
     "select_topk": lambda scale: ac.select_topk(query(), codes(), 8, scale=scale),
     "decode_attention": lambda scale: ac.decode_attention(query(6, 1, 64), filled(), 8, 0, scale),
+    "attend_tail": lambda scale: tail(scale=scale),
     "KVCache.attention": lambda scale: ac.KVCache().attention(8, scale),
 }
 

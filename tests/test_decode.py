@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cache_model import TAIL_BACKEND
 from numpy.typing import NDArray
 
-from adamas_core import KVCache, Selection, decode_attention
+from adamas_core import KVCache, Selection, attend, decode_attention, reference
 from adamas_core.dispatch import on_host
 
 Place = Callable[[NDArray[Any]], Any]
@@ -75,3 +76,57 @@ def test_scale_reaches_the_choice_of_a_group(place: Place) -> None:
         expected = decode_attention(place(q * factor), cache, 20, return_lse=True)
         np.testing.assert_allclose(on_host(lse), on_host(expected[1]), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(out, on_host(expected[0]), rtol=1e-3, atol=1e-3)
+
+
+def with_tail(k: NDArray[np.float32], v: NDArray[np.float32], tail: int = 30) -> KVCache:
+    cache = KVCache(selection=Selection(tail=tail, sinks=2), backend=TAIL_BACKEND)
+    cache.append(k, v)
+    return cache
+
+
+def test_a_tail_counts_all_tokens() -> None:
+    """As attend_tail over the codes of the cache."""
+    k, v, q = normal(2, 2, 300, 32), normal(2, 2, 300, 32, seed=1), normal(2, 4, 3, 32, seed=2)
+    cache = with_tail(k, v)
+    got = decode_attention(q, cache, 16, scale=0.3, return_lse=True)
+    codes, values = cache[0].codes, cache[0].value_codes
+    assert codes is not None
+    assert values is not None
+    expected = reference.attend_tail(q, k, v, codes.record, values.record, 16, cache.selection, 0.3)
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=4e-6)
+    pure = KVCache(selection=Selection(sinks=2))
+    pure.append(k, v)
+    assert np.abs(decode_attention(q, pure, 16, scale=0.3) - got[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("budget", [300, 400, None])
+def test_a_budget_for_all_tokens_leaves_no_tail(budget: int | None) -> None:
+    k, v, q = normal(2, 2, 300, 32), normal(2, 2, 300, 32, seed=1), normal(2, 4, 1, 32, seed=2)
+    got = decode_attention(q, with_tail(k, v), budget)
+    np.testing.assert_allclose(got, attend(q, k, v, None), atol=2e-6)
+
+
+def test_a_tail_of_sequences_of_other_lengths() -> None:
+    k, v, q = normal(3, 2, 200, 32), normal(3, 2, 200, 32, seed=1), normal(3, 4, 1, 32, seed=2)
+    cache = KVCache(selection=Selection(tail=20), backend=TAIL_BACKEND)
+    cache.append(k, v, count=np.array([200, 0, 30]))
+    out, lse = decode_attention(q, cache, 12, return_lse=True)
+    assert not out[1].any()
+    assert (lse[1] == -np.inf).all()
+    for b, n in ((0, 200), (2, 30)):
+        alone = KVCache(selection=Selection(tail=20), backend=TAIL_BACKEND)
+        alone.append(k[b, :, :n], v[b, :, :n])
+        np.testing.assert_allclose(out[b], decode_attention(q[b], alone, 12), atol=4e-6)
+
+
+def test_a_backend_without_a_tail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("adamas_core.cpu.attend_tail", raising=False)
+    k, q = normal(1, 2, 50, 16), normal(1, 4, 1, 16, seed=1)
+    cache = KVCache(selection=Selection(tail=5))
+    cache.append(k, k)
+    with pytest.raises(ValueError, match="decode_attention: tail is not available on the cpu back"):
+        decode_attention(q, cache, 8)
+    with pytest.raises(ValueError, match=r"KVCache.attention: tail is not available on the cpu ba"):
+        cache.attention(8)(0, q, k[:, :, :1], k[:, :, :1])
+    assert cache[0].tokens == 50

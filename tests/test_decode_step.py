@@ -153,6 +153,12 @@ def test_unsupported_options_are_refused(device: Any, selection: Selection) -> N
         DecodeStep(2, 1, cache, 8, selection)
 
 
+def test_a_tail_is_refused(device: Any) -> None:
+    cache = device_cache(1, 1, 32, np.dtype(np.float32), 64)
+    with pytest.raises(ValueError, match=r"DecodeStep: selection has tail=9; expected tail=0"):
+        DecodeStep(2, 1, cache, 8, Selection(tail=9))
+
+
 def test_manhattan_needs_plain_codes(device: Any) -> None:
     cache = device_cache(1, 1, 32, np.dtype(np.float32), 64)
     with pytest.raises(ValueError, match=r"DecodeStep: .* expected metric='weighted', or a cache"):

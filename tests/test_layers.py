@@ -10,7 +10,7 @@ import pytest
 from cache_model import interrupted, same_layer
 from numpy.typing import NDArray
 
-from adamas_core import KVCache, Selection, encode, select_topk
+from adamas_core import KVCache, Selection, encode, encode_values, select_topk
 
 
 def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -33,6 +33,50 @@ def test_codes_of_a_cache_are_changed_by_the_cache_alone(name: str) -> None:
     with pytest.raises(ValueError, match=rf"KeyCodes.{name}: the codes belong to a KVCache"):
         getattr(codes, name)(normal(1, 2, 5, 48) if name == "append" else 50)
     assert codes.tokens == cache[0].tokens == 100
+
+
+@pytest.mark.parametrize("name", ["append", "truncate", "reserve"])
+def test_codes_of_values_are_changed_by_the_cache_alone(name: str) -> None:
+    cache = filled(selection=Selection(tail=5))
+    values, v = cache[0].value_codes, normal(1, 2, 60, 48)
+    assert values is not None
+    given = {"append": (v,), "truncate": (50, v), "reserve": (50,)}
+    with pytest.raises(ValueError, match=rf"ValueCodes.{name}: the codes belong to a KVCache"):
+        getattr(values, name)(*given[name])
+    assert values.tokens == cache[0].tokens == 100
+
+
+def test_codes_of_values_follow_the_cache() -> None:
+    cache = filled(selection=Selection(tail=5), layers=3, dense_layers=[1], windows=[None, None, 9])
+    assert [cache[i].value_codes is None for i in range(3)] == [False, True, True]
+    assert filled()[0].value_codes is None
+    values, v = cache[0].value_codes, normal(1, 2, 200, 48, seed=1)
+    assert values is not None
+    cache.append(v, v)
+    whole = encode_values(cache[0].v)
+    assert (values.tokens, values.shape, values.nbytes) == (300, whole.shape, whole.nbytes)
+    np.testing.assert_array_equal(values.total, whole.total)
+    codes = cache[0].codes
+    assert codes is not None
+    assert cache[0].nbytes == 2 * cache[0].k.nbytes + codes.nbytes + values.nbytes
+    for i in range(1, 3):
+        cache.append(v, v, i)
+    cache.truncate(0)
+    assert cache[0].value_codes is None
+    with pytest.raises(ValueError, match="ValueCodes: layer 0 of the cache has no codes any more"):
+        values.total  # noqa: B018
+
+
+def test_values_that_have_no_code_are_refused() -> None:
+    k = normal(1, 2, 5, 8)
+    bad = k.copy()
+    bad[0, 0, 3, 0] = np.inf
+    KVCache().append(k, bad)
+    cache = KVCache(2, selection=Selection(tail=5), dense_layers=[1])
+    cache.append(k, bad, 1)
+    with pytest.raises(ValueError, match=r"KVCache.append: v is .*; expected finite numbers"):
+        cache.append(k, bad)
+    assert cache[0].tokens == 0
 
 
 def test_codes_of_a_cache_follow_it() -> None:
@@ -133,7 +177,15 @@ def test_the_backend_is_known_from_the_first_tokens_on() -> None:
     assert KVCache(backend="reference").backend == "reference"
 
 
-@pytest.mark.parametrize("options", [{"centered": True}, {"thresholds": [-1, 0, 1]}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"centered": True},
+        {"thresholds": [-1, 0, 1]},
+        {},
+        {"centered": True, "selection": Selection(tail=5)},
+    ],
+)
 @pytest.mark.parametrize("window", [None, 20])
 def test_an_interrupted_append_changes_nothing(options: dict[str, Any], window: int | None) -> None:
     """At any bytecode, and the next append goes on from there."""

@@ -39,3 +39,14 @@ def test_an_interrupt_after_the_store_undoes_nothing() -> None:
     slot._state = "new"
     assert slot.now() == "new"
     np.testing.assert_array_equal(array, 1)
+
+
+def test_an_operation_that_writes_over_two_arrays_is_undone_whole() -> None:
+    slot, array = guarded()
+    codes = empty(1, 1, 4, np.zeros((1, 3), np.float32), "cpu", 0, False)
+    other = np.zeros(2)
+    slot.guard(Undo(codes, 0, [(other, other.copy())]))
+    other[:] = 1
+    assert slot.now() == "old"
+    np.testing.assert_array_equal(array, 0)
+    np.testing.assert_array_equal(other, 0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from oracles import assert_attention, assert_same_bits, exact_attention, exact_tail, noise
 from strategies import UNIT, VALUES, Case, cases, coded_values, selections
 
-from adamas_core import Selection, encode, merge, reference
+from adamas_core import Selection, attend_tail, cpu, encode, encode_values, merge, reference
 from adamas_core.reference.center import CENTERED_THRESHOLDS, NOISE, code, scale_of
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.layout import Codes, Values
@@ -255,3 +255,56 @@ def test_the_order_of_the_sum() -> None:
             tile = tile + row
         expected = expected + tile
     assert_same_bits(total_of(v, 150)[0, 0], expected)
+
+
+# ---- the public function ------------------------------------------------------------------------
+
+
+def test_the_public_function_is_the_backends() -> None:
+    case, values = made(200, L=2)
+    codes = encode(case.k, backend="reference")
+    own = encode_values(case.v, backend="reference")
+    selection = Selection(sinks=2, tail=30)
+    out, lse = attend_tail(*case[:3], codes, own, 12, selection, 0.1, return_lse=True)
+    expected, expected_lse = reference.attend_tail(*case[:4], values, 12, selection, 0.1)
+    assert_same_bits(out, expected)
+    assert_same_bits(lse, expected_lse)
+    by_keywords = attend_tail(*case[:3], codes, own, 12, scale=0.1, sinks=2, tail=30)
+    assert_same_bits(by_keywords, expected)
+
+
+def test_without_a_batch_axis_and_with_room_after_the_tokens() -> None:
+    case, _ = made(200)
+    q, k, v = (x[0] for x in case[:3])
+    codes = encode(k[:, :150], backend="reference")
+    values = encode_values(v[:, :150], backend="reference")
+    got = attend_tail(q, k, v, codes, values, 12, tail=30)
+    expected = attend_tail(q, k[:, :150], v[:, :150], codes, values, 12, tail=30)
+    assert got.shape == q.shape
+    assert_same_bits(got, expected)
+
+
+@pytest.mark.peers
+def test_arrays_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    case, _ = made(200)
+    q, k, v = (torch.from_numpy(x).to(torch.bfloat16) for x in case[:3])
+    codes, values = encode(k, backend="reference"), encode_values(v, backend="reference")
+    out, lse = attend_tail(q, k, v, codes, values, 12, return_lse=True, tail=30)
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    q, k, v = (x.float().numpy() for x in (q, k, v))
+    codes, values = encode(k, backend="reference"), encode_values(v, backend="reference")
+    expected = attend_tail(q, k, v, codes, values, 12, tail=30)
+    np.testing.assert_allclose(out.float().numpy(), expected, atol=0.02)
+
+
+def test_a_backend_without_a_tail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not compute by another backend."""
+    monkeypatch.delattr("adamas_core.cpu.attend_tail", raising=False)
+    case, _ = made(100)
+    codes, values = encode(case.k), encode_values(case.v)
+    message = "attend_tail: tail is not available on the cpu backend yet; expected tail=0, or"
+    with pytest.raises(ValueError, match=message):
+        attend_tail(*case[:3], codes, values, 12, tail=30)
+    expected = cpu.attend_topk(*case[:3], codes.record, 12, Selection())
+    assert_same_bits(attend_tail(*case[:3], codes, values, 12), expected[0])

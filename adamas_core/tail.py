@@ -1,0 +1,141 @@
+"""attend_tail: attention to all tokens, of which only the best are read as they are."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .codes import KeyCodes
+from .dispatch import Array, load, load_tail, returner, views
+from .selection import DEFAULT, Selection
+from .values import ValueCodes
+
+
+def attend_tail(
+    q: Array,
+    k: Array,
+    v: Array,
+    codes: KeyCodes,
+    values: ValueCodes,
+    budget: int,
+    selection: Selection = DEFAULT,
+    scale: float | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> Array:
+    """Attention to all tokens in three tiers: exact, by codes, and by a mean.
+
+    The `budget` tokens that `select_topk` takes count by their keys and values. The next
+    `selection.tail` tokens count by estimated logits, and by values that are read back from their
+    codes. All other tokens count by the sum of their estimated weights, at the mean of the values.
+    One softmax covers the three.
+
+    Parameters
+    ----------
+    q : array (B, H, L, D)
+        float16, bfloat16 or float32, as the model computes it (after RoPE); B may be absent. The
+        queries are the last L of the coded tokens. Each sees the tokens up to itself.
+    k, v : array (B, H_kv, S, D)
+        The keys and values that were coded, with at least as many tokens as the codes. One dtype of
+        the three, which may differ from q's. The leading strides are free.
+    codes : KeyCodes
+        From ``encode(k)``, centered.
+    values : ValueCodes
+        From ``encode_values(v)``, for the same tokens.
+    budget : int
+        K, 1 to the number of coded tokens.
+    selection : Selection
+        The options. Its tail is the number of tokens that count by their codes. With tail=0 only
+        the budget's tokens count.
+    scale : float, optional
+        Factor of the inner products, finite; D ** -0.5 if not given.
+    return_lse : bool
+        Also return the log-sum-exp, which `merge` needs.
+    **options
+        Fields of `selection` to change for this call, as in
+        ``attend_tail(q, k, v, codes, values, 128, tail=1024)``.
+
+    Returns
+    -------
+    out : array (B, H, L, D), q's dtype
+        0 for a query that sees no token.
+    lse : array (B, H, L), float32
+        Natural log of the denominator of the softmax over all tokens, -inf where there is no token.
+        Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        codes is not a KeyCodes, values is not a ValueCodes, selection is not a Selection, an array
+        has another dtype, a number is not an integer, or there is no such option.
+    ValueError
+        Shapes or numbers of tokens do not fit each other. The codes are plain or empty. An option
+        is out of range. The budget is below 1 or above the number of coded tokens. The backend has
+        no tail.
+
+    See Also
+    --------
+    KVCache : keeps both kinds of codes, with ``selection=Selection(tail=1024)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adamas_core import attend, attend_tail, encode, encode_values
+    >>> k, v = np.random.default_rng(0).standard_normal((2, 2, 1000, 64), dtype=np.float32)
+    >>> q = k[:, -1:] + v[:, -1:]
+    >>> codes, values = (x(y, backend="reference") for x, y in ((encode, k), (encode_values, v)))
+    >>> out = attend_tail(q, k, v, codes, values, budget=32, tail=128)
+    >>> bool(abs(out - attend(q, k, v, None)).max() < 0.1)
+    True
+    """
+    where = "attend_tail"
+    checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k) returns")
+    checks.instance(
+        where, "values", values, ValueCodes, "the ValueCodes that encode_values(v) returns"
+    )
+    checks.instance(where, "selection", selection, Selection, "a Selection")
+    if options:
+        checks.option_names(where, options, [field.name for field in fields(Selection)])
+        selection = replace(selection, **options)
+    a, b, c = views(q=q, k=k, v=v)
+    checks.floats(where, "q", a, (3, 4))
+    checks.keys_values(where, b, c, (a.ndim,))
+    q4 = a[None] if a.ndim == 3 else a
+    checks.heads(where, "q and codes", q4.shape, codes.shape)
+    checks.same_head_dim(where, a, "codes", codes.head_dim)
+    checks.lies_on(where, "q", a, codes.device)
+    k4, v4 = codes._given(where, b, codes.tokens), values._given(where, c, values.tokens)
+    _same_tokens(where, codes, values)
+    if codes.tokens == 0:
+        raise ValueError(f"{where}: codes of shape {codes.shape} are empty; append keys first")
+    checks.searchable(where, selection, codes.head_dim, codes.centered)
+    checks.budget(where, budget, codes.tokens, codes.shape)
+    checks.forced(where, budget, selection)
+    checks.scale(where, scale)
+    rows, K = (q4, k4, v4, codes.record), int(budget)
+    if selection.tail:
+        home = load_tail(where, codes.backend)
+        found, lse = home.attend_tail(*rows, values.record, K, selection, scale)
+    else:
+        found, lse = load(codes.backend).attend_topk(*rows, K, selection, scale)
+    give = returner(q)
+    out = give(found.reshape(a.shape))
+    return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out
+
+
+def _same_tokens(where: str, codes: KeyCodes, values: ValueCodes) -> None:
+    """Reject codes of keys and codes of values of different tokens."""
+    lengths = [np.broadcast_to(x.length, x.shape[:1]) for x in (codes, values)]
+    if (
+        codes.shape != values.shape
+        or codes.backend != values.backend
+        or (lengths[0] != lengths[1]).any()
+    ):
+        raise ValueError(
+            f"{where}: codes of {codes.shape} on {codes.backend!r} with length {codes.length}, and "
+            f"values of {values.shape} on {values.backend!r} with length {values.length}; expected "
+            "the keys and values of the same tokens, and one backend"
+        )
