@@ -94,12 +94,12 @@ def tiers(
     selection: Selection,
     k: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Indices of the exact tier (B, H, L, budget) and of the coded tier (B, H, L, tail), ascending.
+    """Indices of the exact tier (B, H, L, budget) and of the coded tier (B, H, L, M), ascending.
 
     The exact tier is the choice of `select_topk`. Of all other visible tokens, the coded tier has
-    the `selection.tail` ones with the largest estimates; among equals the most recent token wins.
-    Where fewer tokens are left, the last places hold -1. With refine=0 both tiers together are the
-    choice of `select_topk` for a budget of budget + tail.
+    the `selection.tail` ones with the largest estimates; among equals the most recent token wins. M
+    is the tail, or S where that is less. Where fewer tokens are left, the last places hold -1. With
+    refine=0 both tiers together are the choice of `select_topk` for a budget of budget + tail.
     """
     exact = select_topk(q, codes, budget, selection, k)
     _, estimates, distances = estimated(q, codes, selection)
@@ -107,7 +107,8 @@ def tiers(
     for row in np.ndindex(ranks.shape[:-1]):
         taken = exact[row][exact[row] >= 0]
         ranks[row][taken] = np.iinfo(np.uint32).max  # topk takes no such token
-    return exact, topk(ranks, selection.tail, replace(selection, sinks=0, recent=0))
+    M = min(selection.tail, ranks.shape[-1])
+    return exact, topk(ranks, M, replace(selection, sinks=0, recent=0))
 
 
 def estimated(

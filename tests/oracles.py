@@ -109,23 +109,26 @@ def exact_tail(
     G = H // k.shape[1]
     out, lse, error = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf), np.zeros((B, H, L))
     H_D = hadamard(values.centers.means.shape[-1])[:D] / np.sqrt(values.centers.means.shape[-1])
-    lengths = np.broadcast_to(case.length, (B,))
+    H_kv, S = k.shape[1:3]
+    read = np.array(
+        [
+            [numbers(values.planes, values.centers, b, g)[:S] @ H_D.T for g in range(H_kv)]
+            for b in range(B)
+        ]
+    )  # (B, H_kv, S', D)
     for b, h, l in np.ndindex(B, H, L):
-        n, g = int(lengths[b]) - (L - 1 - l), h // G
+        n, g = int(np.broadcast_to(case.length, (B,))[b]) - (L - 1 - l), h // G
         if n <= 0:
             continue
         s = scale_numbers(case.codes.centers.scales[b, g])[:n]
         variance = scale**2 * (q[b, h, l] @ q[b, h, l]) * s**2 * noise()
         own = scale * estimates[b, h, l, :n].astype(np.float64)
-        logits, exact = own - variance / 2, scale * (k[b, g, :n] @ q[b, h, l])
-        first, second = (set(tier[b, h, l].tolist()) for tier in tiers)
-        logits = np.where([i in first for i in range(n)], exact, logits)
-        read = numbers(values.planes, values.centers, b, g) @ H_D.T
-        rows = [
-            v[b, g, i] if i in first else read[i] if i in second else v[b, g, :n].mean(axis=0)
-            for i in range(n)
-        ]
-        out[b, h, l] = softmax(logits) @ np.array(rows)
+        exact = scale * (k[b, g, :n] @ q[b, h, l])
+        first, second = (np.isin(np.arange(n), tier[b, h, l]) for tier in tiers)
+        logits = np.where(first, exact, own - variance / 2)
+        rows = np.where(second[:, None], read[b, g, :n], v[b, g, :n].mean(axis=0))
+        rows = np.where(first[:, None], v[b, g, :n], rows)
+        out[b, h, l] = softmax(logits) @ rows
         lse[b, h, l] = logsumexp(logits)
         error[b, h, l] = 2.0**-22 * max(np.abs(exact).max(), (np.abs(own) + variance).max())
     return out, lse, error

@@ -112,8 +112,12 @@ def test_what_is_seen_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize("name", ["truncate", "reset", "fork", "reorder", "remove"])
-@pytest.mark.parametrize("centered", [False, True])
-def test_an_operation_on_all_layers_is_done_in_all_or_in_none(name: str, centered: bool) -> None:
+@pytest.mark.parametrize(
+    "options", [{"centered": False}, {"centered": True}, {"selection": Selection(tail=5)}]
+)
+def test_an_operation_on_all_layers_is_done_in_all_or_in_none(
+    name: str, options: dict[str, Any]
+) -> None:
     """Whatever the bytecode at which Ctrl-C comes."""
     arguments: dict[str, Any] = {
         "truncate": 70,
@@ -125,7 +129,7 @@ def test_an_operation_on_all_layers_is_done_in_all_or_in_none(name: str, centere
     k = normal(2, 2, 300, 48)
 
     def made() -> KVCache:
-        cache = KVCache(3, windows=[None, None, 200], centered=centered)
+        cache = KVCache(3, windows=[None, None, 200], **options)
         for layer in range(3):
             cache.append(k, k, layer, count=np.array([300, 130]))
         return cache
