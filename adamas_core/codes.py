@@ -27,7 +27,7 @@ from .lengths import Lengths
 from .ops import hadamard
 from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, padded
-from .slot import Slot
+from .slot import Operation, Slot
 
 NDArray = np.ndarray[Any, Any]
 
@@ -326,7 +326,12 @@ class KeyCodes:
         coded = self._coded()
         checks.tokens(where, coded.lengths.longest + S)
         lengths = coded.lengths.plus(added)
-        self._slot.put(code_store.append(coded, a, added, lengths, self._slot.guard))
+        operation = Operation()
+        try:
+            guard = self._slot.guard(operation)
+            self._slot.put(code_store.append(coded, a, added, lengths, guard))
+        finally:
+            operation.runs = False
 
     def _keys(self, where: str, k: Array, tokens: int = 0) -> Any:
         """Keys as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
@@ -382,7 +387,11 @@ class KeyCodes:
                     f"{self.shape}; expected a multiple of {TILE}, or the keys k"
                 )
             keys = self._keys(where, k, lengths.longest)
-        self._slot.put(code_store.cut(coded, lengths, keys, self._slot.guard))
+        operation = Operation()
+        try:
+            self._slot.put(code_store.cut(coded, lengths, keys, self._slot.guard(operation)))
+        finally:
+            operation.runs = False
 
 
 def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
