@@ -71,6 +71,19 @@ def shown(name: str, x: NDArray) -> str:
     return f"{name} is {x.dtype} {x.shape}"
 
 
+def stated(name: str, value: object) -> str:
+    """Name and value, as messages show an argument that should be no array: at most 80 characters.
+
+    A large array that is there by mistake, as in ``append(0, k, v)``, is shown as an array.
+    """
+    text = " ".join(repr(value).split())
+    if len(text) <= 80:
+        return f"{name}={text}"
+    if isinstance(value, np.ndarray):
+        return shown(name, value)
+    return f"{name}={text[:77]}..."
+
+
 def device(x: NDArray | Any) -> str:
     """The device of a backend's array, as messages show it: cpu, or cuda:0."""
     return "cpu" if isinstance(x, np.ndarray) else f"cuda:{x.device.id}"
@@ -248,23 +261,23 @@ def instance(where: str, name: str, value: object, kind: type, expected: str) ->
 def true_or_false(where: str, name: str, value: object) -> None:
     """Reject an object that is not a Python or NumPy bool."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{where}: {name}={value!r}; expected True or False")
+        raise TypeError(f"{where}: {stated(name, value)}; expected True or False")
 
 
 def integer(where: str, name: str, value: object) -> int:
     """Return a Python or NumPy integer as an int; reject anything else, a bool too."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{where}: {name}={value!r}; expected an integer")
+        raise TypeError(f"{where}: {stated(name, value)}; expected an integer")
     return int(value)
 
 
 def real(where: str, name: str, value: object) -> None:
     """Reject a value that is not a Python or NumPy number, or that float32 cannot hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{where}: {name}={value!r}; expected a number")
+        raise TypeError(f"{where}: {stated(name, value)}; expected a number")
     size = abs(value if isinstance(value, int) else float(value))  # an int may be too large
     if not size <= MAX_FLOAT32:  # NaN too
-        raise ValueError(f"{where}: {name}={value!r}; expected a finite number, in float32")
+        raise ValueError(f"{where}: {stated(name, value)}; expected a finite number, in float32")
 
 
 def scale(where: str, value: object) -> None:
@@ -346,9 +359,11 @@ def order(where: str, name: str, value: object, B: int, least: int = 0) -> NDArr
     if numbers.size == 0:
         numbers = np.zeros(numbers.shape, np.int64)  # NumPy makes an empty list float64
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        raise TypeError(f"{where}: {name}={value!r}; expected an integer, or a list of integers")
+        raise TypeError(
+            f"{where}: {stated(name, value)}; expected an integer, or a list of integers"
+        )
     if numbers.min(initial=least) < least or numbers.max(initial=-1) >= B:
-        raise ValueError(f"{where}: {name}={value!r}; expected {least} to {B - 1}")
+        raise ValueError(f"{where}: {stated(name, value)}; expected {least} to {B - 1}")
     return numbers.astype(np.int64)
 
 
@@ -364,7 +379,7 @@ def windows(where: str, given: object, layers: int) -> tuple[int | None, ...]:
     """Return a window per layer; reject another number of them, or a window below 1."""
     if not isinstance(given, (list, tuple)):
         raise TypeError(
-            f"{where}: windows={given!r}; expected a list with an int or None per layer"
+            f"{where}: {stated('windows', given)}; expected a list with an int or None per layer"
         )
     if len(given) not in (0, layers):
         raise ValueError(f"{where}: windows has {len(given)} items; expected {layers}, or none")

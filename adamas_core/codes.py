@@ -266,7 +266,8 @@ class KeyCodes(TokenCodes):
             k does not have the shape of the codes, or count is out of range.
         """
         a, added, lengths = self._new(k, count)
-        self._slot.put(code_store.append(self._coded(), a, added, lengths, self._slot.guard))
+        coded = self._coded()
+        self._slot.change(lambda guard: code_store.append(coded, a, added, lengths, guard))
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
@@ -305,7 +306,7 @@ class KeyCodes(TokenCodes):
                     f"{self.shape}; expected a multiple of {TILE}, or the keys k"
                 )
             keys = self._given(where, k, lengths.longest)
-        self._slot.put(code_store.cut(coded, lengths, keys, self._slot.guard))
+        self._slot.change(lambda guard: code_store.cut(coded, lengths, keys, guard))
 
 
 def encode(

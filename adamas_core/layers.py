@@ -17,7 +17,7 @@ from .code_store import Coded
 from .codes import KeyCodes
 from .dispatch import Array, backend_of, int_or_view, views
 from .layer_cache import FullLayer, Options, checked_append
-from .slot import Slot
+from .slot import Operation, Slot
 from .value_store import CodedValues
 from .values import ValueCodes
 from .window_layer import WindowLayer
@@ -83,20 +83,25 @@ class Layers:
         for roomier in held.with_room(k.shape[2]):
             slot.put(roomier)
             held = roomier
-        slot.put(held.appended(k, v, added, backend, slot.guard))
+        slot.change(lambda guard: held.appended(k, v, added, backend, guard))
 
     def cut(self, tokens: list[int | NDArray | None]) -> None:
         """Cut each layer to checked numbers of tokens; None leaves it as it is."""
         cut: list[Layer] = []
-        for slot, kept in zip(self._slots, tokens, strict=True):
-            held = slot.now()
-            cut.append(held if kept is None else held.cut(kept, slot.guard))
-        self.replace(cut)
+        operation = Operation()
+        try:
+            for slot, kept in zip(self._slots, tokens, strict=True):
+                held = slot.now()
+                cut.append(held if kept is None else held.cut(kept, slot.guard(operation)))
+            self.replace(cut)
+        finally:
+            operation.runs = False
 
     def cut_one(self, layer: int, tokens: int | NDArray) -> None:
         """Cut one layer to a checked number of tokens."""
         slot = self._slots[layer]
-        slot.put(slot.now().cut(tokens, slot.guard))
+        held = slot.now()
+        slot.change(lambda guard: held.cut(tokens, guard))
 
 
 class _OfLayer:

@@ -138,7 +138,7 @@ class ValueCodes(TokenCodes):
         """
         a, added, lengths = self._new(v, count)
         state = self._state()
-        self._slot.put(value_store.append(state, a, added, lengths, self._slot.guard))
+        self._slot.change(lambda guard: value_store.append(state, a, added, lengths, guard))
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
@@ -170,7 +170,7 @@ class ValueCodes(TokenCodes):
         lengths = self._left(tokens)
         values = self._given("ValueCodes.truncate", v, lengths.longest)
         state = self._state()
-        self._slot.put(value_store.cut(state, lengths, values, self._slot.guard))
+        self._slot.change(lambda guard: value_store.cut(state, lengths, values, guard))
 
 
 def encode_values(

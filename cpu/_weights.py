@@ -56,7 +56,8 @@ _POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 5, [-0.5, 0.5])
 _COEFFICIENTS = [float(c) for c in _POWERS.convert(kind=np.polynomial.Polynomial).coef]
 
 
-_FIELDS = weights_of.py_func(0)
+_layout: Any = weights_of
+_FIELDS = _layout.py_func(0)  # positions of the fields, from the start
 
 
 def _power_of_two(builder: Any, x: Any) -> Any:

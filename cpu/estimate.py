@@ -408,7 +408,7 @@ def _guess_bounds(step, layout, scratch, part, state):
     scales = step.scales + part.b * step.scales_b + part.h * step.scales_h
     ranks = scratch + layout.ranks
     for j in range(tiles):
-        tile = first_tile + j * count // tiles
+        tile = _sampled(first_tile, count, j, tiles)
         _score_tile(step, layout, scratch, part, tile, j, len(state))
         _multiply_mean(step, layout, scratch, part, tile, j, len(state))
     for i in range(len(state)):
@@ -416,7 +416,7 @@ def _guess_bounds(step, layout, scratch, part, state):
         for j in range(tiles):
             _rank_tile(
                 scratch + layout.distances + 2 * (CHUNK * i + TILE * j),
-                scales + TILE * (first_tile + j * count // tiles),
+                scales + TILE * _sampled(first_tile, count, j, tiles),
                 terms,
                 load_scalar_float32(scratch + layout.on_means + 4 * (ROWS * j + i)),
                 ranks + 4 * TILE * j,
@@ -424,6 +424,12 @@ def _guess_bounds(step, layout, scratch, part, state):
         state[i, BOUND] = min(kth_rank(ranks, TILE * tiles, min(k, places)), ANY_RANK)
         _store_bound(tests_of(scratch + layout.tests), i, state[i, BOUND])
     return True
+
+
+@inlined
+def _sampled(first_tile, count, j, tiles):
+    """The j-th tile of a sample: the middle of its share. The first tile often is no usual one."""
+    return first_tile + (2 * j + 1) * count // (2 * tiles)
 
 
 @inlined

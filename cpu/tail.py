@@ -78,7 +78,8 @@ def attend_tail(
     whole = np.empty(q.shape, q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
-        rows, tail = lse.size, selection.tail
+        # No more tokens than there are can be coded ones.
+        rows, tail = lse.size, min(selection.tail, k.shape[2])
         exact = np.empty(q.shape, np.float32)
         indices = np.empty((*q.shape[:3], budget), np.int32)
         coded = np.empty((2, rows, tail), np.int32)

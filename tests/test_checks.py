@@ -146,6 +146,21 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "Selection: refine=-2; expected at least 0",
     ),
     "recent below 0": (lambda: ac.Selection(recent=-1), ValueError, "recent=-1; expected at least"),
+    "array for a layer": (
+        lambda: filled().append(0, kv, kv),  # type: ignore[arg-type]
+        TypeError,
+        r"^KVCache: layer is float32 \(2, 3, 100, 64\); expected an integer$",
+    ),
+    "long text for a layer": (
+        lambda: filled()["ab\n" * 1000],  # type: ignore[index]
+        TypeError,
+        r"^KVCache: layer='(ab\\n){19}\.\.\.; expected an integer$",
+    ),
+    "array for a scale": (
+        lambda: filled().attention(8, ones(100, F32)),  # type: ignore[arg-type]
+        TypeError,
+        r"^KVCache.attention: scale is float32 \(100,\); expected a number$",
+    ),
     "sinks float": (lambda: ac.Selection(sinks=1.0), TypeError, "sinks=1.0; expected an integer"),
     "selection query bits": (
         lambda: ac.Selection(query_bits=9),

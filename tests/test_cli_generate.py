@@ -181,6 +181,7 @@ def test_a_prompt_from_stdin(
     piped = io.TextIOWrapper(io.BytesIO("hé\nllo".encode()), encoding="ascii")
     for stdin, text in (
         (piped, "hé\nllo"),
+        (io.TextIOWrapper(io.BytesIO("hé\r\nllo".encode()), newline="\n"), "hé\nllo"),  # as a file
         (io.TextIOWrapper(io.BytesIO(b""), encoding="ascii"), ""),
         (Terminal("not read"), ""),
         (None, ""),  # closed

@@ -11,6 +11,7 @@ from cache_model import interrupted, same_layer
 from numpy.typing import NDArray
 
 from adamas_core import KVCache, Selection, encode, encode_values, select_topk
+from adamas_core.dispatch import load
 
 
 def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -226,3 +227,38 @@ def test_growth_that_ended_between_keys_and_values_goes_on() -> None:
     cache.append(k[:, :, 100:], k[:, :, 100:])
     whole.append(k, k)
     same_layer(cache[0], whole[0])
+
+
+@pytest.mark.parametrize("name", ["append", "truncate", "codes"])
+def test_a_reader_while_an_operation_runs_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that works on another layer, or only reads, as in the middle of the kernel."""
+    k = normal(1, 2, 128, 48)
+    cache = KVCache(2)
+    codes = encode(k[:, :, :100])
+    for layer in range(2):
+        cache.append(k[:, :, :100], k[:, :, :100], layer)
+    home = load("cpu")
+    kernel, reads = home.encode_centered, []
+
+    def read_too(*args: Any) -> Any:
+        planes = kernel(*args)
+        reads.append((cache.backend, cache.nbytes, cache[0].tokens, codes.tokens))
+        return planes
+
+    monkeypatch.setattr(home, "encode_centered", read_too)
+    if name == "append":
+        cache.append(k[:, :, 100:], k[:, :, 100:])
+    elif name == "truncate":
+        cache.truncate(50)
+    else:
+        codes.append(k[:, :, 100:])
+    monkeypatch.undo()
+    assert reads
+    whole, fresh = encode(k), KVCache()
+    n = cache[0].tokens
+    fresh.append(k[:, :, :n], k[:, :, :n])
+    same_layer(cache[0], fresh[0])
+    if name == "codes":
+        np.testing.assert_array_equal(codes.planes, whole.planes)

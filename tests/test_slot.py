@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from adamas_core.code_store import Undo, empty
-from adamas_core.slot import Slot
+from adamas_core.slot import Operation, Slot
 
 
-def guarded() -> tuple[Slot[str], np.ndarray]:
+def guarded(runs: bool = False) -> tuple[Slot[str], np.ndarray, Operation]:
     """A slot whose operation has begun to write over an array."""
-    slot, array = Slot("old"), np.zeros(3)
+    slot, array, operation = Slot("old"), np.zeros(3), Operation()
     codes = empty(1, 1, 4, np.zeros((1, 3), np.float32), "cpu", 0, False)
-    slot.guard(Undo(codes, 0, [(array, array.copy())]))
+    slot.guard(operation)(Undo(codes, 0, [(array, array.copy())]))
     array[:] = 1
-    return slot, array
+    operation.runs = runs
+    return slot, array, operation
 
 
 def test_an_operation_that_does_not_end_is_undone_once() -> None:
-    slot, array = guarded()
+    slot, array, _ = guarded()
     assert slot.now() == "old"
     np.testing.assert_array_equal(array, 0)
     array[:] = 2
@@ -26,8 +27,18 @@ def test_an_operation_that_does_not_end_is_undone_once() -> None:
     np.testing.assert_array_equal(array, 2)
 
 
+def test_a_reader_does_not_undo_an_operation_that_runs() -> None:
+    """The reader is another thread, or a signal handler in the middle of the operation."""
+    slot, array, operation = guarded(runs=True)
+    assert slot.now() == "old"
+    np.testing.assert_array_equal(array, 1)
+    operation.runs = False
+    assert slot.now() == "old"
+    np.testing.assert_array_equal(array, 0)
+
+
 def test_an_operation_that_has_ended_stays() -> None:
-    slot, array = guarded()
+    slot, array, _ = guarded()
     slot.put("new")
     assert slot.now() == "new"
     np.testing.assert_array_equal(array, 1)
@@ -35,17 +46,17 @@ def test_an_operation_that_has_ended_stays() -> None:
 
 def test_an_interrupt_after_the_store_undoes_nothing() -> None:
     """`put` stores the state first, and an interrupt can come before its second store."""
-    slot, array = guarded()
+    slot, array, _ = guarded()
     slot._state = "new"
     assert slot.now() == "new"
     np.testing.assert_array_equal(array, 1)
 
 
 def test_an_operation_that_writes_over_two_arrays_is_undone_whole() -> None:
-    slot, array = guarded()
+    slot, array, operation = guarded()
     codes = empty(1, 1, 4, np.zeros((1, 3), np.float32), "cpu", 0, False)
     other = np.zeros(2)
-    slot.guard(Undo(codes, 0, [(other, other.copy())]))
+    slot.guard(operation)(Undo(codes, 0, [(other, other.copy())]))
     other[:] = 1
     assert slot.now() == "old"
     np.testing.assert_array_equal(array, 0)

@@ -25,11 +25,11 @@ def prepare() -> None:
 
 
 def piped() -> str:
-    """The text of stdin, or none where it is a terminal or closed."""
+    """The text of stdin, or none where it is a terminal or closed. Lines end as in a file."""
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline=None)
     with naming(Path("stdin")):
         return decoded("stdin", sys.stdin.read)
 

@@ -1,0 +1,57 @@
+"""The tail on the CPU at sizes where bounds are guessed and heads are divided into parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from adamas_core import Selection, cpu, encode, encode_values, reference
+
+TOLERANCE = 1e-5  # relative to the largest value; sums of weights are float32
+
+
+def _assert_equal(q: Any, k: Any, v: Any, budget: int, selection: Selection, scale: Any) -> None:
+    given = q, k, v, encode(k).record, encode_values(v).record, budget, selection, scale
+    expected, expected_lse = reference.attend_tail(*given)
+    out, lse = cpu.attend_tail(*given)
+    assert_allclose(out, expected, rtol=0, atol=TOLERANCE * np.abs(v).max())
+    assert_allclose(lse, expected_lse, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _inputs(S: int, heads: int, D: int = 16) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(S + heads)
+    k, v = rng.standard_normal((2, 1, 1, S, D), dtype=np.float32)
+    return 2 * rng.standard_normal((1, heads, 1, D), dtype=np.float32), k, v
+
+
+@pytest.mark.parametrize("tail", [1, 300])
+@pytest.mark.parametrize("scale", [None, 0.01, 3.0, -0.3])
+@pytest.mark.parametrize(("S", "heads"), [(5000, 4), (33000, 1), (20000, 2)])
+def test_sizes(S: int, heads: int, scale: float | None, tail: int) -> None:
+    _assert_equal(*_inputs(S, heads), 32, Selection(tail=tail), scale)
+
+
+@pytest.mark.parametrize("options", [{"refine": 3}, {"sinks": 3, "recent": 5}])
+def test_options(options: dict[str, int]) -> None:
+    _assert_equal(*_inputs(6000, 3), 24, Selection(tail=100, **options), None)
+
+
+@pytest.mark.parametrize("tile", [2, 3])
+def test_bounds_that_are_guessed_wrong(tile: int) -> None:
+    """The nearest tokens fill a tile of the sample, or the one beside it.
+
+    In the second case the guess is far below them, and more tokens are near than have a place: the
+    weights of those that have none are more than exp(8) above the shift.
+    """
+    q, k, v = _inputs(4096, 1)
+    k[0, 0, 64 * tile : 64 * tile + 60] = 6 * q[0, 0]
+    _assert_equal(q, k, v, 8, Selection(tail=20), None)
+    _assert_equal(q, k, v, 8, Selection(tail=100), None)
+
+
+@pytest.mark.parametrize("D", [1, 8, 16, 32, 48, 64, 80, 128, 256])
+def test_head_dims(D: int) -> None:
+    _assert_equal(*_inputs(200, 2, D), 16, Selection(tail=50), None)
