@@ -246,6 +246,14 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
 # ---- the sum of three tiers --------------------------------------------------------------------
 
 
+def _place_of(builder: Any, token: Any, P: Any) -> tuple[Any, Any]:
+    """The tile of a token, and the bytes from a plane's first word to the token's."""
+    tile, slot = builder.lshr(token, I64(6)), builder.and_(token, I64(63))
+    group, lane = builder.lshr(slot, I64(3)), builder.and_(slot, I64(7))
+    line = builder.add(builder.mul(tile, I64(8)), group)  # 8 P words each
+    return tile, builder.add(builder.mul(line, builder.mul(P, I64(64))), builder.mul(lane, I64(8)))
+
+
 def _sum_block(vectors: int) -> Any:
     """The weighted sum over tokens of up to 64 coordinates: those of one word, in registers."""
 
@@ -270,17 +278,13 @@ def _sum_block(vectors: int) -> Any:
         zero = constant(vector, 0.0)
         totals = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
         last = builder.sub(n, I64(1))
-        tile_bytes, group_bytes = builder.mul(P, I64(8 * TILE)), builder.mul(P, I64(64))
         mean_bytes = builder.mul(P, I64(128)) if vectors == 4 else I64(32 * vectors)
 
         def at(i: Any) -> tuple[Any, Any]:
             token = load_int32(builder, builder.add(tokens, builder.mul(i, I64(4))))
-            token = builder.zext(token, I64)
-            tile, slot = builder.lshr(token, I64(6)), builder.and_(token, I64(63))
-            group, lane = builder.lshr(slot, I64(3)), builder.and_(slot, I64(7))
-            line = builder.add(builder.mul(tile, tile_bytes), builder.mul(group, group_bytes))
-            word = builder.add(words, builder.add(line, builder.mul(lane, I64(8))))
-            return word, builder.add(means, builder.mul(tile, mean_bytes))
+            tile, offset = _place_of(builder, builder.zext(token, I64), P)
+            mean = builder.add(means, builder.mul(tile, mean_bytes))
+            return builder.add(words, offset), mean
 
         with cgutils.for_range(builder, n) as loop:
             ahead = builder.add(loop.index, I64(AHEAD))
