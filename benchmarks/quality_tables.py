@@ -224,7 +224,9 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 
     def table(match: re.Match[str]) -> str:
         if match[1] not in found:
-            raise ValueError(f"filled: no table is called {match[1]!r}; expected one of {*found,}")
+            raise ValueError(
+                f"filled: no table is called {match[1]!r}; expected one of {(*found,)}"
+            )
         return f"<!-- table: {match[1]} -->\n\n{found[match[1]]}\n\n<!-- end of table -->"
 
     pattern = r"<!-- table: (.*?) -->\n.*?<!-- end of table -->"
