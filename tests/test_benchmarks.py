@@ -67,6 +67,29 @@ def test_every_script_and_figure_of_the_cpu_runs(monkeypatch: Any) -> None:
 
 
 @pytest.fixture
+def quality_tables(monkeypatch: Any) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("quality_tables")
+
+
+def test_the_tables_of_quality_are_those_of_the_records(quality_tables: Any) -> None:
+    page = quality_tables.PAGE.read_text(encoding="utf-8")
+    found = quality_tables.tables()
+    assert quality_tables.filled(page, found) == page
+    for name in found:
+        assert page.count(f"<!-- table: {name} -->") == 1
+    assert page.count("<!-- end of table -->") == len(found)
+
+
+def test_only_a_table_between_comments_is_replaced(quality_tables: Any) -> None:
+    page = "a\n<!-- table: x -->\n\nold\n\n<!-- end of table -->\nb\n"
+    new = quality_tables.filled(page, {"x": "| new |"})
+    assert new == page.replace("old", "| new |")
+    with pytest.raises(ValueError, match="no table is called 'x'; expected one of"):
+        quality_tables.filled(page, {"y": ""})
+
+
+@pytest.fixture
 def benchmark(monkeypatch: Any) -> Any:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import gpu_decode

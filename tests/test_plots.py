@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from lab_oracles import made_cell
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
 from adamas_core.lab import plots
+from adamas_core.lab.results import pooled
 
 
 def test_plots_of_cells(tmp_path: Path) -> None:
@@ -21,6 +25,17 @@ def test_plots_of_cells(tmp_path: Path) -> None:
     drawn = {"front", "budgets", "heat", "layers", "selectors", "ablations"}
     assert {path.stem for path in tmp_path.iterdir()} == drawn
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("plot", [plots.heat, plots.layers])
+def test_few_layers_and_heads_have_whole_ticks(plot: Callable[..., Figure]) -> None:
+    name = "relative_mass_by_layer_and_head"
+    row = {**pooled([made_cell("a", 1, 1)])[0], name: [[0.5, 0.25], [1.0, 0.75], [0.5, 0.5]]}
+    panel = plot([row]).axes[0]
+    axes = [panel.xaxis, panel.yaxis] if plot is plots.heat else [panel.xaxis]
+    ticks = [float(tick) for axis in axes for tick in axis.get_ticklocs()]
+    assert ticks
+    assert all(tick.is_integer() for tick in ticks)
 
 
 def test_the_plot_of_answers(tmp_path: Path) -> None:

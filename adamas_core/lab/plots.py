@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..file_errors import naming
 from .results import on_common_texts, pooled
@@ -191,6 +192,8 @@ def heat(rows: Sequence[Row]) -> Figure:
         )
         ax.set_title(row["name"], fontsize=7)
         ax.tick_params(labelsize=6)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_xlabel("head", fontsize=7)
     axes[0].set_ylabel("layer", fontsize=7)
     figure.colorbar(image, ax=list(axes), shrink=0.6, label="mass relative to the oracle's")
@@ -206,6 +209,7 @@ def layers(rows: Sequence[Row]) -> Figure:
         mass = np.array(own[0]["relative_mass_by_layer_and_head"]).mean(axis=1)
         ax.plot(mass, label=name, **look(i))
     ax.set_xlabel("layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("mass relative to the oracle's")
     ax.set_title(f"{about(rows)}, budget {rows[0]['budget']}", fontsize=9)
     ax.grid(alpha=0.3)
