@@ -73,13 +73,13 @@ def attend_tail(
     scale: float | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
     """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse."""
-    if selection.tail == 0:
+    tail = min(selection.tail, k.shape[2])
+    if tail == 0:
         return attend_topk(q, k, v, codes, budget, selection, scale)
     whole = np.empty(q.shape, q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
-        # No more tokens than there are can be coded ones.
-        rows, tail = lse.size, min(selection.tail, k.shape[2])
+        rows = lse.size
         exact = np.empty(q.shape, np.float32)
         indices = np.empty((*q.shape[:3], budget), np.int32)
         coded = np.empty((2, rows, tail), np.int32)

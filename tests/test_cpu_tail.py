@@ -55,3 +55,11 @@ def test_bounds_that_are_guessed_wrong(tile: int) -> None:
 @pytest.mark.parametrize("D", [1, 8, 16, 32, 48, 64, 80, 128, 256])
 def test_head_dims(D: int) -> None:
     _assert_equal(*_inputs(200, 2, D), 16, Selection(tail=50), None)
+
+
+def test_no_token() -> None:
+    q, k, v = _inputs(0, 2)
+    codes, values = encode(k).record, encode_values(v).record
+    out, lse = cpu.attend_tail(q, k, v, codes, values, 1, Selection(tail=1), None)
+    assert (out == 0).all()
+    assert (lse == -np.inf).all()
