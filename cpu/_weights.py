@@ -49,6 +49,7 @@ from ._simd import (
 from .center import load_scales
 
 HIGHEST = 8.0  # nats above the shift
+LEAST = 2.0**-120  # smaller weights are 0, which is no loss for a sum above 2^30 LEAST
 LOG2_E = np.float32(1 / math.log(2))
 
 # 2^r for |r| <= 1/2, to 2^-22 relative.
@@ -61,12 +62,12 @@ _FIELDS = _layout.py_func(0)  # positions of the fields, from the start
 
 
 def _power_of_two(builder: Any, x: Any) -> Any:
-    """2^x in each lane; x is taken as at least -120 and at most HIGHEST / ln 2."""
+    """2^x in each lane; x is taken as at most HIGHEST / ln 2, and the result is 0 below LEAST."""
     vector = x.type
-    for sign, limit in ((">", -120.0), ("<", HIGHEST / math.log(2))):
-        x = builder.select(
-            builder.fcmp_ordered(sign, x, constant(vector, limit)), x, constant(vector, limit)
-        )
+    highest, zero = constant(vector, HIGHEST / math.log(2)), constant(vector, 0.0)
+    x = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
+    lost = builder.fcmp_ordered("<", x, constant(vector, math.log2(LEAST)))
+    x = builder.select(lost, zero, x)
     # Adding 1.5 * 2^23 leaves n, rounded, in the low bits of the sum.
     magic = constant(vector, 12582912.0)
     sum_ = builder.fadd(x, magic)
@@ -77,7 +78,8 @@ def _power_of_two(builder: Any, x: Any) -> Any:
         name = "llvm.fmuladd.v16f32"
         y = call(builder, name, vector, y, r, constant(vector, coefficient))
     exponent = builder.shl(n, constant(I32x16, 23))
-    return builder.bitcast(builder.add(builder.bitcast(y, I32x16), exponent), vector)
+    y = builder.bitcast(builder.add(builder.bitcast(y, I32x16), exponent), vector)
+    return builder.select(lost, zero, y)
 
 
 def _over_rows(add_up: Any) -> Any:

@@ -51,7 +51,7 @@ from ._simd import (
 )
 from ._step import step_at
 from ._visible import visible_tokens
-from ._weights import HIGHEST
+from ._weights import HIGHEST, LEAST
 from .attend import attention_fields
 from .center import load_scale
 from .estimate import least_of, weigh_again
@@ -196,8 +196,9 @@ def logit_of(step, rank, scale, noise):
 def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
     """The shift and the sum of weights of the tokens that neither tier has.
 
-    That is the sum over all that compete, less those of the chosen ones. If a token that is not
-    chosen may be cut at HIGHEST, because the shifts were guessed too low, all are weighed again.
+    That is the sum over all that compete, less those of the chosen ones. All are weighed again if
+    the shifts were guessed too low (then a token that is not chosen may have been cut at HIGHEST)
+    or too high (then weights were lost).
     """
     to = step.rest + 16 * row
     store_float64(to, 0.0)
@@ -214,13 +215,15 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
     worst = np.uint32(0)
     for i in range(coded):
         worst = max(worst, load_uint32(ranks[1] + 4 * i))
-    shift, lowest = -np.inf, np.inf
+    shift, lowest, largest = -np.inf, np.inf, 0.0
     for split in range(step.splits):
         one = load_float64(sums + 16 * split)
         if one > -np.inf:  # the part has a token that competes
             shift, lowest = max(shift, one), min(lowest, one)
+            largest = max(largest, load_float64(sums + 16 * split + 8))
     splits = step.splits
-    if step.scale * np.float64(least_of(np.int64(worst))) - lowest > HIGHEST:
+    too_high = largest < 2.0**30 * LEAST  # the noise takes the logits far below the estimates
+    if too_high or step.scale * np.float64(least_of(np.int64(worst))) - lowest > HIGHEST:
         weigh_again(step, layout, scratch, row)
         shift, splits = load_float64(sums), 1
     mass = 0.0

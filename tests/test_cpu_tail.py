@@ -57,6 +57,15 @@ def test_head_dims(D: int) -> None:
     _assert_equal(*_inputs(200, 2, D), 16, Selection(tail=50), None)
 
 
+def test_noise_far_above_the_estimates() -> None:
+    """Large keys in another direction: estimates of 10 to 100 nats, and as much noise."""
+    for seed in range(4):
+        q, k, v = _inputs(5000 + seed, 1, 32)
+        other = np.random.default_rng(seed).standard_normal((1, 1, 1, 32), dtype=np.float32)
+        k[:, :, 1000:1060] = 6 * (2 * q + 5 * other)
+        _assert_equal(4 * q, k, v, 1, Selection(tail=1), None)
+
+
 def test_no_token() -> None:
     q, k, v = _inputs(0, 2)
     codes, values = encode(k).record, encode_values(v).record
