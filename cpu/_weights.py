@@ -27,7 +27,6 @@ from ._simd import (
     I64,
     F32x16,
     I32x16,
-    call,
     constant,
     larger_number,
     largest_of,
@@ -36,6 +35,7 @@ from ._simd import (
     load_float64,
     load_int64,
     load_scalar_float32,
+    multiply_add,
     operation,
     splat,
     store,
@@ -75,8 +75,7 @@ def _power_of_two(builder: Any, x: Any) -> Any:
     r = builder.fsub(x, builder.fsub(sum_, magic))
     y = constant(vector, _COEFFICIENTS[-1])
     for coefficient in reversed(_COEFFICIENTS[:-1]):
-        name = "llvm.fmuladd.v16f32"
-        y = call(builder, name, vector, y, r, constant(vector, coefficient))
+        y = multiply_add(builder, y, r, constant(vector, coefficient))
     exponent = builder.shl(n, constant(I32x16, 23))
     y = builder.bitcast(builder.add(builder.bitcast(y, I32x16), exponent), vector)
     return builder.select(lost, zero, y)
@@ -100,9 +99,6 @@ def _over_rows(add_up: Any) -> Any:
         factors = [load_scales(builder, builder.add(scales, I64(16 * i))) for i in range(4)]
         squares = [builder.fmul(factor, factor) for factor in factors]
         vector = F32x16.ir
-
-        def fma(a: Any, b: Any, c: Any) -> Any:
-            return call(builder, "llvm.fmuladd.v16f32", vector, a, b, c)
 
         with cgutils.for_range(builder, rows) as loop:
             four = builder.mul(loop.index, I64(4))
@@ -135,10 +131,11 @@ def _over_rows(add_up: Any) -> Any:
             for i, (factor, square) in enumerate(zip(factors, squares, strict=True)):
                 packed = load(builder, builder.add(own, I64(32 * i)), ir.VectorType(I16, 16))
                 d = builder.uitofp(packed, vector)
-                n = fma(constant(vector, -2.0), d, total)
+                n = multiply_add(builder, constant(vector, -2.0), d, total)
                 product = builder.fmul(builder.fmul(n, factor), unit)
                 estimate = builder.fadd(product, mean)
-                logit = fma(estimate, slope, fma(square, noise, start))
+                below = multiply_add(builder, square, noise, start)
+                logit = multiply_add(builder, estimate, slope, below)
                 bits = builder.trunc(builder.lshr(word, I64(16 * i)), I16)
                 lanes = builder.bitcast(bits, ir.VectorType(I1, 16))
                 sums = add_up(builder, sums, logit, lanes)

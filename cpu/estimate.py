@@ -609,8 +609,8 @@ def choose_estimated(at, start, end, scratch):
 
 
 @inlined
-def _choose_row(step, layout, scratch, row):
-    visible, forced, forced_count = forced_of(step, row)
+def gathered(step, row):
+    """The candidates of a row from all parts, one after another; their ranks, and their number."""
     own = step.candidates + 4 * step.row_room * row
     ranks = step.ranks + 4 * step.row_room * row
     counts = step.counts + 8 * step.splits * row
@@ -621,6 +621,13 @@ def _choose_row(step, layout, scratch, row):
             store_int32(own + 4 * count, load_int32(own + 4 * at))
             store_uint32(ranks + 4 * count, load_uint32(ranks + 4 * at))
             count += 1
+    return own, ranks, count
+
+
+@inlined
+def _choose_row(step, layout, scratch, row):
+    visible, forced, forced_count = forced_of(step, row)
+    own, ranks, count = gathered(step, row)
     places = step.budget - forced_count
     if step.refined > 0:
         count = keep_best(own, ranks, count, step.refined - forced_count)[0]

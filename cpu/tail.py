@@ -26,7 +26,6 @@ from ._simd import (
     I16,
     I64,
     F32x16,
-    call,
     constant,
     load,
     load_float32,
@@ -36,6 +35,7 @@ from ._simd import (
     load_scalar_float32,
     load_uint32,
     load_uint64,
+    multiply_add,
     operation,
     prefetch,
     splat,
@@ -54,7 +54,7 @@ from ._visible import visible_tokens
 from ._weights import HIGHEST, LEAST
 from .attend import attention_fields
 from .center import load_scale
-from .estimate import least_of, weigh_again
+from .estimate import gathered, least_of, weigh_again
 from .hadamard import scratch_floats, transform
 from .rerank import keep_best
 from .select import attend_topk, run_step
@@ -131,16 +131,7 @@ def choose_tail(at, start, end, scratch):
 @inlined
 def _choose_row(step, layout, scratch, row):
     visible, forced, forced_count = forced_of(step, row)
-    own = step.candidates + 4 * step.row_room * row
-    ranks = step.ranks + 4 * step.row_room * row
-    counts = step.counts + 8 * step.splits * row
-    count = load_int64(counts)
-    for split in range(1, step.splits):
-        for i in range(load_int64(counts + 8 * split)):
-            at = sought(step) * split + i
-            store_int32(own + 4 * count, load_int32(own + 4 * at))
-            store_uint32(ranks + 4 * count, load_uint32(ranks + 4 * at))
-            count += 1
+    own, ranks, count = gathered(step, row)
     count, _ = keep_best(own, ranks, count, sought(step) - forced_count)
     places = step.budget - forced_count
     # The places of candidates of a search are free.
@@ -315,7 +306,7 @@ def _sum_block(vectors: int) -> Any:
                     y = builder.fadd(y, builder.select(mask, part, zero))
                 half = load(builder, builder.add(mean, I64(32 * v)), ir.VectorType(F16, 16))
                 m = builder.fpext(half, vector)
-                y = call(builder, "llvm.fmuladd.v16f32", vector, weight, m, y)
+                y = multiply_add(builder, weight, m, y)
                 builder.store(y, total)
         for v, total in enumerate(totals):
             store(builder, builder.add(sums, I64(64 * v)), builder.load(total))
