@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from . import checks, code_store, value_store
-from .code_store import Coded, head_thresholds
+from .code_store import Coded, as_planes, head_thresholds
 from .codes import SAMPLE
 from .dispatch import array_module
-from .layer_cache import CALIBRATION_TOKENS, VALUE, FullLayer, Options, Sample
+from .layer_cache import CALIBRATION_TOKENS, FINE, VALUE, FullLayer, Options, Sample
 from .layers import Layer
 from .lengths import Lengths
 from .reference.center import CENTERED_THRESHOLDS
-from .reference.layout import Centers, padded, tiles, words
+from .reference.layout import TILE, Centers, Fine, padded, tiles, words
 from .selection import Selection
 from .value_store import CodedValues
 from .window_layer import WindowLayer
@@ -155,6 +155,7 @@ def _codes(
         names |= set(Centers._fields)
         if options.coded_values:
             names |= {VALUE + name for name in ("planes", *Centers._fields)}
+            names |= {FINE + name for name in Fine._fields}
     elif options.thresholds is None:
         names |= {"sample_first"}
         if lengths.each.sum() >= CALIBRATION_TOKENS:
@@ -169,7 +170,12 @@ def _codes(
             raise ValueError(f"{checks.shown('thresholds', given)}; expected ({H_kv}, 3)")
         expect("codes_thresholds", (t == given).all(), "the thresholds of the cache")
     planes, centers = _planes_centers(own, "", shape, options.centered)
-    return _coded(planes, centers, t, lengths, D, backend)
+    fine = None
+    if options.coded_values:
+        fine = Fine(*(own[FINE + name] for name in Fine._fields))
+        checks.fine(WHERE, fine, planes)
+        _only_coordinates(FINE + "bits", fine.bits, D)
+    return _coded(planes, centers, fine, t, lengths, D, backend)
 
 
 def _planes_centers(
@@ -182,9 +188,7 @@ def _planes_centers(
     checks.planes(WHERE, planes)
     if planes.shape != expected:
         raise ValueError(f"{checks.shown(name, planes)}; expected {expected}")
-    if padded(D) < 64:
-        unused = np.uint64(2**64 - 2 ** padded(D))
-        expect(name, not (planes & unused).any(), "zeros after the last coordinate")
+    _only_coordinates(name, planes, D)
     if not centered:
         return planes, None
     centers = Centers(*(own[prefix + field] for field in Centers._fields))
@@ -193,9 +197,17 @@ def _planes_centers(
     return planes, centers
 
 
+def _only_coordinates(name: str, words: NDArray, D: int) -> None:
+    """Reject bits after the last coordinate."""
+    if padded(D) < 64:
+        unused = np.uint64(2**64 - 2 ** padded(D))
+        expect(name, not (words & unused).any(), "zeros after the last coordinate")
+
+
 def _coded(
     planes: NDArray,
     centers: Centers | None,
+    fine: Fine | None,
     thresholds: NDArray,
     lengths: Lengths,
     D: int,
@@ -204,8 +216,9 @@ def _coded(
     """Codes on the device of a backend, with free slots of 0."""
     xp = array_module(backend)
     there = None if centers is None else Centers(*map(xp.asarray, centers))
+    third = None if fine is None else Fine(*map(xp.asarray, fine))
     t = head_thresholds(thresholds, planes.shape[2], backend)
-    codes = Coded(xp.asarray(planes), there, t, lengths, D, backend)
+    codes = Coded(xp.asarray(planes), there, third, t, lengths, D, backend)
     code_store.clear(codes, lengths.each, np.full(len(lengths.each), checks.MAX_TOKENS))
     return codes
 
@@ -216,7 +229,11 @@ def _values(layer: FullLayer, own: dict[str, NDArray]) -> CodedValues:
     for row in v.reshape(-1, *v.shape[2:]):
         checks.finite(WHERE, "v", row)
     planes, centers = _planes_centers(own, VALUE, v.shape, True)
-    codes = _coded(planes, centers, CENTERED_THRESHOLDS, layer.lengths, v.shape[3], backend)
+    _, B, H_kv, T, _, P, _ = planes.shape
+    by_token = as_planes(np.empty((B, H_kv, T, TILE, 2, P), np.uint64))
+    by_token[...] = planes
+    t = CENTERED_THRESHOLDS
+    codes = _coded(by_token, centers, None, t, layer.lengths, v.shape[3], backend)
     return value_store.with_sums(codes, layer.v)
 
 

@@ -21,6 +21,7 @@ from .reference.layout import (
     MAX_HEAD_DIM,
     TILE,
     Centers,
+    Fine,
     Selection,
     padded,
     words,
@@ -190,6 +191,15 @@ def centered(
     if not given and selection is not None:
         tail_of_plain(where, selection)
     return bool(given)
+
+
+def code_bits(where: str, bits: int, centered: bool) -> int:
+    """The bits of a key's coordinate: 2, or 3 for centered codes."""
+    if integer(where, "bits", bits) not in (2, 3):
+        raise ValueError(f"{where}: bits={bits}; expected 2 or 3")
+    if bits == 3 and not centered:
+        raise ValueError(f"{where}: bits=3 with plain codes; expected bits=2, or centered codes")
+    return int(bits)
 
 
 def metric(where: str, name: str) -> None:
@@ -440,6 +450,23 @@ def centers(where: str, given: Centers, planes: NDArray, head_dim: int) -> None:
         "scales": ("uint8", (B, H_kv, T, TILE)),
         "open_tile": ("float32", (B, H_kv, TILE, Dt)),
     }
+    _beside_planes(where, given, expected, planes)
+
+
+def fine(where: str, given: Fine, planes: NDArray) -> None:
+    """Reject third bits that do not fit their planes."""
+    _, B, H_kv, T, _, P, _ = planes.shape
+    expected = {"bits": ("uint64", (B, H_kv, T, TILE, P)), "scales": ("uint8", (B, H_kv, T, TILE))}
+    _beside_planes(where, given, expected, planes)
+
+
+def _beside_planes(
+    where: str,
+    given: Centers | Fine,
+    expected: Mapping[str, tuple[str, tuple[int, ...]]],
+    planes: NDArray,
+) -> None:
+    """Reject arrays of another dtype, shape, layout or device than their planes need."""
     for name, x in given._asdict().items():
         kind, shape = expected[name]
         dtype(where, name, x, kind)

@@ -19,7 +19,7 @@ import numpy as np
 
 from .dispatch import array_module, load
 from .lengths import Lengths
-from .reference.layout import TILE, Centers, Codes, padded, tiles, words
+from .reference.layout import TILE, Centers, Codes, Fine, padded, tiles, words
 
 NDArray = np.ndarray[Any, Any]
 Guard: TypeAlias = Callable[["Undo"], None]
@@ -30,6 +30,7 @@ class Coded(NamedTuple):
 
     planes: Any  # (2, B, H_kv, T, 8, P, 8), with room for more tokens than there are
     centers: Centers | None  # with the same room
+    fine: Fine | None  # with the same room; only with centers
     thresholds: Any  # (H_kv, 3), on the device of the planes
     lengths: Lengths
     head_dim: int
@@ -37,11 +38,18 @@ class Coded(NamedTuple):
 
     def record(self) -> Codes:
         """The codes as backends read them."""
-        return Codes(self.used(), self.lengths.given(), self.thresholds, self.used_centers())
+        return Codes(
+            self.used(),
+            self.lengths.given(),
+            self.thresholds,
+            self.used_centers(),
+            self.used_fine(),
+        )
 
     def nbytes(self) -> int:
         """Bytes of the tiles in use, and of the open tile."""
-        return sum(int(x.nbytes) for x in (self.used(), *(self.used_centers() or ())))
+        used = (self.used(), *(self.used_centers() or ()), *(self.used_fine() or ()))
+        return sum(int(x.nbytes) for x in used)
 
     def used(self) -> Any:
         """The planes of the tiles in use."""
@@ -54,6 +62,20 @@ class Coded(NamedTuple):
         means, scales, open_tile = self.centers
         T = tiles(self.lengths.longest)
         return Centers(means[:, :, :T], scales[:, :, :T], open_tile)
+
+    def used_fine(self) -> Fine | None:
+        """Third bits and their scales of the tiles in use."""
+        if self.fine is None:
+            return None
+        return Fine(*(x[:, :, : tiles(self.lengths.longest)] for x in self.fine))
+
+
+class Kind(NamedTuple):
+    """What codes hold, and how they lie in memory."""
+
+    centered: bool
+    fine: bool = False  # whether they have a third bit
+    by_token: bool = False  # whether the words of a token lie side by side: codes that are gathered
 
 
 class Undo(NamedTuple):
@@ -71,20 +93,31 @@ class Undo(NamedTuple):
 
 
 def empty(
-    B: int, H_kv: int, D: int, thresholds: Any, backend: str, capacity: int, centered: bool
+    B: int, H_kv: int, D: int, thresholds: Any, backend: str, capacity: int, kind: Kind
 ) -> Coded:
     """Codes of no token, with room for `capacity` tokens; thresholds are on the device."""
     xp = array_module(backend)
-    T, Dt = tiles(capacity), padded(D)
-    centers = None
-    if centered:
+    T, Dt, P = tiles(capacity), padded(D), words(D)
+    centers = fine = None
+    if kind.centered:
         centers = Centers(
             xp.zeros((B, H_kv, T, Dt), np.float16),
             xp.zeros((B, H_kv, T, TILE), np.uint8),
             xp.zeros((B, H_kv, TILE, Dt), np.float32),
         )
-    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
-    return Coded(planes, centers, thresholds, Lengths.of(0, B), D, backend)
+    if kind.fine:
+        bits = xp.zeros((B, H_kv, T, TILE, P), np.uint64)
+        fine = Fine(bits, xp.zeros((B, H_kv, T, TILE), np.uint8))
+    planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
+    if kind.by_token:
+        planes = as_planes(xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64))
+    return Coded(planes, centers, fine, thresholds, Lengths.of(0, B), D, backend)
+
+
+def as_planes(rows: Any) -> Any:
+    """Rows (B, H_kv, T, 64, 2, P), a token's words side by side, as planes, without a copy."""
+    B, H_kv, T, _, _, P = rows.shape
+    return rows.reshape(B, H_kv, T, 8, 8, 2, P).transpose(5, 0, 1, 2, 3, 6, 4)
 
 
 def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:
@@ -111,7 +144,7 @@ def append(state: Coded, k: Any, added: int | NDArray, lengths: Lengths, guard: 
         if np.ndim(added):
             clear(room, lengths.each, old.each + S)  # this kernel codes all S keys of each sequence
     else:
-        home.encode_centered(k, room.thresholds, room.planes, room.centers, start, added)
+        home.encode_centered(k, room.thresholds, room.planes, room.centers, start, added, room.fine)
     return room._replace(lengths=lengths)
 
 
@@ -129,8 +162,9 @@ def cut(state: Coded, lengths: Lengths, k: Any, guard: Guard) -> Coded:
             first = n // TILE * TILE
             means, scales, open_tile = room.centers
             centers = Centers(means[one], scales[one], open_tile[one])
+            fine = room.fine and Fine(*(x[one] for x in room.fine))
             load(state.backend).encode_centered(
-                k[one, :, first:n], room.thresholds, room.planes[:, one], centers, first
+                k[one, :, first:n], room.thresholds, room.planes[:, one], centers, first, fine=fine
             )
     return room._replace(lengths=lengths)
 
@@ -147,14 +181,17 @@ def take(state: Coded, order: NDArray) -> Coded:
     centers = state.used_centers()
     if centers is not None:
         centers = Centers(*(take_sequences(xp, x, order) for x in centers))
-    planes = take_sequences(xp, state.used(), order, axis=1)
-    return state._replace(planes=planes, centers=centers, lengths=state.lengths.take(order))
+    fine = state.used_fine()
+    if fine is not None:
+        fine = Fine(*(take_sequences(xp, x, order) for x in fine))
+    taken = state._replace(centers=centers, fine=fine, lengths=state.lengths.take(order))
+    return taken._replace(planes=take_sequences(xp, state.used(), order, axis=1))
 
 
 def take_sequences(xp: Any, x: Any, order: NDArray, axis: int = 0) -> Any:
     """A copy of the sequences `order` along an axis, zeros where order is -1."""
     before = (slice(None),) * axis
-    found = xp.zeros((*x.shape[:axis], len(order), *x.shape[axis + 1 :]), x.dtype)
+    found = _zeros_like(xp, x, axis, len(order))
     for i, b in enumerate(map(int, order)):
         if b >= 0:
             found[(*before, i)] = x[(*before, b)]
@@ -165,7 +202,7 @@ def reserve(state: Coded, tokens: int) -> Coded:
     """The codes with room for `tokens` tokens, in arrays that can be written."""
     held, needed = state.planes.shape[3], tiles(tokens)
     # A caller's arrays may be read-only; CuPy's never are.
-    mine = (state.planes, *(state.centers or ()))
+    mine = (state.planes, *(state.centers or ()), *(state.fine or ()))
     if needed <= held and all(getattr(x.flags, "writeable", True) for x in mine):
         return state
     T = needed if needed <= held else max(needed, 2 * held)
@@ -176,7 +213,10 @@ def reserve(state: Coded, tokens: int) -> Coded:
         centers = Centers(
             _grown(xp, means, 2, T), _grown(xp, scales, 2, T), _grown(xp, open_tile, 2, TILE)
         )
-    return state._replace(planes=_grown(xp, state.used(), 3, T), centers=centers)
+    fine = state.used_fine()
+    if fine is not None:
+        fine = Fine(*(_grown(xp, x, 2, T) for x in fine))
+    return state._replace(planes=_grown(xp, state.used(), 3, T), centers=centers, fine=fine)
 
 
 def clear(state: Coded, first: NDArray, end: NDArray) -> None:
@@ -197,6 +237,9 @@ def clear(state: Coded, first: NDArray, end: NDArray) -> None:
             scales[:, :, tile, slot:] = 0
             scales[:, :, tile + 1 : last] = 0
             means[:, :, tiles(start) : last] = 0
+        for x in state.fine or ():
+            x[one, :, tile, slot:] = 0
+            x[one, :, tile + 1 : last] = 0
 
 
 def ranges(first: NDArray, end: NDArray) -> Iterator[tuple[slice, int, int]]:
@@ -228,13 +271,23 @@ def _saved(state: Coded, ranges: list[tuple[slice, int, int]]) -> list[tuple[Any
         if state.centers is not None:
             means, scales, open_tile = state.centers
             views += [means[one, :, first:end], scales[one, :, first:end], open_tile[one]]
+        views += [x[one, :, first:end] for x in state.fine or ()]
     return [(view, view.copy()) for view in views]
 
 
 def _grown(xp: Any, x: Any, axis: int, size: int) -> Any:
     """A copy of x with this size along an axis, zeros at its end."""
-    shape = list(x.shape)
-    shape[axis] = size
-    grown = xp.zeros(shape, x.dtype)
+    grown = _zeros_like(xp, x, axis, size)
     grown[(slice(None),) * axis + (slice(x.shape[axis]),)] = x
     return grown
+
+
+def _zeros_like(xp: Any, x: Any, axis: int, size: int) -> Any:
+    """Zeros of the shape of x, but for the size of one axis; the axes in the order of x's memory.
+
+    So codes whose words lie token by token stay so.
+    """
+    shape = [size if i == axis else n for i, n in enumerate(x.shape)]
+    order = sorted(range(x.ndim), key=lambda i: -x.strides[i])  # the outermost axis first
+    zeros = xp.zeros([shape[i] for i in order], x.dtype)
+    return zeros.transpose([order.index(i) for i in range(x.ndim)])

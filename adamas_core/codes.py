@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, code_store
-from .code_store import Coded, head_thresholds
+from .code_store import Coded, Kind, head_thresholds
 from .dispatch import (
     BACKENDS,
     DEFAULT_BACKEND,
@@ -25,7 +25,7 @@ from .dispatch import (
 from .lengths import Lengths
 from .ops import hadamard
 from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
-from .reference.layout import TILE, Centers, Codes, padded
+from .reference.layout import TILE, Centers, Codes, Fine, padded
 from .slot import Slot
 from .token_codes import TokenCodes
 
@@ -126,6 +126,9 @@ class KeyCodes(TokenCodes):
     centers : Centers, optional
         For centered codes: means (B, H_kv, T, Dt), float16; scales (B, H_kv, T, 64), uint8;
         open_tile (B, H_kv, 64, Dt), float32. The arrays are not copied.
+    fine : Fine, optional
+        For centered codes of three bits: bits (B, H_kv, T, 64, P), uint64; scales
+        (B, H_kv, T, 64), uint8. The arrays are not copied.
 
     Attributes
     ----------
@@ -136,14 +139,18 @@ class KeyCodes(TokenCodes):
         As above.
     centered : bool
         Whether the codes are centered.
+    bits : int
+        Bits per coordinate: 2, or 3 where a tail can read a third one.
     length : int or array (B,)
         On the host. An array where sequences were given lengths of their own.
     tokens : int
         The largest length.
     centers : Centers or None
         Views of the tiles in use; None for plain codes.
+    fine : Fine or None
+        Views of the tiles in use; None for codes of two bits.
     record : Codes
-        Planes, length, thresholds and centers as one tuple, which backends read.
+        Planes, length, thresholds, centers and fine as one tuple, which backends read.
     device : str
         The device of the planes: "cpu", or "cuda:" and a number.
     shape : tuple
@@ -167,6 +174,7 @@ class KeyCodes(TokenCodes):
         head_dim: int,
         backend: str | None = None,
         centers: Centers | None = None,
+        fine: Fine | None = None,
     ) -> None:
         where = "KeyCodes"
         (buffer,) = views(planes=planes)
@@ -184,8 +192,14 @@ class KeyCodes(TokenCodes):
             checks.instance(where, "centers", centers, Centers, "Centers")
             centers = Centers(*views(**centers._asdict()))
             checks.centers(where, centers, buffer, head_dim)
+        if fine is not None:
+            checks.instance(where, "fine", fine, Fine, "Fine")
+            checks.code_bits(where, 3, centers is not None)
+            fine = Fine(*views(**fine._asdict()))
+            checks.fine(where, fine, buffer)
         t = head_thresholds(t, H_kv, backend)
-        self._slot = Slot(Coded(buffer, centers, t, Lengths.of(n, B), int(head_dim), backend))
+        lengths = Lengths.of(n, B)
+        self._slot = Slot(Coded(buffer, centers, fine, t, lengths, int(head_dim), backend))
 
     @classmethod
     def _of(cls, coded: Coded) -> KeyCodes:
@@ -203,11 +217,12 @@ class KeyCodes(TokenCodes):
         thresholds: Array | Sequence[float] | None = None,
         backend: str = DEFAULT_BACKEND,
         capacity: int = 0,
+        bits: int = 2,
     ) -> KeyCodes:
         """Codes of no token yet, with room for `capacity` tokens.
 
         Without thresholds they are centered. Plain codes need thresholds, because there is no token
-        to calibrate from.
+        to calibrate from. bits as in `encode`.
         """
         checks.head_dim("KeyCodes.empty", head_dim)
         checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
@@ -216,15 +231,25 @@ class KeyCodes(TokenCodes):
             checks.thresholds("KeyCodes.empty", t, H_kv)
         else:
             t = CENTERED_THRESHOLDS
+        by_means = thresholds is None
+        kind = Kind(by_means, checks.code_bits("KeyCodes.empty", bits, by_means) == 3)
         t = head_thresholds(t, H_kv, backend)
-        return cls._of(
-            code_store.empty(B, H_kv, head_dim, t, backend, capacity, thresholds is None)
-        )
+        return cls._of(code_store.empty(B, H_kv, head_dim, t, backend, capacity, kind))
 
     @property
     def centered(self) -> bool:
         """Whether the codes are relative to the means of their tiles."""
         return self._coded().centers is not None
+
+    @property
+    def bits(self) -> int:
+        """Bits per coordinate, 2 or 3."""
+        return 2 if self._coded().fine is None else 3
+
+    @property
+    def fine(self) -> Fine | None:
+        """Third bits and their scales of the tiles in use; None for codes of two bits."""
+        return self._coded().used_fine()
 
     def _coded(self) -> Coded:
         """The codes, after the repair of an operation that did not end."""
@@ -237,13 +262,13 @@ class KeyCodes(TokenCodes):
 
     @property
     def record(self) -> Codes:
-        """Planes, length, thresholds and centers as backends read them."""
+        """Planes, length, thresholds, centers and fine as backends read them."""
         return self._coded().record()
 
     def __repr__(self) -> str:
         return (
             f"KeyCodes(shape={self.shape}, length={self.length}, centered={self.centered}, "
-            f"backend={self.backend!r})"
+            f"bits={self.bits}, backend={self.backend!r})"
         )
 
     def append(self, k: Array, count: int | Array | None = None) -> None:
@@ -315,6 +340,7 @@ def encode(
     length: int | Array | None = None,
     backend: str | None = None,
     centered: bool | None = None,
+    bits: int = 2,
 ) -> KeyCodes:
     """Codes of cached keys, which `select_topk` searches.
 
@@ -342,6 +368,9 @@ def encode(
         per token at head_dim 128. Without thresholds they use `calibrate` of the first 1024 tokens.
         metric="manhattan" needs plain codes. They find far fewer of the best tokens where the keys
         have a large part in common.
+    bits : {2, 3}
+        Bits per coordinate. A search reads two. `attend_tail` needs the third one, for the tokens
+        of its tail, and so centered codes. It takes 17 bytes more per token at head_dim 128.
 
     Returns
     -------
@@ -353,7 +382,7 @@ def encode(
         k has another dtype, thresholds are not real numbers, or centered is not a bool.
     ValueError
         Shapes do not fit. The thresholds are not finite, do not ascend or are given with
-        centered=True. Plain codes have no token to calibrate from.
+        centered=True. Plain codes have no token to calibrate from, or bits is 3.
     """
     where = "encode"
     (a,) = views(k=k)
@@ -365,28 +394,29 @@ def encode(
     load(backend)
     checks.lies_on(where, "k", a, BACKENDS[backend])
     by_means = checks.centered(where, centered, thresholds)
+    kind = Kind(by_means, checks.code_bits(where, bits, by_means) == 3)
     n = S if length is None else int_or_view("length", length)
     n = checks.length(where, "length", n, B, S, "k")
     t = None
     if thresholds is not None:
         t = on_host_thresholds(where, thresholds)
         checks.thresholds(where, t, H_kv)
-    return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, by_means))
+    return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, kind))
 
 
 def encoded(
-    k: Any, lengths: Lengths, thresholds: NDArray | None, backend: str, centered: bool
+    k: Any, lengths: Lengths, thresholds: NDArray | None, backend: str, kind: Kind
 ) -> Coded:
     """Codes of checked keys (B, H_kv, S, D); plain codes without thresholds are calibrated."""
     B, H_kv, S, D = k.shape
-    if centered:
+    if kind.centered:
         rule = CENTERED_THRESHOLDS
     elif thresholds is None:
         rule = sample_thresholds(k, sample_of(lengths))
     else:
         rule = thresholds
     t = head_thresholds(rule, H_kv, backend)
-    state = code_store.empty(B, H_kv, D, t, backend, S, centered)
+    state = code_store.empty(B, H_kv, D, t, backend, S, kind)
     return code_store.append(state, k, lengths.given(), lengths, lambda undo: None)
 
 

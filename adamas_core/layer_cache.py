@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks, code_store, value_store
-from .code_store import Coded, Guard, take_sequences
+from .code_store import Coded, Guard, Kind, take_sequences
 from .codes import encoded, sample_of, sample_thresholds
 from .dispatch import BACKENDS, array_module
 from .lengths import Lengths, taken
@@ -26,8 +26,8 @@ NDArray = np.ndarray[Any, Any]
 CALIBRATION_TOKENS = 128
 
 
-# In a file, how the names of arrays of values' codes begin.
-VALUE = "value_"
+# In a file, how the names of arrays of values' codes and of third bits begin.
+VALUE, FINE = "value_", "fine_"
 
 
 class Options(NamedTuple):
@@ -39,6 +39,11 @@ class Options(NamedTuple):
     capacity: int
     window: int | None
     tail: bool = False  # whether the selection has a tail
+
+    @property
+    def kind(self) -> Kind:
+        """What the codes of the keys hold."""
+        return Kind(self.centered, self.tail)
 
     @property
     def coded_values(self) -> bool:
@@ -174,7 +179,7 @@ class FullLayer(NamedTuple):
         t = self.options.thresholds
         if sample is not None:
             t = sample_thresholds(keys, sample.now)
-        codes = encoded(keys, self.lengths, t, str(self.backend), self.options.centered)
+        codes = encoded(keys, self.lengths, t, str(self.backend), self.options.kind)
         return self._replace(codes=codes, sample=sample)
 
     def _coded_values(self, v: Any, added: int | NDArray, guard: Guard) -> FullLayer:
@@ -269,9 +274,11 @@ class FullLayer(NamedTuple):
 
 
 def _code_arrays(codes: Coded, prefix: str) -> dict[str, Any]:
-    """Planes and centers for a file."""
-    centers = codes.used_centers()
+    """Planes, centers and third bits for a file."""
+    centers, fine = codes.used_centers(), codes.used_fine()
     own = {} if centers is None else centers._asdict()
+    if fine is not None:
+        own |= {FINE + name: x for name, x in fine._asdict().items()}
     return {prefix + name: x for name, x in {"planes": codes.used(), **own}.items()}
 
 

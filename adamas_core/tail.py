@@ -42,7 +42,7 @@ def attend_tail(
         The keys and values that were coded, with at least as many tokens as the codes. One dtype of
         the three, which may differ from q's. The leading strides are free.
     codes : KeyCodes
-        From ``encode(k)``, centered.
+        From ``encode(k, bits=3)``.
     values : ValueCodes
         From ``encode_values(v)``, for the same tokens.
     budget : int
@@ -72,9 +72,9 @@ def attend_tail(
         codes is not a KeyCodes, values is not a ValueCodes, selection is not a Selection, an array
         has another dtype, a number is not an integer, or there is no such option.
     ValueError
-        Shapes or numbers of tokens do not fit each other. The codes are plain or empty. An option
-        is out of range. The budget is below 1 or above the number of coded tokens. The backend has
-        no tail.
+        Shapes or numbers of tokens do not fit each other. The codes are empty, plain or of 2 bits.
+        An option is out of range. The budget is below 1 or above the number of coded tokens. The
+        backend has no tail.
 
     See Also
     --------
@@ -86,13 +86,13 @@ def attend_tail(
     >>> from adamas_core import attend, attend_tail, encode, encode_values
     >>> k, v = np.random.default_rng(0).standard_normal((2, 2, 1000, 64), dtype=np.float32)
     >>> q = k[:, -1:] + v[:, -1:]
-    >>> codes, values = (x(y, backend="reference") for x, y in ((encode, k), (encode_values, v)))
+    >>> codes, values = encode(k, bits=3), encode_values(v)
     >>> out = attend_tail(q, k, v, codes, values, budget=32, tail=128)
     >>> bool(abs(out - attend(q, k, v, None)).max() < 0.1)
     True
     """
     where = "attend_tail"
-    checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k) returns")
+    checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k, bits=3) returns")
     checks.instance(
         where, "values", values, ValueCodes, "the ValueCodes that encode_values(v) returns"
     )
@@ -112,6 +112,10 @@ def attend_tail(
     if codes.tokens == 0:
         raise ValueError(f"{where}: codes of shape {codes.shape} are empty; append keys first")
     checks.searchable(where, selection, codes.head_dim, codes.centered)
+    if selection.tail and codes.bits == 2:
+        raise ValueError(
+            f"{where}: tail={selection.tail} with codes of 2 bits; expected encode(k, bits=3)"
+        )
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
     checks.scale(where, scale)

@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import code_store, value_sums
-from .code_store import Coded, Guard, head_thresholds
+from .code_store import Coded, Guard, Kind, head_thresholds
 from .lengths import Lengths
 from .reference.center import CENTERED_THRESHOLDS
 from .reference.layout import Values
 from .value_sums import Sums
 
 NDArray = np.ndarray[Any, Any]
+
+
+# Values are read one token at a time, so the words of a token lie side by side.
+KIND = Kind(centered=True, by_token=True)
 
 
 class CodedValues(NamedTuple):
@@ -40,7 +44,7 @@ class CodedValues(NamedTuple):
 def empty(B: int, H_kv: int, D: int, backend: str, capacity: int) -> CodedValues:
     """Codes of no value, with room for `capacity` tokens."""
     t = head_thresholds(CENTERED_THRESHOLDS, H_kv, backend)
-    codes = code_store.empty(B, H_kv, D, t, backend, capacity, True)
+    codes = code_store.empty(B, H_kv, D, t, backend, capacity, KIND)
     return CodedValues(codes, value_sums.empty(B, H_kv, D, backend))
 
 

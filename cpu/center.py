@@ -11,7 +11,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from adamas_core.reference.center import SCALE_LEAST, SCALE_SHIFT
-from adamas_core.reference.layout import TILE, Centers, padded, words
+from adamas_core.reference.layout import TILE, Centers, Fine, padded, words
 
 from ._array import FLOAT16, LINE, address_of, aligned, dtype_code
 from ._float_rows import LANES, load_first_lanes, load_lanes, store_first_float16
@@ -36,12 +36,13 @@ from ._simd import (
     store_float32,
     store_scalar_float32,
     store_uint8,
+    store_uint64,
     sum_of,
     to_all,
 )
 from ._threads import allow_threads, threads_allowed
 from .hadamard import scratch_floats, transform
-from .quantize import bucketize
+from .quantize import bucketize, lanes_below, mask_below
 
 TOKENS_PER_THREAD = 128  # coded in 0.1 ms, the time that waking another thread takes
 LIMIT = 65520.0  # the least number that float16 rounds to infinity
@@ -50,8 +51,12 @@ LIMIT = 65520.0  # the least number that float16 rounds to infinity
 # after its last. The low plane lies to_low bytes after the high one.
 EncodeCentered = Record(
     *("k", "dtype", "k_b", "k_h", "k_s", "B", "H_kv", "S", "D", "Dt", "P", "thresholds", "span"),
-    *("planes", "to_low", "planes_b", "planes_h", "means", "means_b", "means_h"),
+    # Bytes from each plane, batch, head, group of 8 tokens, word and token to the next one.
+    *("planes", "to_low", "planes_b", "planes_h", "to_group", "to_word", "to_token"),
+    *("means", "means_b", "means_h"),
     *("scales", "scales_b", "scales_h", "open_tile", "open_tile_b", "open_tile_h"),
+    # Third bits; 0 without them.
+    *("third", "third_b", "third_h", "third_scales", "third_scales_b", "third_scales_h"),
 )
 encode_centered_at = EncodeCentered.reader()
 
@@ -63,6 +68,7 @@ def encode_centered(
     centers: Centers,
     start: int | NDArray[np.integer] = 0,
     count: int | NDArray[np.integer] | None = None,
+    fine: Fine | None = None,
 ) -> NDArray[np.uint64]:
     """Make keys k (B, H_kv, S, D) the tokens start, start + 1, ... of planes and centers."""
     B, H_kv, S, D = k.shape
@@ -73,12 +79,25 @@ def encode_centered(
         span[:, 1] = span[:, 0] + (S if count is None else count)
         means, scales, open_tile = centers
         k_b, k_h, k_s, _ = k.strides
-        to_low, planes_b, planes_h = planes.strides[:3]
+        to_low, planes_b, planes_h, _, to_group, to_word, to_token = planes.strides
+        third: dict[str, int] = {}
+        if fine is not None:
+            bits, finer = fine
+            third = {
+                "third": address_of(bits),
+                "third_b": bits.strides[0],
+                "third_h": bits.strides[1],
+                "third_scales": address_of(finer),
+                "third_scales_b": finer.strides[0],
+                "third_scales_h": finer.strides[1],
+            }
         record = EncodeCentered(
+            third,
             k=address_of(k), dtype=dtype_code(k), k_b=k_b, k_h=k_h, k_s=k_s,
             B=B, H_kv=H_kv, S=S, D=D, Dt=padded(D), P=words(D),
             thresholds=address_of(limits), span=address_of(span),
             planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
+            to_group=to_group, to_word=to_word, to_token=to_token,
             means=address_of(means), means_b=means.strides[0], means_h=means.strides[1],
             scales=address_of(scales), scales_b=scales.strides[0], scales_h=scales.strides[1],
             open_tile=address_of(open_tile),
@@ -106,6 +125,13 @@ def number_below(builder: Any, a: Any, b: Any, c: Any, x: Any) -> Any:
     for one in below:
         total = builder.add(total, one)
     return builder.uitofp(total, x.type)
+
+
+@operation(F32x16, F32x16, F32x16)
+def quarter_towards(builder: Any, limit: Any, x: Any) -> Any:
+    """1/4 in the lanes where limit < x, else -1/4."""
+    above = builder.fcmp_ordered("<", limit, x)
+    return builder.select(above, constant(x.type, 0.25), constant(x.type, -0.25))
 
 
 @operation(types.float32, types.float32)
@@ -159,6 +185,8 @@ class Head(NamedTuple):
     low: int
     means: int
     scales: int
+    third: int
+    third_scales: int
     open_tile: int
     start: int
     end: int
@@ -174,6 +202,8 @@ def _head(record, b, h):
         high + record.to_low,
         record.means + b * record.means_b + h * record.means_h,
         record.scales + b * record.scales_b + h * record.scales_h,
+        record.third + b * record.third_b + h * record.third_h,
+        record.third_scales + b * record.third_scales_b + h * record.third_scales_h,
         record.open_tile + b * record.open_tile_b + h * record.open_tile_h,
         load_int64(record.span + 16 * b),
         load_int64(record.span + 16 * b + 8),
@@ -289,8 +319,8 @@ def _code(record, head, token, row, mean, rest):
     for i in range(3):
         store_scalar_float32(row + 4 * i, load_scalar_float32(head.thresholds + 4 * i) * rms)
     group, lane = divmod(token, 8)
-    at = 64 * P * group + 8 * lane
-    bucketize(rest, Dt, row, head.high + at, head.low + at, 64)
+    at = record.to_group * group + record.to_token * lane
+    bucketize(rest, Dt, row, head.high + at, head.low + at, record.to_word)
     t0 = to_all(load_scalar_float32(row))
     t1 = to_all(load_scalar_float32(row + 4))
     t2 = to_all(load_scalar_float32(row + 8))
@@ -300,8 +330,28 @@ def _code(record, head, token, row, mean, rest):
         x = load_float32(rest + 4 * d)
         along += x * (number_below(t0, t1, t2, x) - half)
     scale = square / sum_of(along)
-    byte = 0
-    if scale > 0:  # false for NaN
-        rounded = (bits_of(scale) + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT
-        byte = min(max(rounded - SCALE_LEAST, 0), 255)
-    store_uint8(head.scales + token, np.uint8(byte))
+    store_uint8(head.scales + token, scale_byte(scale))
+    if record.third == 0:
+        return
+    finer = to_all(np.float32(0))
+    s = to_all(scale)
+    words = head.third + 8 * P * token
+    word = np.uint64(0)
+    for d in range(0, Dt, LANES):
+        x = load_float32(rest + 4 * d)
+        u = number_below(t0, t1, t2, x) - half
+        word |= (mask_below(s * u, x) & lanes_below(Dt - d)) << np.uint64(d % 64)
+        finer += x * (u + quarter_towards(s * u, x))
+        if (d + LANES) % 64 == 0 or d + LANES >= Dt:
+            store_uint64(words + 8 * (d // 64), word)
+            word = np.uint64(0)
+    store_uint8(head.third_scales + token, scale_byte(square / sum_of(finer)))
+
+
+@inlined
+def scale_byte(scale):
+    """The byte of a scale, as scale_byte of the reference."""
+    if not scale > 0:  # NaN too
+        return np.uint8(0)
+    rounded = (bits_of(scale) + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT
+    return np.uint8(min(max(rounded - SCALE_LEAST, 0), 255))

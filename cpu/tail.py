@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numpy.typing import NDArray
 
-from adamas_core.reference.center import NOISE
+from adamas_core.reference.center import FINE_NOISE, NOISE
 from adamas_core.reference.layout import TILE, Codes, Selection, Values
 
 from ._array import FLOAT32, LINE, address_of
@@ -18,16 +18,14 @@ from ._exp import exp
 from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
 from ._jit import inlined, opaque, outlined
 from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
-from ._scratch import layout_of, sought
+from ._scratch import TOTAL, UNIT, layout_of, sought
 from ._simd import (
-    F16,
-    F32,
     I1,
     I16,
     I64,
     F32x16,
     constant,
-    load,
+    count_bits,
     load_float32,
     load_float64,
     load_int32,
@@ -35,7 +33,6 @@ from ._simd import (
     load_scalar_float32,
     load_uint32,
     load_uint64,
-    multiply_add,
     operation,
     prefetch,
     splat,
@@ -53,10 +50,11 @@ from ._step import step_at
 from ._visible import visible_tokens
 from ._weights import HIGHEST, LEAST
 from .attend import attention_fields
-from .center import load_scale
-from .estimate import gathered, least_of, weigh_again
+from .center import load_mean, load_scale
+from .estimate import gathered, least_of, on_mean, prepare_estimates, weigh_again
 from .hadamard import scratch_floats, transform
 from .rerank import keep_best
+from .score import table_bytes
 from .select import attend_topk, run_step
 
 AHEAD = 8  # coded tokens asked for before they are read
@@ -86,18 +84,24 @@ def attend_tail(
         counts = np.empty(rows, np.int64)
         rest = np.empty((rows, 2))
         total = np.ascontiguousarray(values.total)
-        to_low, planes_b, planes_h = values.planes.strides[:3]
+        _, values_b, values_h = values.planes.strides[:3]
         means, scales, _ = values.centers
+        third, finer = codes.fine  # type: ignore[misc]
         fields: dict[str, float] = {
             **attention_fields(k, v, scale, exact, lse),
             "out_dtype": FLOAT32,
             "choose": choose_tail.address,
             "tail": tail,
             "add_tail": add_tail.address,
-            "v_planes": address_of(values.planes),
-            "v_to_low": to_low,
-            "v_planes_b": planes_b,
-            "v_planes_h": planes_h,
+            "third": address_of(third),
+            "third_b": third.strides[0],
+            "third_h": third.strides[1],
+            "finer": address_of(finer),
+            "finer_b": finer.strides[0],
+            "finer_h": finer.strides[1],
+            "v_codes": address_of(values.planes),
+            "v_codes_b": values_b,
+            "v_codes_h": values_h,
             "v_means": address_of(means),
             "v_means_b": means.strides[0],
             "v_means_h": means.strides[1],
@@ -240,60 +244,34 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
 # ---- the sum of three tiers --------------------------------------------------------------------
 
 
-def _place_of(builder: Any, token: Any, P: Any) -> tuple[Any, Any]:
-    """The tile of a token, and the bytes from a plane's first word to the token's."""
-    tile, slot = builder.lshr(token, I64(6)), builder.and_(token, I64(63))
-    group, lane = builder.lshr(slot, I64(3)), builder.and_(slot, I64(7))
-    line = builder.add(builder.mul(tile, I64(8)), group)  # 8 P words each
-    return tile, builder.add(builder.mul(line, builder.mul(P, I64(64))), builder.mul(lane, I64(8)))
-
-
 def _sum_block(vectors: int) -> Any:
     """The weighted sum over tokens of up to 64 coordinates: those of one word, in registers."""
 
-    @operation(types.void, *[types.int64] * 9)
+    @operation(types.void, *[types.int64] * 6)
     def sum_block(
-        builder: Any,
-        tokens: Any,
-        n: Any,
-        weights: Any,
-        scaled: Any,
-        words: Any,
-        to_low: Any,
-        P: Any,
-        means: Any,
-        sums: Any,
+        builder: Any, tokens: Any, n: Any, scaled: Any, words: Any, P: Any, sums: Any
     ) -> None:
-        """sums (16 * vectors,) = sum of scaled[i] code_i + weights[i] mean_i, in float32.
+        """sums (16 * vectors,) = sum of scaled[i] code_i, in float32.
 
-        `words` and `means` are addresses for token 0 and its tile.
+        `words` is the address of token 0. The words of a token are P high ones, then P low ones.
         """
         vector = F32x16.ir
         zero = constant(vector, 0.0)
         totals = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
         last = builder.sub(n, I64(1))
-        mean_bytes = builder.mul(P, I64(128)) if vectors == 4 else I64(32 * vectors)
+        to_low, row = builder.mul(P, I64(8)), builder.mul(P, I64(16))
 
-        def at(i: Any) -> tuple[Any, Any]:
+        def at(i: Any) -> Any:
             token = load_int32(builder, builder.add(tokens, builder.mul(i, I64(4))))
-            tile, offset = _place_of(builder, builder.zext(token, I64), P)
-            mean = builder.add(means, builder.mul(tile, mean_bytes))
-            return builder.add(words, offset), mean
+            return builder.add(words, builder.mul(builder.zext(token, I64), row))
 
         with cgutils.for_range(builder, n) as loop:
             ahead = builder.add(loop.index, I64(AHEAD))
             ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
-            later, later_mean = at(ahead)
-            for line in (later, builder.add(later, to_low), later_mean):
-                prefetch(builder, line)
-            if vectors == 4:
-                prefetch(builder, builder.add(later_mean, I64(LINE)))
-            word, mean = at(loop.index)
-            offset = builder.mul(loop.index, I64(4))
-            weight, share = (
-                splat(builder, vector, load_scalar_float32(builder, builder.add(x, offset)))
-                for x in (weights, scaled)
-            )
+            prefetch(builder, at(ahead))
+            word = at(loop.index)
+            offset = builder.add(scaled, builder.mul(loop.index, I64(4)))
+            share = splat(builder, vector, load_scalar_float32(builder, offset))
             planes = (
                 (load_uint64(builder, word), builder.fadd(share, share)),
                 (load_uint64(builder, builder.add(word, to_low)), share),
@@ -304,9 +282,6 @@ def _sum_block(vectors: int) -> Any:
                     lanes = builder.trunc(builder.lshr(bits, I64(16 * v)), I16)
                     mask = builder.bitcast(lanes, ir.VectorType(I1, 16))
                     y = builder.fadd(y, builder.select(mask, part, zero))
-                half = load(builder, builder.add(mean, I64(32 * v)), ir.VectorType(F16, 16))
-                m = builder.fpext(half, vector)
-                y = multiply_add(builder, weight, m, y)
                 builder.store(y, total)
         for v, total in enumerate(totals):
             store(builder, builder.add(sums, I64(64 * v)), builder.load(total))
@@ -337,26 +312,21 @@ def _add_row(step, row, scratch):
     if visible <= 0:
         narrow_row(out, D, target, step.q_dtype)
         return
-    sums = scratch
+    layout = layout_of(step)
+    prepare_estimates(step, layout, scratch, row, 0)
+    sums = scratch + layout.on_means
     back = sums + 4 * scratch_floats(Dt)
     weights = back + 4 * scratch_floats(Dt)
     n = load_int64(step.coded_counts + 8 * row)
     scaled = weights + 4 * (max(step.tail, scratch_floats(Dt)) + LINE)
-    noise = noise_of(step, row, sums)
     tokens = step.coded + 4 * step.tail * row
-    ranks = step.coded_ranks + 4 * step.tail * row
-    key_scales = step.scales + b * step.scales_b + h * step.scales_h
     shift = load_float64(step.rest + 16 * row)
     rest = load_float64(step.rest + 16 * row + 8)
     lse = np.float64(load_scalar_float32(step.lse + 4 * row))
     largest = lse
     if rest > 0:
         largest = max(largest, shift)
-    for i in range(n):
-        token = load_int32(tokens + 4 * i)
-        logit = logit_of(step, load_uint32(ranks + 4 * i), key_scales + token, noise)
-        store_scalar_float32(weights + 4 * i, np.float32(logit))
-        largest = max(largest, logit)
+    largest = max(largest, _store_logits(step, layout, scratch, row, n, weights))
     for i in range(n, n + LANES):
         store_scalar_float32(weights + 4 * i, np.float32(-np.inf))
     mass = to_all(np.float32(0))
@@ -387,11 +357,66 @@ def _add_row(step, row, scratch):
     store_scalar_float32(step.lse + 4 * row, np.float32(largest + math.log(whole)))
 
 
+@outlined
+def _store_logits(step, layout, scratch, row, n, target):
+    """Store the logits of a row's coded tokens, from three bits, in float32; returns the largest.
+
+    The rank of a token is that of its estimate from two bits, n s m / (2 wmax) + the product with
+    the mean. So n m / (2 wmax) is found again, to the rounding error of that estimate.
+    """
+    b, h, _, _ = locate(step, row)
+    P, Dt = step.P, step.Dt
+    tokens = step.coded + 4 * step.tail * row
+    ranks = step.coded_ranks + 4 * step.tail * row
+    means = step.means + b * step.means_b + h * step.means_h
+    scales = step.scales + b * step.scales_b + h * step.scales_h
+    third = step.third + b * step.third_b + h * step.third_h
+    finer = step.finer + b * step.finer_b + h * step.finer_h
+    words = scratch + layout.queries + table_bytes(P, step.weights)
+    x = scratch + layout.x
+    unit = load_scalar_float32(scratch + layout.terms + UNIT)
+    W = np.int64(load_scalar_float32(scratch + layout.terms + TOTAL)) // 3
+    squares = to_all(np.float32(0))
+    for d in range(0, Dt, LANES):
+        y = load_float32(x + 4 * d)
+        squares += y * y
+    scale = np.float32(step.scale)
+    noise = np.float32(0.5 * FINE_NOISE) * scale * scale * sum_of(squares)
+    largest, tile, on_tile = np.float32(-np.inf), -1, np.float32(0)
+    for i in range(n):
+        token = np.int64(load_int32(tokens + 4 * i))
+        ahead = np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1)))
+        prefetch(third + 8 * P * ahead)
+        if token // TILE != tile:
+            tile = token // TILE
+            on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
+        estimate = least_of(np.int64(load_uint32(ranks + 4 * i)))
+        N = np.float32(_on_third_bits(words, third + 8 * P * token, P, step.weights) - W)
+        s = load_scale(finer + token)
+        y = (estimate - on_tile) / load_scale(scales + token) + N * unit * np.float32(0.5)
+        logit = scale * (y * s + on_tile) - noise * s * s
+        store_scalar_float32(target + 4 * i, logit)
+        largest = max(largest, logit)
+    return np.float64(largest)
+
+
+@inlined
+def _on_third_bits(words, third, P, weights):
+    """Twice the sum of the query's weights over the coordinates with the sign of the third bit."""
+    total = 0
+    for plane in range(1, weights + 1):
+        total *= 2
+        for p in range(P):
+            differ = load_uint64(words + 8 * p) ^ load_uint64(third + 8 * p)
+            total += count_bits(load_uint64(words + 8 * (plane * P + p)) & ~differ)
+    return 2 * total
+
+
 @inlined
 def _sum_codes(step, b, h, tokens, n, weights, scaled, sums):
     """sums (Dt,) = the weighted sum of the transformed values that codes stand for."""
     P, Dt = step.P, step.Dt
-    high = step.v_planes + b * step.v_planes_b + h * step.v_planes_h
+    codes = step.v_codes + b * step.v_codes_b + h * step.v_codes_h
     scales = step.v_scales + b * step.v_scales_b + h * step.v_scales_h
     means = step.v_means + b * step.v_means_b + h * step.v_means_h
     along = np.float32(0)  # 1.5 times this is in all sums, because a code stands for u + 1.5
@@ -400,40 +425,29 @@ def _sum_codes(step, b, h, tokens, n, weights, scaled, sums):
         share = load_scalar_float32(weights + 4 * i) * scale
         store_scalar_float32(scaled + 4 * i, share)
         along += share
-    if Dt == 16:
-        sum_block1(tokens, n, weights, scaled, high, step.v_to_low, P, means, sums)
+    if Dt <= 16:
+        sum_block1(tokens, n, scaled, codes, P, sums)
     elif Dt == 32:
-        sum_block2(tokens, n, weights, scaled, high, step.v_to_low, P, means, sums)
-    elif Dt >= 64:
-        for p in range(P):
-            sum_block4(
-                tokens, n, weights, scaled, high + 64 * p, step.v_to_low, P, means + 128 * p,
-                sums + 256 * p,
-            )  # fmt: skip
+        sum_block2(tokens, n, scaled, codes, P, sums)
     else:
-        _sum_short_codes(step, high, means, tokens, n, weights, scaled, sums)
+        for p in range(P):
+            sum_block4(tokens, n, scaled, codes + 8 * p, P, sums + 256 * p)
     for d in range(0, Dt, LANES):
         y = load_float32(sums + 4 * d) - to_all(np.float32(1.5) * along)
         store_float32(sums + 4 * d, y)
-
-
-@inlined
-def _sum_short_codes(step, high, means, tokens, n, weights, scaled, sums):
-    """The same for fewer coordinates than a vector has lanes, one by one."""
-    for d in range(step.Dt):
-        total = np.float32(0)
-        for i in range(n):
-            token = np.int64(load_int32(tokens + 4 * i))
-            word = high + 8 * TILE * (token // TILE) + 8 * (token % TILE)
-            bits = load_uint64(word) >> np.uint64(d) & np.uint64(1)
-            low = load_uint64(word + step.v_to_low) >> np.uint64(d) & np.uint64(1)
-            mean = load_scalar_float16(means + 2 * (step.Dt * (token // TILE) + d))
-            total += load_scalar_float32(scaled + 4 * i) * np.float32(2 * bits + low)
-            total += load_scalar_float32(weights + 4 * i) * mean
-        store_scalar_float32(sums + 4 * d, total)
-
-
-@operation(types.float32, types.int64)
-def load_scalar_float16(builder: Any, address: Any) -> Any:
-    half = builder.load(builder.inttoptr(address, F16.as_pointer()), align=2)
-    return builder.fpext(half, F32)
+    # Tokens come newest first, so those of a tile follow each other.
+    first = 0
+    while first < n:
+        tile = np.int64(load_int32(tokens + 4 * first)) // TILE
+        share = np.float32(0)
+        while first < n and np.int64(load_int32(tokens + 4 * first)) // TILE == tile:
+            share += load_scalar_float32(weights + 4 * first)
+            first += 1
+        mean = means + 2 * Dt * tile
+        if first < n:
+            later = means + 2 * Dt * (np.int64(load_int32(tokens + 4 * first)) // TILE)
+            for at in range(0, 2 * Dt, LINE):
+                prefetch(later + at)
+        for d in range(0, Dt, LANES):
+            y = load_float32(sums + 4 * d) + to_all(share) * load_mean(mean + 2 * d, Dt - d)
+            store_float32(sums + 4 * d, y)

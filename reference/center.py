@@ -6,6 +6,7 @@ the rest order the tokens far better. They cost 5 bytes more per token at head_d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import erfc, exp, pi, sqrt
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .hadamard import hadamard
-from .layout import TILE, Centers
-from .quantize import from_planes, quantize, unpack_bits
+from .layout import TILE, Centers, Fine
+from .quantize import from_planes, pack_bits, unpack_bits
 from .rerank import lane_sums
 
 # The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
@@ -26,11 +27,23 @@ CENTERED_THRESHOLDS = np.array([-RMS_SHARE, 0, RMS_SHARE], np.float32)
 CENTERED_THRESHOLDS.setflags(write=False)
 
 # The noise of a coordinate in units of s^2: the mean of (s u - x)^2 / s^2. Here x is normal with
-# variance 1, u is its code - 1.5, and s is 1 / (mean of x u), as in `code` for many coordinates.
-# That is the mean of u^2, minus the square of the mean of x u. With t the threshold, |x| > t has
-# the probability erfc(t / sqrt 2), and the density at t is exp(-t^2 / 2) / sqrt(2 pi). So the two
-# means are 1/4 + 2 erfc(t / sqrt 2) and (1 + 2 exp(-t^2 / 2)) / sqrt(2 pi).
-NOISE = 0.25 + 2 * erfc(RMS_SHARE / sqrt(2)) - (1 + 2 * exp(-(RMS_SHARE**2) / 2)) ** 2 / (2 * pi)
+# variance 1, u is its code, and s is 1 / (mean of x u), as in `code` for many coordinates. That is
+# the mean of u^2, minus the square of the mean of x u. With t a threshold, |x| > t has the
+# probability erfc(t / sqrt 2), and the density at t is exp(-t^2 / 2) / sqrt(2 pi).
+
+
+def _noise(thresholds: Sequence[float], levels: Sequence[float]) -> tuple[float, float]:
+    """The noise of a code whose |u| rises to the next of `levels` at each threshold; and s."""
+    square, along = levels[0] ** 2, levels[0] * 2 / sqrt(2 * pi)
+    for t, low, high in zip(thresholds, levels, levels[1:], strict=False):
+        square += (high**2 - low**2) * erfc(t / sqrt(2))
+        along += (high - low) * 2 * exp(-(t**2) / 2) / sqrt(2 * pi)
+    return square - along**2, 1 / along
+
+
+NOISE, _S = _noise([RMS_SHARE], [0.5, 1.5])
+# The same for three bits. The third one tells on which side of s u the coordinate lies.
+FINE_NOISE, _ = _noise([0.5 * _S, RMS_SHARE, 1.5 * _S], [0.25, 0.75, 1.25, 1.75])
 
 # A scale is one byte: bits 19 to 26 of a float32 from 2^-8 to 2^8, of which four are mantissa.
 SCALE_SHIFT = 19
@@ -44,6 +57,7 @@ def encode_centered(
     centers: Centers,
     start: int | NDArray[np.integer] = 0,
     count: int | NDArray[np.integer] | None = None,
+    fine: Fine | None = None,
 ) -> NDArray[np.uint64]:
     """Code keys k (B, H_kv, S, D) as tokens start, start + 1, ... of planes and centers, in place.
 
@@ -53,11 +67,11 @@ def encode_centered(
     While a tile is open, its tokens are coded relative to the mean of the tile before it; in the
     first tile that mean is 0. When the tile is full, all its 64 tokens are coded again, relative to
     their own mean. The rest of a token is its transformed key minus the mean. It is cut at
-    `thresholds` (3,) or (H_kv, 3) times its own root mean square.
+    `thresholds` (3,) or (H_kv, 3) times its own root mean square. With `fine`, its third bits and
+    their scales are written too.
     """
     y = hadamard(k)
     B, H_kv, S, _ = k.shape
-    P = planes.shape[5]
     starts, counts = (np.broadcast_to(x, (B,)) for x in (start, S if count is None else count))
     thresholds = np.broadcast_to(thresholds, (H_kv, 3))
     for b, h in np.ndindex(B, H_kv):
@@ -74,11 +88,18 @@ def encode_centered(
             if slot + n == TILE:
                 means[tile] = mean_of(keys)
                 slot, n = 0, TILE
-            codes, scales[tile, slot : slot + n] = code(
-                keys[slot : slot + n] - means[tile].astype(np.float32), thresholds[h]
-            )
-            for i, row in enumerate(codes, slot):
-                planes[:, b, h, tile, i // 8, :, i % 8] = row.reshape(2, P)
+            new = slice(slot, slot + n)
+            rest = keys[new] - means[tile].astype(np.float32)
+            number, scale = code(rest, thresholds[h])
+            scales[tile, new] = scale_byte(scale)
+            if fine is not None:
+                third, scale = refine(rest, number, scale)
+                fine.bits[b, h, tile, new] = pack_bits(third)
+                fine.scales[b, h, tile, new] = scale_byte(scale)
+            rows = np.stack([pack_bits(number >= 2), pack_bits(number % 2 == 1)])  # (2, n, P)
+            for i in range(n):
+                group, lane = divmod(slot + i, 8)
+                planes[:, b, h, tile, group, :, lane] = rows[:, i]
     return planes
 
 
@@ -94,21 +115,38 @@ def mean_of(keys: NDArray[np.float32]) -> NDArray[np.float16]:
 
 def code(
     rest: NDArray[np.float32], thresholds: NDArray[np.float32]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Codes (n, 2P) of rest (n, Dt), and the scale s of each row as a byte (n,).
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Codes (n, Dt) of rest (n, Dt), from 0 to 3, and the scale s (n,) of each row.
 
     With u = code - 1.5, the codes stand for s u. The scale is s = |rest|^2 / (rest.u), so that the
     inner product of s u and the rest itself is exact.
     """
     Dt = rest.shape[1]
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         square = lane_sums(rest * rest)
         own = thresholds * np.sqrt(square / np.float32(Dt))[:, None]  # (n, 3)
-        number = (own[:, :, None] < rest[:, None]).sum(axis=1)  # (n, Dt), from 0 to 3
-        scale = square / lane_sums(rest * (number.astype(np.float32) - np.float32(1.5)))
-    # Thresholds between the numbers 0 to 3 give the same codes again, and `quantize` packs them.
-    between = np.array([0.5, 1.5, 2.5], np.float32)
-    return quantize(number.astype(np.float32), between), scale_byte(scale)
+        number: NDArray[np.int64] = (own[:, :, None] < rest[:, None]).sum(axis=1)
+    return number, _scale(rest, number.astype(np.float32) - np.float32(1.5))
+
+
+def refine(
+    rest: NDArray[np.float32], number: NDArray[np.int64], scale: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """A third bit (n, Dt) of rest (n, Dt), given its codes and scales, and the new scales (n,).
+
+    The bit is 1 where the rest is larger than s u. Then the code stands for u + 1/4, else for
+    u - 1/4, times the new scale.
+    """
+    u = number.astype(np.float32) - np.float32(1.5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        third: NDArray[np.bool_] = rest > scale[:, None] * u
+    return third, _scale(rest, u + np.where(third, np.float32(0.25), np.float32(-0.25)))
+
+
+def _scale(rest: NDArray[np.float32], u: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scale: NDArray[np.float32] = lane_sums(rest * rest) / lane_sums(rest * u)
+    return scale
 
 
 def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -24,6 +24,16 @@ class Centers(NamedTuple):
     open_tile: NDArray[np.float32]  # (B, H_kv, 64, Dt): transformed keys of the tile in progress
 
 
+class Fine(NamedTuple):
+    """A third bit per coordinate of centered codes, which is read for the tail's tokens alone.
+
+    The words of a token lie side by side, because no search goes through them.
+    """
+
+    bits: NDArray[np.uint64]  # (B, H_kv, T, 64, P)
+    scales: NDArray[np.uint8]  # (B, H_kv, T, 64): of the codes of three bits, see center.scale_of
+
+
 class Codes(NamedTuple):
     """All that a backend reads of coded keys."""
 
@@ -31,16 +41,18 @@ class Codes(NamedTuple):
     length: int | NDArray[np.integer]  # tokens, of all sequences or of each (B,); on the host
     thresholds: NDArray[np.float32]  # (H_kv, 3)
     centers: Centers | None = None  # None: the codes are not centered
+    fine: Fine | None = None  # None: two bits per coordinate, with which there is no tail
 
 
 class Values(NamedTuple):
     """All that a backend reads of coded values, beside the values themselves.
 
     The codes are those of `center.encode_centered` for the values, at CENTERED_THRESHOLDS. They are
-    as long as the codes of the keys.
+    as long as the codes of the keys. They are read one token at a time, so in memory the words of a
+    token lie side by side: the view of `planes` has such strides.
     """
 
-    planes: NDArray[np.uint64]  # (2, B, H_kv, T, 8, P, 8): high plane, low plane
+    planes: NDArray[np.uint64]  # (2, B, H_kv, T, 8, P, 8), in memory (B, H_kv, T, 8, 8, 2, P)
     centers: Centers
     total: NDArray[np.float32]  # (B, H_kv, D): the sum of each sequence's values, see tail.total_of
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .center import NOISE, read_back, scale_of
+from .center import FINE_NOISE, NOISE, read_back, scale_of
 from .estimate import estimate, rank
 from .hadamard import hadamard
 from .layout import TILE, Codes, Selection, Values
@@ -40,14 +40,15 @@ def attend_tail(
     | tier | tokens | a_i | r_i |
     | --- | --- | --- | --- |
     | exact | the `budget` tokens of select_topk | scale q.k_i | v_i |
-    | coded | the next `selection.tail`, see `tiers` | scale e_i - n_i / 2 | v_i from its code |
-    | rest | all others | scale e_i - n_i / 2 | the mean of all values that the query sees |
+    | coded | the next `selection.tail`, see `tiers` | from three bits | v_i from its code |
+    | rest | all others | from two bits | the mean of all values that the query sees |
 
     lse = log sum over i of exp(a_i), and out = sum over i of exp(a_i - lse) r_i.
 
-    e_i is the estimate of q.k_i. It has noise, so exp(scale e_i) is too large on average: by
-    exp(n_i / 2), where n_i is the variance of the noise. n_i = scale^2 |q|^2 s_i^2 NOISE, for a q
-    that points anywhere with equal chance. s_i is the scale of the token's code.
+    From codes, a_i = scale e_i - n_i / 2, where e_i is the estimate of q.k_i. It has noise, so
+    exp(scale e_i) is too large on average: by exp(n_i / 2), where n_i is the variance of the noise.
+    n_i = scale^2 |q|^2 s_i^2 NOISE, for a q that points anywhere with equal chance. s_i is the
+    scale of the token's code. With three bits the noise is FINE_NOISE.
 
     The sum of the values that a query sees is `values.total` minus the values of later tokens. All
     sums are float64; out is rounded to q's dtype and lse to float32 (B, H, L). A query that sees no
@@ -58,9 +59,14 @@ def attend_tail(
     B, H, L, D = q.shape
     G = H // k.shape[1]
     scale = D**-0.5 if scale is None else scale
-    x, estimates, _ = estimated(q, codes, selection)
-    S = estimates.shape[-1]
-    s = scale_of(codes.centers.scales).reshape(B, H // G, -1)  # type: ignore[union-attr]
+    square = np.square(hadamard(q), dtype=np.float64).sum(axis=-1)[..., None]  # (B, H, L, 1)
+    logits = []  # from two bits, and from three: (B, H, L, S)
+    for fine, noise, held in ((False, NOISE, codes.centers), (True, FINE_NOISE, codes.fine)):
+        estimates = estimated(q, codes, selection, fine)[0]
+        S = estimates.shape[-1]
+        s = scale_of(held.scales).reshape(B, H // G, 1, -1)[..., :S]  # type: ignore[union-attr]
+        variance = scale**2 * square * np.square(np.repeat(s, G, axis=1), dtype=np.float64) * noise
+        logits.append(scale * estimates.astype(np.float64) - variance / 2)
     exact, coded = tiers(q, codes, budget, selection, k)
     read = hadamard(read_back(values.planes, values.centers, S))[..., :D]  # (B, H_kv, S, D)
     lengths = np.broadcast_to(codes.length, (B,))
@@ -72,18 +78,17 @@ def attend_tail(
         if n == 0:
             continue
         first, second = (tier[b, h, l][tier[b, h, l] >= 0] for tier in (exact, coded))
-        square = np.square(x[b, h, l], dtype=np.float64).sum()
-        variance = scale**2 * square * np.square(s[b, kv, :n], dtype=np.float64) * NOISE
-        logits = scale * estimates[b, h, l, :n].astype(np.float64) - variance / 2  # (n,)
-        logits[first] = scale * (k[b, kv, first].astype(np.float64) @ q[b, h, l].astype(np.float64))
+        a = logits[0][b, h, l, :n]
+        a[second] = logits[1][b, h, l, second]
+        a[first] = scale * (k[b, kv, first].astype(np.float64) @ q[b, h, l].astype(np.float64))
         later = v[b, kv, n : lengths[b]].astype(np.float64)
         mean = (values.total[b, kv].astype(np.float64) - later.sum(axis=0)) / n
         rows = np.tile(mean, (int(n), 1))  # (n, D)
         rows[first] = v[b, kv, first].astype(np.float64)
         rows[second] = read[b, kv, second]
-        p = np.exp(logits - logits.max())
+        p = np.exp(a - a.max())
         out[b, h, l] = p @ rows / p.sum()
-        lse[b, h, l] = logits.max() + np.log(p.sum())
+        lse[b, h, l] = a.max() + np.log(p.sum())
     return out.astype(q.dtype), lse.astype(np.float32)
 
 
@@ -102,7 +107,7 @@ def tiers(
     refine=0 both tiers together are the choice of `select_topk` for a budget of budget + tail.
     """
     exact = select_topk(q, codes, budget, selection, k)
-    _, estimates, distances = estimated(q, codes, selection)
+    estimates, distances = estimated(q, codes, selection)
     ranks = rank(estimates, distances)
     for row in np.ndindex(ranks.shape[:-1]):
         taken = exact[row][exact[row] >= 0]
@@ -112,13 +117,13 @@ def tiers(
 
 
 def estimated(
-    q: NDArray[Any], codes: Codes, selection: Selection
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
-    """Transformed queries (B, H, L, Dt), and their estimates and distances (B, H, L, S)."""
+    q: NDArray[Any], codes: Codes, selection: Selection, fine: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+    """Estimates of q.k from two bits, or with `fine` from three, and distances (B, H, L, S)."""
     x = hadamard(q)
     query = quantize_query(x, selection.query_bits)
     distances = score(query, codes.planes, codes.length)
-    return x, estimate(x, query, distances, codes), distances
+    return estimate(x, query, distances, codes, fine), distances
 
 
 def total_of(v: NDArray[Any], length: int | NDArray[np.integer]) -> NDArray[np.float32]:
