@@ -68,7 +68,7 @@ def test_noise_far_above_the_estimates() -> None:
 
 def test_no_token() -> None:
     q, k, v = _inputs(0, 2)
-    codes, values = encode(k).record, encode_values(v).record
+    codes, values = encode(k, bits=3).record, encode_values(v).record
     out, lse = cpu.attend_tail(q, k, v, codes, values, 1, Selection(tail=1), None)
     assert (out == 0).all()
     assert (lse == -np.inf).all()
