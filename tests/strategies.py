@@ -9,8 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from adamas_core import Selection, reference
-from adamas_core.codes import encode
+from adamas_core import Selection, encode, encode_values, reference
 from adamas_core.reference.layout import Codes, Values
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]

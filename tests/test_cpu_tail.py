@@ -14,7 +14,7 @@ TOLERANCE = 1e-5  # relative to the largest value; sums of weights are float32
 
 
 def _assert_equal(q: Any, k: Any, v: Any, budget: int, selection: Selection, scale: Any) -> None:
-    given = q, k, v, encode(k).record, encode_values(v).record, budget, selection, scale
+    given = q, k, v, encode(k, bits=3).record, encode_values(v).record, budget, selection, scale
     expected, expected_lse = reference.attend_tail(*given)
     out, lse = cpu.attend_tail(*given)
     assert_allclose(out, expected, rtol=0, atol=TOLERANCE * np.abs(v).max())
