@@ -51,14 +51,15 @@ from ._simd import (
 )
 from ._step import step_at
 from ._visible import visible_tokens
-from ._weights import HIGHEST, LEAST
+from ._weights import HIGHEST, LEAST, LOG2_E, power_of_two
 from .attend import attention_fields
 from .center import load_scale
 from .estimate import gathered, least_of, weigh_again
 from .hadamard import scratch_floats, transform
-from .rerank import keep_best
+from .rerank import keep_best, split_best
 from .select import attend_topk, run_step
 
+CHOSEN = 1024  # tokens whose logits are in memory at a time
 AHEAD = 8  # coded tokens asked for before they are read
 
 
@@ -136,15 +137,31 @@ def _choose_row(step, layout, scratch, row):
     places = step.budget - forced_count
     # The places of candidates of a search are free.
     exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
+    if step.refined == 0:
+        n = split_best(own, ranks, count, places, exact, exact_ranks)
+        others = count - n
+    else:
+        n, others = _refine_row(step, layout, scratch, row, own, ranks, count, places)
+    store_indices(step, row, visible, forced, exact, n)
+    for i in range(others):
+        store_int32(step.coded + 4 * (step.tail * row + i), load_int32(own + 4 * i))
+        store_uint32(step.coded_ranks + 4 * (step.tail * row + i), load_uint32(ranks + 4 * i))
+    store_int64(step.coded_counts + 8 * row, others)
+    _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
+
+
+@inlined
+def _refine_row(step, layout, scratch, row, own, ranks, count, places):
+    """Move the candidates with the largest products to the exact tier; returns both tiers' sizes.
+
+    `places` is what the forced tokens leave of the budget.
+    """
+    exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
     for i in range(count):
         store_int32(exact + 4 * i, load_int32(own + 4 * i))
         store_uint32(exact_ranks + 4 * i, load_uint32(ranks + 4 * i))
-    if step.refined > 0:
-        n, _ = keep_best(exact, exact_ranks, count, step.refined - forced_count)
-        n = keep_by_products(step, row, exact, n, places, scratch + layout.products)
-    else:
-        n, _ = keep_best(exact, exact_ranks, count, places)
-    store_indices(step, row, visible, forced, exact, n)
+    n, _ = keep_best(exact, exact_ranks, count, step.refined - (step.budget - places))
+    n = keep_by_products(step, row, exact, n, places, scratch + layout.products)
     # The others, in their order. Both lists are newest first.
     others = next_exact = 0
     for i in range(count):
@@ -156,12 +173,7 @@ def _choose_row(step, layout, scratch, row):
             store_int32(own + 4 * others, token)
             store_uint32(ranks + 4 * others, rank)
             others += 1
-    others, _ = keep_best(own, ranks, others, step.tail)
-    for i in range(others):
-        store_int32(step.coded + 4 * (step.tail * row + i), load_int32(own + 4 * i))
-        store_uint32(step.coded_ranks + 4 * (step.tail * row + i), load_uint32(ranks + 4 * i))
-    store_int64(step.coded_counts + 8 * row, others)
-    _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
+    return n, keep_best(own, ranks, others, step.tail)[0]
 
 
 @inlined
@@ -226,15 +238,39 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
         part = part_of(step, head, split)
         start, end = (part.start, part.end) if splits > 1 else (0, length_of(step, b))
         for tier in range(2):
-            for i in range(coded if tier else exact):
-                token = load_int32(lists[tier] + 4 * i)
-                if start <= token < end:
-                    rank = load_uint32(ranks[tier] + 4 * i)
-                    logit = logit_of(step, rank, scales + token, noise)
-                    own -= math.exp(min(logit - one, HIGHEST))
+            own -= _sum_chosen(
+                step, layout, scratch, lists[tier], ranks[tier], coded if tier else exact,
+                (start, end), (scales, noise), one,
+            )  # fmt: skip
         mass += max(own, 0.0) * math.exp(one - shift)
     store_float64(to, shift)
     store_float64(to + 8, mass)
+
+
+@outlined
+def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
+    """The sum of the weights of those of n chosen tokens that lie in a part, start .. end.
+
+    `of_keys` is the address of the tokens' scales, and their noise. Distances are free by now.
+    """
+    (start, end), (scales, noise) = part, of_keys
+    logits = scratch + layout.distances
+    total = 0.0
+    for first in range(0, n, CHOSEN):
+        count = min(n - first, CHOSEN)
+        for i in range(count):
+            token = load_int32(tokens + 4 * (first + i))
+            rank = load_uint32(ranks + 4 * (first + i))
+            x = (logit_of(step, rank, scales + token, noise) - shift) * LOG2_E
+            inside = (start <= token) & (token < end)
+            store_scalar_float32(logits + 4 * i, np.float32(x if inside else -np.inf))
+        for i in range(count, count + LANES):
+            store_scalar_float32(logits + 4 * i, np.float32(-np.inf))
+        sums = to_all(np.float32(0))
+        for i in range(0, count, LANES):
+            sums += power_of_two(load_float32(logits + 4 * i))
+        total += np.float64(sum_of(sums))
+    return total
 
 
 # ---- the sum of three tiers --------------------------------------------------------------------
