@@ -142,6 +142,17 @@ def mask_bits(builder: Any, mask: Any) -> Any:
     return word if mask.type.count == 64 else builder.zext(word, I64)
 
 
+def picked(builder: Any, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+    """Lanes of a, and of b from number a.type.count on."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+def join_masks(builder: Any, masks: Sequence[Any]) -> Any:
+    """Four masks of sixteen lanes as a uint64, the first in the lowest bits."""
+    low, high = (picked(builder, masks[i], masks[i + 1], range(32)) for i in (0, 2))
+    return mask_bits(builder, picked(builder, low, high, range(64)))
+
+
 # ---- bits of a word ----------------------------------------------------------------------------
 
 
@@ -229,6 +240,11 @@ def largest_of(builder: Any, a: Any) -> Any:
 @operation(F32x16, types.int64)
 def load_float32(builder: Any, address: Any) -> Any:
     return load(builder, address, F32x16.ir)
+
+
+@operation(F32x16, types.int64)
+def load_uint16_as_float(builder: Any, address: Any) -> Any:
+    return builder.uitofp(load(builder, address, I16x16), F32x16.ir)
 
 
 @operation(F32x16, types.int64, types.int64)

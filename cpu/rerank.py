@@ -40,6 +40,7 @@ from ._simd import (
     splat,
     store_int32,
     store_scalar_float32,
+    store_uint32,
     sum_of,
     to_all,
 )
@@ -168,11 +169,51 @@ def kth_rank(ranks, n, k):
     low, high = 0, LAST_RANK
     while low < high:
         middle = (low + high) // 2
-        if _count_at_most(ranks, n, middle) >= k:
+        count = _count_at_most(ranks, n, middle)
+        if count == k:
+            return _largest_at_most(ranks, n, middle)
+        if count > k:
             high = middle
         else:
             low = middle + 1
     return low
+
+
+@inlined
+def _largest_at_most(ranks, n, bound):
+    """The largest of n ranks that is <= bound, or 0 if none is."""
+    own = carray(pointer(ranks), n, np.uint32)
+    limit, largest = np.uint32(bound), np.uint32(0)
+    for i in range(n):
+        largest = max(largest, own[i] if own[i] <= limit else np.uint32(0))
+    return np.int64(largest)
+
+
+@inlined
+def split_best(tokens, ranks, n, places, best, best_ranks):
+    """Move those of n tokens that `keep_best` keeps to `best`; returns how many it moved.
+
+    Both lists keep their order. There is room for one more token after the best.
+    """
+    own = carray(pointer(ranks), n, np.uint32)
+    bound, ties = np.int64(LAST_RANK), n
+    if n > places:
+        bound = kth_rank(ranks, n, places)
+        ties = places - (_count_at_most(ranks, n, bound - 1) if bound > 0 else 0)
+    kept = others = 0
+    for i in range(n):
+        rank, token = np.int64(own[i]), load_int32(tokens + 4 * i)
+        tie = (rank == bound) & (ties > 0)
+        ties -= tie
+        keep = (rank < bound) | tie
+        # No branch decides where it goes.
+        store_int32(best + 4 * kept, token)
+        store_uint32(best_ranks + 4 * kept, np.uint32(rank))
+        store_int32(tokens + 4 * others, token)
+        own[others] = np.uint32(rank)
+        kept += keep
+        others += not keep
+    return kept
 
 
 @inlined

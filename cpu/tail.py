@@ -48,7 +48,7 @@ from ._simd import (
 )
 from ._step import step_at
 from ._visible import visible_tokens
-from ._weights import HIGHEST, LEAST
+from ._weights import HIGHEST, LEAST, LOG2_E, power_of_two
 from .attend import attention_fields
 from .center import load_mean, load_scale
 from .estimate import gathered, least_of, on_mean, prepare_estimates, rank_of, weigh_again
@@ -57,6 +57,7 @@ from .rerank import MASK_RANKS, keep_best
 from .score import table_bytes
 from .select import attend_topk, run_step
 
+CHOSEN = 1024  # tokens whose logits are in memory at a time
 AHEAD = 8  # coded tokens asked for before they are read
 
 
@@ -314,15 +315,39 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
         part = part_of(step, head, split)
         start, end = (part.start, part.end) if splits > 1 else (0, length_of(step, b))
         for tier in range(2):
-            for i in range(coded if tier else exact):
-                token = load_int32(lists[tier] + 4 * i)
-                if start <= token < end:
-                    rank = load_uint32(ranks[tier] + 4 * i)
-                    logit = logit_of(step, rank, scales + token, noise)
-                    own -= math.exp(min(logit - one, HIGHEST))
+            own -= _sum_chosen(
+                step, layout, scratch, lists[tier], ranks[tier], coded if tier else exact,
+                (start, end), (scales, noise), one,
+            )  # fmt: skip
         mass += max(own, 0.0) * math.exp(one - shift)
     store_float64(to, shift)
     store_float64(to + 8, mass)
+
+
+@outlined
+def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
+    """The sum of the weights of those of n chosen tokens that lie in a part, start .. end.
+
+    `of_keys` is the address of the tokens' scales, and their noise. Distances are free by now.
+    """
+    (start, end), (scales, noise) = part, of_keys
+    logits = scratch + layout.distances
+    total = 0.0
+    for first in range(0, n, CHOSEN):
+        count = min(n - first, CHOSEN)
+        for i in range(count):
+            token = load_int32(tokens + 4 * (first + i))
+            rank = load_uint32(ranks + 4 * (first + i))
+            x = (logit_of(step, rank, scales + token, noise) - shift) * LOG2_E
+            inside = (start <= token) & (token < end)
+            store_scalar_float32(logits + 4 * i, np.float32(x if inside else -np.inf))
+        for i in range(count, count + LANES):
+            store_scalar_float32(logits + 4 * i, np.float32(-np.inf))
+        sums = to_all(np.float32(0))
+        for i in range(0, count, LANES):
+            sums += power_of_two(load_float32(logits + 4 * i))
+        total += np.float64(sum_of(sums))
+    return total
 
 
 # ---- the sum of three tiers --------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_a_cut_that_does_not_end_is_undone(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kept", [[130, 200], [129, 64], [5, 199], [0, 128], [70, 0]])
-def test_a_cut_equals_codes_that_never_saw_more(centered: bool, kept: list[int]) -> None:
+def test_a_cut_equals_codes_that_never_saw_more(kind: Kind, kept: list[int]) -> None:
     k = normal(2, 2, 200, 48)
     state = coded(k, np.array([130, 200]), kind)
     cut = code_store.cut(state, state.lengths.cut(np.array(kept)), k, lambda undo: None)
