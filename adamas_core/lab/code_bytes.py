@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from ..reference.layout import TILE, padded, words
 
+# Bits per coordinate of the keys that only the coded tokens of a tail read, beside the two that all
+# tokens have.
+EXTRA_BITS = 0
+
 
 def code_bytes(head_dim: int, centered: bool = False) -> float:
     """Bytes of codes per token and KV head, as `KeyCodes.nbytes` counts them for full tiles.
@@ -14,3 +18,16 @@ def code_bytes(head_dim: int, centered: bool = False) -> float:
     """
     planes = 2 * 8 * words(head_dim)
     return planes + 1 + 2 * padded(head_dim) / TILE if centered else planes
+
+
+def coded_value_bytes(head_dim: int) -> float:
+    """Bytes that are read of one coded value: its planes and its scale, without its tile's mean."""
+    return code_bytes(head_dim) + 1
+
+
+def extra_key_bytes(head_dim: int) -> float:
+    """Bytes per token and KV head of the further bits of a key: `EXTRA_BITS` planes, and a scale.
+
+    A tail keeps them for every token, and reads them for the coded ones.
+    """
+    return EXTRA_BITS * 8 * words(head_dim) + 1 if EXTRA_BITS else 0
