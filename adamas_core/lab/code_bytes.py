@@ -17,12 +17,21 @@ def code_bytes(head_dim: int, centered: bool = False) -> float:
     and KV head at any length.
     """
     planes = 2 * 8 * words(head_dim)
-    return planes + 1 + 2 * padded(head_dim) / TILE if centered else planes
+    return planes + 1 + mean_bytes(head_dim) if centered else planes
 
 
-def coded_value_bytes(head_dim: int) -> float:
-    """Bytes that are read of one coded value: its planes and its scale, without its tile's mean."""
-    return code_bytes(head_dim) + 1
+def mean_bytes(head_dim: int) -> float:
+    """Bytes per token of the float16 means of tiles."""
+    return 2 * padded(head_dim) / TILE
+
+
+def coded_token_bytes(head_dim: int) -> float:
+    """Bytes that a tail reads per coded token, without the codes that every step reads.
+
+    The planes and the scale of its value, and the further bits of its key. The mean of a tile is
+    read once for all its tokens, so it is not counted here.
+    """
+    return code_bytes(head_dim) + 1 + extra_key_bytes(head_dim)
 
 
 def extra_key_bytes(head_dim: int) -> float:

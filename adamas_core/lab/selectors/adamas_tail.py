@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from ... import checks
 from ...cache import KVCache
-from ...reference.layout import TILE
 from ...selection import Selection
-from ..code_bytes import code_bytes, coded_value_bytes, extra_key_bytes
+from ..code_bytes import code_bytes, coded_token_bytes, extra_key_bytes, mean_bytes
 from .largest import Array, checked
 
 
@@ -51,10 +50,10 @@ class AdamasTail:
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:
         """The codes of all keys, and at most one mean of values per tile."""
-        return S * (code_bytes(D, centered=True) + 2 * D / TILE)
+        return S * (code_bytes(D, centered=True) + mean_bytes(D))
 
     def bytes_of_rows(self, D: int, S: int, budget: int) -> float:
         """The rows of K and V of the budget, and the codes of the coded tokens without means."""
         K = min(budget, S)
         coded = min(self.tail, S - K)
-        return 2 * 2 * D * K + coded * (coded_value_bytes(D) + extra_key_bytes(D))
+        return 2 * 2 * D * K + coded * coded_token_bytes(D)
