@@ -40,7 +40,16 @@ OF_SWEEPS = (
     "adamas",
     "tail-1024",
 )
-OF_LAYERS = ("exact", "sparq", "quest", "paper", "paper-quartiles", "adamas-plain", "adamas")
+OF_LAYERS = (
+    "exact",
+    "streaming-llm",
+    "sparq",
+    "quest",
+    "paper",
+    "paper-quartiles",
+    "adamas-plain",
+    "adamas",
+)
 MASS_HEAT = "relative_mass_by_layer_and_head"
 
 
@@ -203,8 +212,8 @@ def front(rows: Sequence[Row], at: int) -> Figure:
 
 def grid(count: int, width: float, height: float) -> tuple[Figure, Any]:
     """`count` panels of width x height inches, up to six per line."""
-    columns = min(6, count)
-    lines = -(-count // columns)
+    lines = -(-count // 6)
+    columns = -(-count // lines)
     figure = Figure(figsize=(width * columns, height * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[count:]:
