@@ -180,6 +180,8 @@ def run_tasks(args: argparse.Namespace, chosen: list[Variant]) -> None:
 def run_offsets(args: argparse.Namespace, chosen: list[Variant]) -> None:
     """Compare on synthetic keys; show a table per budget, and write offsets.json."""
     budgets = sizes.given(args.budgets, OFFSET_BUDGETS)
+    for variant in chosen:
+        offset_keys.selector_of(variant)  # refuses forms before a folder is made
     writable(args.out)
     with steps() as move:
         rows = offset_keys.measure(chosen, budgets, range(1 if args.quick else SEEDS), move)

@@ -115,7 +115,7 @@ def selector_of(variant: Variant) -> Selector:
     """The selector of a variant. A form is refused, because only chosen tokens have a mass."""
     if isinstance(variant.selector, Form):
         raise ValueError(
-            f"measure: {variant.key} is a form of attention, and chooses no tokens; expected "
+            f"selector_of: {variant.key} is a form of attention, and chooses no tokens; expected "
             "selectors, because the figure is the mass of chosen tokens"
         )
     return variant.selector
