@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ops import attend
-from .largest import Array, Indices, blocks, checked, hide
+from .largest import Array, Indices, checked
 from .sparq import SparQ
 
 
@@ -43,22 +43,14 @@ class SparQMean:
 
     def _alpha(self, q: Array, k: Array, indices: Indices) -> Array:
         """The share (H, L) of the estimated softmax that the tokens `indices` (H, L, K) have."""
-        H, L, D = q.shape
-        H_kv, S, _ = k.shape
-        x = q.reshape(H_kv, -1, L, D)
-        chosen = indices.reshape(H_kv, H // H_kv, L, -1)
-        alpha = np.empty(x.shape[:3], np.float32)
-        for g, rows, own in blocks(H_kv, H // H_kv, L, S):
-            queries, found = x[g, :, rows], chosen[g, :, rows]
-            part = self.inner.masked(queries)
-            whole = np.abs(queries).sum(axis=-1)
-            share = np.abs(part).sum(axis=-1) / np.where(whole == 0, 1, whole)
-            heat = np.sqrt(D * np.where(share == 0, 1, share))[..., None]
-            logits = hide(part @ k[g].T / heat, own)
-            p = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            taken = np.where(found >= 0, np.take_along_axis(p, found, axis=-1), 0)
-            alpha[g, :, rows] = taken.sum(axis=-1) / p.sum(axis=-1)
-        return alpha.reshape(H, L)
+        groups = q.reshape(len(k), -1, *q.shape[1:])
+        part = np.stack([self.inner.masked(x) for x in groups]).reshape(q.shape)
+        whole = np.abs(q).sum(axis=-1, keepdims=True)
+        share = np.abs(part).sum(axis=-1, keepdims=True) / np.where(whole == 0, 1, whole)
+        x = part / np.sqrt(np.where(share == 0, 1, share))  # `attend` divides by sqrt(D)
+        chosen, every = (attend(x, k, k, which, return_lse=True)[1] for which in (indices, None))
+        alpha: Array = np.exp(chosen - every)
+        return alpha
 
     def bytes_kept(self, D: int) -> float:
         """As SparQ. The sum of the values is one row per sequence, which is not counted."""
