@@ -57,7 +57,7 @@ ALL: dict[str, Any] = {
 FORMS: dict[str, Any] = {
     **{name: method for name, method in SELECTORS.items() if isinstance(method, Form)},
     "small tail": AdamasTail(3),
-    "a large sample": VAttention(share=2, forced=4),
+    "a small sample": VAttention(share=4, forced=8),
 }
 SINGLE_STEPS = [name for name in ALL if name != "h2o"]  # H2O needs sums that a single step lacks
 

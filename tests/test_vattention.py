@@ -21,8 +21,9 @@ def weights(form: VAttention, S: int, budget: int, logits: np.ndarray) -> np.nda
 
 def test_the_first_recent_and_best_tokens_count_once_and_sampled_ones_for_the_others() -> None:
     S, budget = 64, 32  # 24 chosen: 3 first, 3 recent, 18 best; 8 sampled of 40
+    form = VAttention(share=4, forced=8)
     logits = np.random.default_rng(0).permutation(S).astype(np.float32)
-    found = weights(VAttention(), S, budget, logits)
+    found = weights(form, S, budget, logits)
     rank = [float("inf") if j < 3 or j >= S - 3 else float(logits[j]) for j in range(S)]
     chosen = best(rank, 24)
     np.testing.assert_allclose(found[chosen], 1, rtol=1e-4)
@@ -34,14 +35,17 @@ def test_the_first_recent_and_best_tokens_count_once_and_sampled_ones_for_the_ot
 def test_every_other_token_is_sampled_equally_often() -> None:
     S, runs = 16, 600
     logits = np.arange(S, dtype=np.float32)
-    mean = sum(weights(VAttention(seed=i), S, 8, logits) for i in range(runs)) / runs
+    mean = (
+        sum(weights(VAttention(share=4, forced=8, seed=i), S, 8, logits) for i in range(runs))
+        / runs
+    )
     # 2 of the 10 others, each with 5 in a fifth of the runs: a standard deviation of 2.
     np.testing.assert_allclose(mean, 1, atol=5 * 2 / runs**0.5)
 
 
 def test_against_sums_over_the_tokens() -> None:
     case = normal(5, 4, 2, 50, 4, 16)
-    form = VAttention().fit(case.q0, case.k0)
+    form = VAttention(share=4, forced=8).fit(case.q0, case.k0)
     got = form.attend(case.q, case.k, case.v, 16)
     chosen = form._chosen(case.q, case.k, 12)
     sample, stand_for = form._sample(chosen, 50, 4)

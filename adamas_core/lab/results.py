@@ -94,7 +94,7 @@ def worst(x: NDArray[Any]) -> NDArray[Any]:
 
 def heat(x: NDArray[Any]) -> list[list[float]]:
     """Means over positions of x (N, H, L)."""
-    return [[round(float(y), 3) for y in row] for row in x.mean(axis=-1)]
+    return [[round(float(y), 4) for y in row] for row in x.mean(axis=-1)]
 
 
 def rounded(x: float) -> float:
@@ -147,7 +147,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row[name] = group[0].get(name)
         for name in HEATS:
             known = all_of(group, name)
-            row[name] = None if known is None else np.mean(known, axis=0).round(3).tolist()
+            row[name] = None if known is None else np.mean(known, axis=0).round(4).tolist()
         rows.append(row)
     return rows
 
