@@ -1,4 +1,4 @@
-"""The tail as a form, against `attend_tail` of the reference for single steps."""
+"""The tail as a form, against single steps of the reference over caches of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lab_oracles import normal
 
-from adamas_core import attend_tail, encode, encode_values
+from adamas_core import KVCache, Selection, decode_attention
 from adamas_core.lab.selectors import AdamasTail
 
 
@@ -18,9 +18,9 @@ def test_a_block_is_single_steps_over_the_codes_of_each(S: int, L: int) -> None:
     assert (got.dtype, got.shape) == (np.float32, (4, L, 16))
     for l in range(L):
         n = case.own(l) + 1
-        k, v = case.k[:, :n], case.v[:, :n]
-        codes, values = encode(k, backend="reference"), encode_values(v, backend="reference")
-        step = attend_tail(case.q[:, l : l + 1], k, v, codes, values, min(5, n), tail=8)
+        cache = KVCache(selection=Selection(tail=8), backend="reference")
+        cache.append(case.k[:, :n], case.v[:, :n])
+        step = decode_attention(case.q[:, l : l + 1], cache, min(5, n))
         np.testing.assert_allclose(got[:, l], step[:, 0], rtol=1e-4, atol=1e-5)
 
 
