@@ -23,7 +23,7 @@ from ..llama import Attention, Llama
 from ..ops import attend
 from .metrics import Captured, Choice, NextToken, next_token, recall
 from .prefix import Prefix
-from .selectors import Exact, Form, Method, attended
+from .selectors import Exact, Form, Method
 
 Array = NDArray[np.float32]
 
@@ -109,7 +109,7 @@ class Reading:
             method = fitted[place]
             keys, values = self.prefix.keys_values(place)
             if isinstance(method, Form):
-                out = attended(method, q, keys, values, budget)
+                out = method.attend(q, keys, values, budget)
             else:
                 begin = time.process_time()
                 indices = method(q, keys, budget)
