@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..reference.layout import TILE, padded, words
 
-# Bits per coordinate of the keys that only the coded tokens of a tail read, beside the two that all
-# tokens have.
+# Bits per coordinate of the keys that only the candidates of a tail read, beside the two that every
+# step reads of all tokens.
 EXTRA_BITS = 0
 
 
@@ -25,18 +25,18 @@ def mean_bytes(head_dim: int) -> float:
     return 2 * padded(head_dim) / TILE
 
 
-def coded_token_bytes(head_dim: int) -> float:
-    """Bytes that a tail reads per coded token, without the codes that every step reads.
+def tail_bytes(head_dim: int, budget: int, coded: int) -> float:
+    """Bytes per query head and step that a tail reads beside rows, means, and 2-bit keys.
 
-    The planes and the scale of its value, and the further bits of its key. The mean of a tile is
-    read once for all its tokens, so it is not counted here.
+    The planes and scales of the values of `coded` tokens, and the further bits of the keys of these
+    and of the `budget` tokens, because they choose which of both a token is.
     """
-    return code_bytes(head_dim) + 1 + extra_key_bytes(head_dim)
+    return coded * (code_bytes(head_dim) + 1) + (budget + coded) * extra_key_bytes(head_dim)
 
 
 def extra_key_bytes(head_dim: int) -> float:
     """Bytes per token and KV head of the further bits of a key: `EXTRA_BITS` planes, and a scale.
 
-    A tail keeps them for every token, and reads them for the coded ones.
+    A tail keeps them for every token, and reads them for its candidates.
     """
     return EXTRA_BITS * 8 * words(head_dim) + 1 if EXTRA_BITS else 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import KVCache
-from .code_bytes import code_bytes, coded_token_bytes, mean_bytes
+from .code_bytes import code_bytes, mean_bytes, tail_bytes
 
 NDArray = np.ndarray[Any, Any]
 
@@ -81,4 +81,6 @@ class Meter:
             self.bytes += B * (int(H_kv * S * code_bytes(D, centered)) + H * self._budget * row)
             coded = min(self._cache.selection.tail, S - self._budget)
             if coded:
-                self.bytes += B * int(H_kv * S * mean_bytes(D) + H * coded * coded_token_bytes(D))
+                self.bytes += B * int(
+                    H_kv * S * mean_bytes(D) + H * tail_bytes(D, self._budget, coded)
+                )

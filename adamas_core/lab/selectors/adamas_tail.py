@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ... import checks
 from ...cache import KVCache
 from ...selection import Selection
-from ..code_bytes import code_bytes, coded_token_bytes, extra_key_bytes, mean_bytes
+from ..code_bytes import code_bytes, extra_key_bytes, mean_bytes, tail_bytes
 from .largest import Array, checked
 
 
@@ -55,5 +55,6 @@ class AdamasTail:
     def bytes_of_rows(self, D: int, S: int, budget: int) -> float:
         """The rows of K and V of the budget, and the codes of the coded tokens without means."""
         K = min(budget, S)
-        coded = min(self.tail, S - K)
-        return 2 * 2 * D * K + coded * coded_token_bytes(D)
+        if K == S:
+            return 2 * 2 * D * K
+        return 2 * 2 * D * K + tail_bytes(D, K, min(self.tail, S - K))
