@@ -44,6 +44,7 @@ EQUAL = (
     ("sparq-mean", 128),
     ("vattention", 128),
     ("adamas", 128),
+    ("tail-1024", 16),
     ("tail-1024", 32),
     ("tail-256", 64),
     ("exact", 512),
