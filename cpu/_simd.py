@@ -18,9 +18,11 @@ from numba.core import types
 from numba.core.datamodel import models
 from numba.core.extending import register_model
 from numba.core.imputils import lower_builtin
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+AVX512 = "+avx512dq," in cpu_target.target_context.codegen().magic_tuple()[2]
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 I16x16, I32x16 = ir.VectorType(I16, 16), ir.VectorType(I32, 16)
 

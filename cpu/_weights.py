@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.registry import cpu_target
 
 from adamas_core.reference.center import NOISE
 from adamas_core.reference.layout import TILE
@@ -24,6 +23,7 @@ from ._float_rows import LANES
 from ._jit import inlined, outlined
 from ._scratch import CHUNK, END, FIRST, ROWS, STATE_FIELDS, TOTAL, UNIT, weights_of
 from ._simd import (
+    AVX512,
     I1,
     I16,
     I32,
@@ -63,9 +63,6 @@ LOG2_E = np.float32(1 / math.log(2))
 _POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 4, [0, 1])
 _COEFFICIENTS = [float(c) for c in _POWERS.convert(kind=np.polynomial.Polynomial).coef]
 
-_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2]
-_AVX512 = "+avx512dq," in _FEATURES  # it can multiply by powers of two, and take fractions
-
 _layout: Any = weights_of
 _FIELDS = _layout.py_func(0)  # positions of the fields, from the start
 
@@ -78,7 +75,7 @@ def power_of_two(builder: Any, x: Any) -> Any:
     """
     highest = constant(x.type, HIGHEST / math.log(2))
     x = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
-    return _power_by_avx512(builder, x) if _AVX512 else _power_by_bits(builder, x)
+    return _power_by_avx512(builder, x) if AVX512 else _power_by_bits(builder, x)
 
 
 def _power_by_avx512(builder: Any, x: Any) -> Any:
