@@ -59,6 +59,8 @@ from .select import attend_topk, run_step
 
 CHOSEN = 1024  # tokens whose logits are in memory at a time
 AHEAD = 8  # coded tokens asked for before they are read
+LEAST_UNIT = np.float32(2.0**-100)  # products above it have all their bits
+MOST_ON_MEAN = np.float32(2.0**20)  # half of the last bit of a sum is 1/8 below 2^21
 
 
 def attend_tail(
@@ -193,8 +195,8 @@ def _rank_by_three_bits(step, layout, scratch, row, tokens, ranks, n, target):
     """The ranks of n tokens by estimates from three bits, from their ranks by two.
 
     An estimate of two bits is n s unit + the product with the mean, so n is found again from it: an
-    integer of at most 2^18, and the rounding errors stay below 1/4 if the product with the mean is
-    at most 2^20 s unit. Else it is counted again.
+    integer of at most 2^18. In units of s unit, the rounding errors stay below 1/4 up to
+    MOST_ON_MEAN. Else n is counted again.
     """
     b, h, _, _ = locate(step, row)
     P, Dt, weights = step.P, step.Dt, step.weights
@@ -207,17 +209,17 @@ def _rank_by_three_bits(step, layout, scratch, row, tokens, ranks, n, target):
     x = scratch + layout.x
     unit = load_scalar_float32(scratch + layout.terms + UNIT)
     W = np.int64(load_scalar_float32(scratch + layout.terms + TOTAL)) // 3
-    tile, on_tile = -1, np.float32(0)
+    tile, on_tile = np.int64(-1), np.float32(0)
     for i in range(n):
         token = np.int64(load_int32(tokens + 4 * i))
         prefetch(third + 8 * P * np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1))))
         if token // TILE != tile:
             tile = token // TILE
             on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
-        s = load_scale(scales + token)
+        one = load_scale(scales + token) * unit
         away = least_of(np.int64(load_uint32(ranks + 4 * i))) - on_tile
-        if abs(on_tile) <= np.float32(2.0**20) * s * unit and abs(away) < np.inf:
-            two = np.int64(np.rint(away / (s * unit)))
+        if one >= LEAST_UNIT and abs(on_tile) <= MOST_ON_MEAN * one and abs(away) < np.inf:
+            two = np.int64(np.rint(away / one))
         else:
             at = planes + 64 * P * (token // 8) + 8 * (token % 8)
             two = 3 * W - 2 * _distance(words, at, step.to_low, P, weights)

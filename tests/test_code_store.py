@@ -88,7 +88,7 @@ def test_a_cut_equals_codes_that_never_saw_more(kind: Kind, kept: list[int]) -> 
 def test_padding_leaves_no_codes() -> None:
     """Slots after a sequence's own count are 0, whatever the keys there are."""
     k = normal(2, 1, 70, 16)
-    state = coded(k, np.array([3, 70]), centered=False)
+    state = coded(k, np.array([3, 70]), Kind(False))
     assert state.planes[:, 0, :, 0, 0, :, :3].any()
     assert not state.planes[:, 0, :, 0, 1:].any()
     assert not state.planes[:, 0, :, 0, 0, :, 3:].any()
@@ -103,7 +103,7 @@ def test_a_sequence_is_opened_again_only_where_its_tile_was_full() -> None:
 
 def test_sequences_are_taken_into_arrays_of_their_own() -> None:
     k = normal(2, 2, 100, 48)
-    state = coded(k, 100, centered=True)
+    state = coded(k, 100, Kind(True, fine=True))
     taken = code_store.take(state, np.array([1, -1, 1]))
     assert taken.lengths.each.tolist() == [100, 0, 100]
     assert_array_equal(taken.planes[:, 0], state.planes[:, 1])
@@ -113,11 +113,11 @@ def test_sequences_are_taken_into_arrays_of_their_own() -> None:
 
 def test_read_only_arrays_are_copied_before_they_are_written() -> None:
     k = normal(1, 2, 70, 16)
-    state = coded(k, 70, centered=True)
+    state = coded(k, 70, Kind(True, fine=True))
     assert state.centers is not None
-    for x in (state.planes, *state.centers):
+    for x in parts(state):
         x.setflags(write=False)
     undos: list[Undo] = []
     cut = code_store.cut(state, state.lengths.cut(50), k, undos.append)
-    same(cut, coded(k[:, :, :50], 50, centered=True))
+    same(cut, coded(k[:, :, :50], 50, Kind(True, fine=True)))
     assert undos == []

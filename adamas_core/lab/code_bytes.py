@@ -6,7 +6,7 @@ from ..reference.layout import TILE, padded, words
 
 # Bits per coordinate of the keys that only the candidates of a tail read, beside the two that every
 # step reads of all tokens.
-EXTRA_BITS = 0
+EXTRA_BITS = 1
 
 
 def code_bytes(head_dim: int, centered: bool = False) -> float:
