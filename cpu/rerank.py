@@ -228,12 +228,12 @@ def kth_rank(ranks, n, k):
 @inlined
 def _largest_at_most(ranks, n, bound):
     """The largest of n ranks that is <= bound, or 0 if none is."""
-    largest, whole = 0, n // MASK_RANKS * MASK_RANKS
+    largest, whole = np.int64(0), n // MASK_RANKS * MASK_RANKS
     for i in range(0, whole, MASK_RANKS):
         largest = max(largest, _largest_of_mask(ranks + 4 * i, bound))
     for i in range(whole, n):
         rank = np.int64(load_uint32(ranks + 4 * i))
-        largest = max(largest, rank if rank <= bound else 0)
+        largest = max(largest, rank if rank <= bound else np.int64(0))
     return largest
 
 
