@@ -68,6 +68,7 @@ def from_file(
     checks.true_or_false(WHERE, "centered", centered)
     if not centered:
         checks.tail_of_plain(WHERE, selection)
+    selection = selection.settled(centered)
     expect("dense_layers", isinstance(dense, list), "a list")
     dense = {checks.layer(WHERE, i, count) for i in dense}
     windows = checks.windows(WHERE, header["windows"], count)
@@ -85,7 +86,7 @@ def from_file(
         if t is not None:
             checks.thresholds(WHERE, t, len(t) if t.ndim == 2 else None)
             expect("thresholds", not centered, "none for centered codes")
-        options.append(Options(t, centered, i in dense, 0, window, selection.tail > 0))
+        options.append(Options(t, centered, i in dense, 0, window, bool(selection.tail)))
         try:
             layers.append(_layer(options[-1], held, ragged[i], backend))
         except (TypeError, ValueError) as error:

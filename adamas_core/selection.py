@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import checks
+
+TAIL = 256  # tokens by codes, if no other number is given: see docs/quality.md
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Selection:
         for all of them. The tokens with the most attention from all heads together are taken. The
         attention is estimated from the codes. At an equal budget each head loses some of its best
         tokens. At an equal number of rows read, it gains.
-    tail : int
+    tail : int, optional
         How many tokens after the `budget` best count by their codes, 0 for none. Their logits are
         estimates from three bits, and their values are read back from 2-bit codes. Three bits also
         choose the `budget` tokens, among the budget + tail best by two bits. All tokens after them
         count together: their estimated weights are added up, at the mean of the values. So no token
-        is dropped. With 0 the tokens that are not selected are dropped.
+        is dropped. With 0 the tokens that are not selected are dropped. If not given: 256 in
+        `KVCache` and `attend_tail`, or 0 where the codes or the other options have no tail.
+        `select_topk` has none.
 
     Raises
     ------
@@ -55,7 +59,7 @@ class Selection:
     --------
     >>> from adamas_core import Selection
     >>> Selection(sinks=4, refine=2)
-    Selection(metric='weighted', query_bits=4, sinks=4, recent=0, refine=2, group=False, tail=0)
+    Selection(metric='weighted', query_bits=4, sinks=4, recent=0, refine=2, group=False, tail=None)
     """
 
     metric: str = "weighted"
@@ -64,16 +68,17 @@ class Selection:
     recent: int = 0
     refine: int = 0
     group: bool = False
-    tail: int = 0
+    tail: int | None = None
 
     def __post_init__(self) -> None:
         where = "Selection"
         checks.metric(where, self.metric)
         checks.query_bits(where, "query_bits", self.query_bits)
-        for name in ("sinks", "recent", "refine", "tail"):
+        counts = ["sinks", "recent", "refine"] + ([] if self.tail is None else ["tail"])
+        for name in counts:
             checks.at_least(where, name, getattr(self, name), 0)
         checks.true_or_false(where, "group", self.group)
-        for name in ("query_bits", "sinks", "recent", "refine", "tail"):
+        for name in ("query_bits", *counts):
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's integers too
         object.__setattr__(self, "group", bool(self.group))
         if self.group and self.metric != "weighted":
@@ -96,6 +101,13 @@ class Selection:
                 f"Selection: tail={self.tail} with group=True; expected group=False, because the "
                 "tail ranks tokens for each head"
             )
+
+    def settled(self, centered: bool) -> Selection:
+        """The same with a number for `tail`, for centered or plain codes."""
+        if self.tail is not None:
+            return self
+        possible = centered and self.metric == "weighted" and not self.group
+        return replace(self, tail=TAIL if possible else 0)
 
 
 # The default of every signature. One object serves all calls, because it cannot change.

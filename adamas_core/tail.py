@@ -49,8 +49,8 @@ def attend_tail(
     budget : int
         K, 1 to the number of coded tokens.
     selection : Selection
-        The options. Its tail is the number of tokens that count by their codes. With tail=0 only
-        the budget's tokens count.
+        The options. Its tail is the number of tokens that count by their codes, 256 if not given.
+        With tail=0 only the budget's tokens count.
     scale : float, optional
         Factor of the inner products, finite; D ** -0.5 if not given.
     return_lse : bool
@@ -101,6 +101,7 @@ def attend_tail(
     if options:
         checks.option_names(where, options, [field.name for field in fields(Selection)])
         selection = replace(selection, **options)
+    selection = selection.settled(codes.centered)
     a, b, c = views(q=q, k=k, v=v)
     checks.floats(where, "q", a, (3, 4))
     checks.keys_values(where, b, c, (a.ndim,))

@@ -79,7 +79,7 @@ class Meter:
         else:
             centered = held.codes.centers is not None
             self.bytes += B * (int(H_kv * S * code_bytes(D, centered)) + H * self._budget * row)
-            coded = min(self._cache.selection.tail, S - self._budget)
+            coded = min(self._cache.selection.tail or 0, S - self._budget)
             if coded:
                 self.bytes += B * int(
                     H_kv * S * mean_bytes(D) + H * tail_bytes(D, self._budget, coded)
