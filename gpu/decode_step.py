@@ -10,7 +10,7 @@ from adamas_core.reference.center import CENTERED_THRESHOLDS
 from adamas_core.reference.layout import TILE, Centers, Codes, Selection, padded, tiles, words
 
 from . import _launch
-from ._arrays import element, head_centers, head_thresholds, key_planes, strides
+from ._arrays import coded_planes, element, head_centers, head_thresholds, strides
 from ._kernels import BEGIN_STEP
 from ._launch import Argument, Array
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
@@ -164,12 +164,12 @@ def _begin(
             **new,
             "H": H,
             "L": L,
-            "bits": bits,
+            "query_bits": bits,
             "query": query.planes,
             "x": query.x,
             **strides("k", cache.k),
             **strides("v", cache.v),
-            **key_planes(cache.planes),
+            **coded_planes(cache.planes),
             **centers,
             **head_thresholds(cache.thresholds),
             "lengths": cache.lengths,
