@@ -147,8 +147,7 @@ def layout_of(step):
     state = near_ranks + rank_bytes * choosing * step.part_room
     products = (state + 8 * STATE_FIELDS * choosing + LINE - 1) // LINE * LINE
     by_products = products + rerank_scratch(step.D, step.refined)
-    tail = on_means + tail_scratch(step.Dt, step.tail)
-    attending = max(attend_scratch(step.D, step.budget), tail)
+    attending = max(attend_scratch(step.D, step.budget), tail_scratch(step.Dt, step.tail))
     end = max(by_products, attending) + LINE
     return Layout(
         0,

@@ -30,8 +30,9 @@ Step = Record(
     *("v_codes", "v_codes_b", "v_codes_h", "v_means", "v_means_b"),
     *("v_means_h", "v_scales", "v_scales_b", "v_scales_h", "total", "whole_out"),
     # Of each row and part, two float64: a shift and a sum of weights. Of each row: the same of the
-    # rest; the coded tokens, their ranks and their number.
-    *("sums", "rest", "coded", "coded_ranks", "coded_counts"),
+    # rest; the coded tokens, with room for all candidates, their ranks by three bits, and their
+    # number.
+    *("sums", "rest", "coded", "coded_room", "coded_ranks", "coded_counts"),
     # Filled by the kernel: parts per sequence; candidates that a row has room for in one part, and
     # in all parts together; addresses of the candidates, of their ranks and of their numbers.
     *("splits", "part_room", "row_room", "candidates", "ranks", "counts"),

@@ -51,9 +51,9 @@ from ._visible import visible_tokens
 from ._weights import HIGHEST, LEAST
 from .attend import attention_fields
 from .center import load_mean, load_scale
-from .estimate import gathered, least_of, on_mean, prepare_estimates, weigh_again
+from .estimate import gathered, least_of, on_mean, prepare_estimates, rank_of, weigh_again
 from .hadamard import scratch_floats, transform
-from .rerank import keep_best
+from .rerank import MASK_RANKS, keep_best
 from .score import table_bytes
 from .select import attend_topk, run_step
 
@@ -80,7 +80,8 @@ def attend_tail(
         rows = lse.size
         exact = np.empty(q.shape, np.float32)
         indices = np.empty((*q.shape[:3], budget), np.int32)
-        coded = np.empty((2, rows, tail), np.int32)
+        room = max(budget + tail, selection.refine * budget) + MASK_RANKS
+        coded = np.empty((2, rows, room), np.int32)
         counts = np.empty(rows, np.int64)
         rest = np.empty((rows, 2))
         total = np.ascontiguousarray(values.total)
@@ -112,6 +113,7 @@ def attend_tail(
             "whole_out": address_of(whole),
             "rest": address_of(rest),
             "coded": address_of(coded[0]),
+            "coded_room": room,
             "coded_ranks": address_of(coded[1]),
             "coded_counts": address_of(counts),
         }
@@ -137,19 +139,24 @@ def _choose_row(step, layout, scratch, row):
     visible, forced, forced_count = forced_of(step, row)
     own, ranks, count = gathered(step, row)
     count, _ = keep_best(own, ranks, count, sought(step) - forced_count)
-    places = step.budget - forced_count
+    coded = step.coded + 4 * step.coded_room * row
+    fine = step.coded_ranks + 4 * step.coded_room * row
+    prepare_estimates(step, layout, scratch, row, 0)
+    _rank_by_three_bits(step, layout, scratch, row, own, ranks, count, fine)
     # The places of candidates of a search are free.
     exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
     for i in range(count):
         store_int32(exact + 4 * i, load_int32(own + 4 * i))
-        store_uint32(exact_ranks + 4 * i, load_uint32(ranks + 4 * i))
+        store_uint32(exact_ranks + 4 * i, load_uint32(fine + 4 * i))
+    places = step.budget - forced_count
     if step.refined > 0:
         n, _ = keep_best(exact, exact_ranks, count, step.refined - forced_count)
         n = keep_by_products(step, row, exact, n, places, scratch + layout.products)
     else:
         n, _ = keep_best(exact, exact_ranks, count, places)
     store_indices(step, row, visible, forced, exact, n)
-    # The others, in their order. Both lists are newest first.
+    # Ranks by two bits go with the exact tier, and with the others, which are the coded tier if
+    # nothing is refined. All lists are newest first.
     others = next_exact = 0
     for i in range(count):
         token, rank = load_int32(own + 4 * i), load_uint32(ranks + 4 * i)
@@ -157,15 +164,92 @@ def _choose_row(step, layout, scratch, row):
             store_uint32(exact_ranks + 4 * next_exact, rank)
             next_exact += 1
         else:
-            store_int32(own + 4 * others, token)
+            store_int32(coded + 4 * others, token)
+            store_uint32(fine + 4 * others, load_uint32(fine + 4 * i))
             store_uint32(ranks + 4 * others, rank)
             others += 1
-    others, _ = keep_best(own, ranks, others, step.tail)
-    for i in range(others):
-        store_int32(step.coded + 4 * (step.tail * row + i), load_int32(own + 4 * i))
-        store_uint32(step.coded_ranks + 4 * (step.tail * row + i), load_uint32(ranks + 4 * i))
+    if others > step.tail:
+        others = _keep_tail(step, coded, fine, own, ranks, others)
     store_int64(step.coded_counts + 8 * row, others)
     _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
+
+
+@outlined
+def _keep_tail(step, coded, fine, left, ranks, count):
+    """Keep the tail's best tokens by three bits, with both of their ranks; `left` is free."""
+    for i in range(count):
+        store_int32(left + 4 * i, np.int32(i))
+    kept, _ = keep_best(left, fine, count, step.tail)
+    for i in range(kept):
+        at = np.int64(load_int32(left + 4 * i))  # not below i
+        store_int32(coded + 4 * i, load_int32(coded + 4 * at))
+        store_uint32(ranks + 4 * i, load_uint32(ranks + 4 * at))
+    return kept
+
+
+@outlined
+def _rank_by_three_bits(step, layout, scratch, row, tokens, ranks, n, target):
+    """The ranks of n tokens by estimates from three bits, from their ranks by two.
+
+    An estimate of two bits is n s unit + the product with the mean, so n is found again from it: an
+    integer of at most 2^18, and the rounding errors stay below 1/4 if the product with the mean is
+    at most 2^20 s unit. Else it is counted again.
+    """
+    b, h, _, _ = locate(step, row)
+    P, Dt, weights = step.P, step.Dt, step.weights
+    means = step.means + b * step.means_b + h * step.means_h
+    scales = step.scales + b * step.scales_b + h * step.scales_h
+    third = step.third + b * step.third_b + h * step.third_h
+    finer = step.finer + b * step.finer_b + h * step.finer_h
+    planes = step.planes + b * step.planes_b + h * step.planes_h
+    words = scratch + layout.queries + table_bytes(P, weights)
+    x = scratch + layout.x
+    unit = load_scalar_float32(scratch + layout.terms + UNIT)
+    W = np.int64(load_scalar_float32(scratch + layout.terms + TOTAL)) // 3
+    tile, on_tile = -1, np.float32(0)
+    for i in range(n):
+        token = np.int64(load_int32(tokens + 4 * i))
+        prefetch(third + 8 * P * np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1))))
+        if token // TILE != tile:
+            tile = token // TILE
+            on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
+        s = load_scale(scales + token)
+        away = least_of(np.int64(load_uint32(ranks + 4 * i))) - on_tile
+        if abs(on_tile) <= np.float32(2.0**20) * s * unit and abs(away) < np.inf:
+            two = np.int64(np.rint(away / (s * unit)))
+        else:
+            at = planes + 64 * P * (token // 8) + 8 * (token % 8)
+            two = 3 * W - 2 * _distance(words, at, step.to_low, P, weights)
+        N = _on_third_bits(words, third + 8 * P * token, P, weights) - W
+        y = np.float32(2 * two + N) * load_scale(finer + token)
+        estimate = y * (unit / np.float32(2)) + on_tile
+        store_uint32(target + 4 * i, rank_of(estimate))
+
+
+@inlined
+def _on_third_bits(words, third, P, weights):
+    """Twice the sum of the query's weights over the coordinates with the sign of the third bit."""
+    total = 0
+    for plane in range(1, weights + 1):
+        total *= 2
+        for p in range(P):
+            differ = load_uint64(words + 8 * p) ^ load_uint64(third + 8 * p)
+            total += count_bits(load_uint64(words + 8 * (plane * P + p)) & ~differ)
+    return 2 * total
+
+
+@inlined
+def _distance(words, high, to_low, P, weights):
+    """The distance of one token, whose first words are at `high` and to_low after it."""
+    total = 0
+    for plane in range(1, weights + 1):
+        total *= 2
+        for p in range(P):
+            sign = load_uint64(words + 8 * p)
+            weight = load_uint64(words + 8 * (plane * P + p))
+            total += 2 * count_bits(weight & (sign ^ load_uint64(high + 64 * p)))
+            total += count_bits(weight & (sign ^ load_uint64(high + to_low + 64 * p)))
+    return total
 
 
 @inlined
@@ -205,8 +289,8 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
     scales = step.scales + b * step.scales_b + h * step.scales_h
     noise = noise_of(step, row, scratch + layout.x)
     sums = step.sums + 16 * step.splits * row
-    lists = (scratch + layout.near, step.coded + 4 * step.tail * row)
-    ranks = (scratch + layout.near_ranks, step.coded_ranks + 4 * step.tail * row)
+    lists = (scratch + layout.near, step.coded + 4 * step.coded_room * row)
+    ranks = (scratch + layout.near_ranks, step.ranks + 4 * step.row_room * row)
     worst = np.uint32(0)
     for i in range(coded):
         worst = max(worst, load_uint32(ranks[1] + 4 * i))
@@ -312,21 +396,26 @@ def _add_row(step, row, scratch):
     if visible <= 0:
         narrow_row(out, D, target, step.q_dtype)
         return
-    layout = layout_of(step)
-    prepare_estimates(step, layout, scratch, row, 0)
-    sums = scratch + layout.on_means
+    sums = scratch
     back = sums + 4 * scratch_floats(Dt)
     weights = back + 4 * scratch_floats(Dt)
     n = load_int64(step.coded_counts + 8 * row)
     scaled = weights + 4 * (max(step.tail, scratch_floats(Dt)) + LINE)
-    tokens = step.coded + 4 * step.tail * row
+    noise = noise_of(step, row, sums) * (FINE_NOISE / NOISE)
+    tokens = step.coded + 4 * step.coded_room * row
+    ranks = step.coded_ranks + 4 * step.coded_room * row
+    key_scales = step.finer + b * step.finer_b + h * step.finer_h
     shift = load_float64(step.rest + 16 * row)
     rest = load_float64(step.rest + 16 * row + 8)
     lse = np.float64(load_scalar_float32(step.lse + 4 * row))
     largest = lse
     if rest > 0:
         largest = max(largest, shift)
-    largest = max(largest, _store_logits(step, layout, scratch, row, n, weights))
+    for i in range(n):
+        token = load_int32(tokens + 4 * i)
+        logit = logit_of(step, load_uint32(ranks + 4 * i), key_scales + token, noise)
+        store_scalar_float32(weights + 4 * i, np.float32(logit))
+        largest = max(largest, logit)
     for i in range(n, n + LANES):
         store_scalar_float32(weights + 4 * i, np.float32(-np.inf))
     mass = to_all(np.float32(0))
@@ -355,61 +444,6 @@ def _add_row(step, row, scratch):
         store_float32(sums + 4 * d, y)
     narrow_row(sums, D, target, step.q_dtype)
     store_scalar_float32(step.lse + 4 * row, np.float32(largest + math.log(whole)))
-
-
-@outlined
-def _store_logits(step, layout, scratch, row, n, target):
-    """Store the logits of a row's coded tokens, from three bits, in float32; returns the largest.
-
-    The rank of a token is that of its estimate from two bits, n s m / (2 wmax) + the product with
-    the mean. So n m / (2 wmax) is found again, to the rounding error of that estimate.
-    """
-    b, h, _, _ = locate(step, row)
-    P, Dt = step.P, step.Dt
-    tokens = step.coded + 4 * step.tail * row
-    ranks = step.coded_ranks + 4 * step.tail * row
-    means = step.means + b * step.means_b + h * step.means_h
-    scales = step.scales + b * step.scales_b + h * step.scales_h
-    third = step.third + b * step.third_b + h * step.third_h
-    finer = step.finer + b * step.finer_b + h * step.finer_h
-    words = scratch + layout.queries + table_bytes(P, step.weights)
-    x = scratch + layout.x
-    unit = load_scalar_float32(scratch + layout.terms + UNIT)
-    W = np.int64(load_scalar_float32(scratch + layout.terms + TOTAL)) // 3
-    squares = to_all(np.float32(0))
-    for d in range(0, Dt, LANES):
-        y = load_float32(x + 4 * d)
-        squares += y * y
-    scale = np.float32(step.scale)
-    noise = np.float32(0.5 * FINE_NOISE) * scale * scale * sum_of(squares)
-    largest, tile, on_tile = np.float32(-np.inf), -1, np.float32(0)
-    for i in range(n):
-        token = np.int64(load_int32(tokens + 4 * i))
-        ahead = np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1)))
-        prefetch(third + 8 * P * ahead)
-        if token // TILE != tile:
-            tile = token // TILE
-            on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
-        estimate = least_of(np.int64(load_uint32(ranks + 4 * i)))
-        N = np.float32(_on_third_bits(words, third + 8 * P * token, P, step.weights) - W)
-        s = load_scale(finer + token)
-        y = (estimate - on_tile) / load_scale(scales + token) + N * unit * np.float32(0.5)
-        logit = scale * (y * s + on_tile) - noise * s * s
-        store_scalar_float32(target + 4 * i, logit)
-        largest = max(largest, logit)
-    return np.float64(largest)
-
-
-@inlined
-def _on_third_bits(words, third, P, weights):
-    """Twice the sum of the query's weights over the coordinates with the sign of the third bit."""
-    total = 0
-    for plane in range(1, weights + 1):
-        total *= 2
-        for p in range(P):
-            differ = load_uint64(words + 8 * p) ^ load_uint64(third + 8 * p)
-            total += count_bits(load_uint64(words + 8 * (plane * P + p)) & ~differ)
-    return 2 * total
 
 
 @inlined

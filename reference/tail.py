@@ -18,9 +18,12 @@ from .estimate import estimate, rank
 from .hadamard import hadamard
 from .layout import TILE, Codes, Selection, Values
 from .quantize import quantize_query
+from .rerank import rerank
 from .score import score, visible_tokens
 from .select import attend_topk, select_topk
 from .topk import topk
+
+NOT_TAKEN = np.iinfo(np.uint32).max  # the rank of a token that topk never takes
 
 
 def attend_tail(
@@ -39,8 +42,8 @@ def attend_tail(
 
     | tier | tokens | a_i | r_i |
     | --- | --- | --- | --- |
-    | exact | the `budget` tokens of select_topk | scale q.k_i | v_i |
-    | coded | the next `selection.tail`, see `tiers` | from three bits | v_i from its code |
+    | exact | `budget` ones, see `tiers` | scale q.k_i | v_i |
+    | coded | the next `selection.tail` ones | from three bits | v_i from its code |
     | rest | all others | from two bits | the mean of all values that the query sees |
 
     lse = log sum over i of exp(a_i), and out = sum over i of exp(a_i - lse) r_i.
@@ -101,19 +104,30 @@ def tiers(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Indices of the exact tier (B, H, L, budget) and of the coded tier (B, H, L, M), ascending.
 
-    The exact tier is the choice of `select_topk`. Of all other visible tokens, the coded tier has
-    the `selection.tail` ones with the largest estimates; among equals the most recent token wins. M
-    is the tail, or S where that is less. Where fewer tokens are left, the last places hold -1. With
-    refine=0 both tiers together are the choice of `select_topk` for a budget of budget + tail.
+    Two bits find the candidates: the choice of `select_topk` for a budget of budget + tail, or of
+    refine * budget where that is more. Three bits rank them. The exact tier has the `budget` best
+    of them. With `selection.refine` it has those with the largest inner products of the best
+    refine * budget. The coded tier has the `selection.tail` best of the others. Among equals the
+    most recent token wins. `sinks` and `recent` are in the exact tier. M is the tail, or S where
+    that is less. Where fewer tokens are left, the last places hold -1.
     """
-    exact = select_topk(q, codes, budget, selection, k)
-    estimates, distances = estimated(q, codes, selection)
-    ranks = rank(estimates, distances)
+    estimates, distances = estimated(q, codes, selection, fine=True)
+    S = distances.shape[-1]
+    refined = min(selection.refine * budget, S)
+    sought = max(min(budget + selection.tail, S), refined)
+    candidates = select_topk(q, codes, sought, replace(selection, refine=0))
+    fine = rank(estimates, distances)
+    ranks = np.full_like(fine, NOT_TAKEN)
     for row in np.ndindex(ranks.shape[:-1]):
-        taken = exact[row][exact[row] >= 0]
-        ranks[row][taken] = np.iinfo(np.uint32).max  # topk takes no such token
-    M = min(selection.tail, ranks.shape[-1])
-    return exact, topk(ranks, M, replace(selection, sinks=0, recent=0))
+        own = candidates[row][candidates[row] >= 0]
+        ranks[row][own] = fine[row][own]
+    if selection.refine and k is not None:
+        exact = rerank(q, k, topk(ranks, refined, selection), budget, selection)
+    else:
+        exact = topk(ranks, budget, selection)
+    for row in np.ndindex(ranks.shape[:-1]):
+        ranks[row][exact[row][exact[row] >= 0]] = NOT_TAKEN
+    return exact, topk(ranks, min(selection.tail, S), replace(selection, sinks=0, recent=0))
 
 
 def estimated(
