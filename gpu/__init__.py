@@ -18,6 +18,7 @@ from .quantize import encode, encode_query, quantize, quantize_query
 from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
+from .tail import attend_tail
 from .topk import topk
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "DeviceCache",
     "array_module",
     "attend",
+    "attend_tail",
     "attend_topk",
     "current_device",
     "device_cache",

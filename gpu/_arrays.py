@@ -87,11 +87,14 @@ def third_bits(fine: Fine | None) -> dict[str, Argument]:
     return strides("bits", fine.bits, axes) | strides("finer", fine.scales, axes)
 
 
-def head_centers(centers: Centers, *more: str) -> dict[str, Argument]:
-    """The means and scales of centered codes, and `more` of their arrays, with their strides."""
+def head_centers(centers: Centers, *more: str, of: str = "") -> dict[str, Argument]:
+    """The means and scales of centered codes, and `more` of their arrays, with their strides.
+
+    Their names begin with `of`.
+    """
     named: dict[str, Argument] = {}
     for name in ("means", "scales", *more):
-        named |= strides(name, getattr(centers, name), ("batch", "head"))
+        named |= strides(of + name, getattr(centers, name), ("batch", "head"))
     return named
 
 

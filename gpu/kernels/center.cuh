@@ -41,10 +41,35 @@ __device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size)
   }
 }
 
-// Writes the codes and the scale of one token, from its row minus the mean, and its third bits.
+// Writes the third bits of one token and their scale. `own` are its thresholds, s its scale and
+// `square` the sum of the squares of its row.
 //
-// A third bit is 1 where the rest is larger than s u, with u = code - 1.5 and s the exact scale.
-// Then the code stands for u + 1/4, else for u - 1/4, times the scale of three bits.
+// A third bit is 1 where the rest is larger than s u, with u = code - 1.5. Then the code stands for
+// u + 1/4, else for u - 1/4, times the scale of three bits.
+template <int N, typename T>
+__device__ __forceinline__ void write_third(
+    const float (&rest)[N], const CenteredHead<T>& head, Int token, const float (&own)[3], float s,
+    float square) {
+  const auto level = [&](int j) { return static_cast<float>(code_of(rest[j], own)) - 1.5f; };
+  const auto above = [&](int j) { return rest[j] > __fmul_rn(s, level(j)); };
+  const Word third = pack<N>(head.Dt, above);
+  if (lane_index() < words<N>()) head.bits[token * words<N>() + lane_index()] = third;
+  const float along = lane_sums<N>([&](int j) {
+    return __fmul_rn(rest[j], level(j) + (above(j) ? 0.25f : -0.25f));
+  });
+  if (lane_index() == 0) head.finer[token] = scale_byte(__fdiv_rn(square, along));
+}
+
+// write_third as a function of its own, whose row is in memory. Inlined above Dt = 1024 it would spill
+// registers.
+template <int N, typename T>
+__device__ __noinline__ void write_third_apart(
+    const float (&rest)[N], const CenteredHead<T>& head, Int token, const float (&own)[3], float s,
+    float square) {
+  write_third<N>(rest, head, token, own, s, square);
+}
+
+// Writes the codes and the scale of one token, from its row minus the mean, and its third bits.
 template <int N, typename T>
 __device__ __forceinline__ void write_centered(
     const float (&rest)[N], const CenteredHead<T>& head, Int token) {
@@ -53,20 +78,22 @@ __device__ __forceinline__ void write_centered(
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(Dt)));
   const float* const t = head.thresholds;
   const float own[3] = {__fmul_rn(t[0], rms), __fmul_rn(t[1], rms), __fmul_rn(t[2], rms)};
-  const auto level = [&](int j) { return static_cast<float>(code_of(rest[j], own)) - 1.5f; };
-  const float along = lane_sums<N>([&](int j) { return __fmul_rn(rest[j], level(j)); });
+  const float along = lane_sums<N>([&](int j) {
+    return __fmul_rn(rest[j], static_cast<float>(code_of(rest[j], own)) - 1.5f);
+  });
   const float s = __fdiv_rn(square, along);
   Word* const high = head.planes + token / 8 * head.planes_group + token % 8 * head.planes_token;
   write_codes(rest, Dt, own, high, high + head.planes_plane, head.planes_word);
   if (lane_index() == 0) head.scales[token] = scale_byte(s);
   if (!head.bits) return;
-  const auto above = [&](int j) { return rest[j] > __fmul_rn(s, level(j)); };
-  const Word third = pack<N>(Dt, above);
-  if (lane_index() < words<N>()) head.bits[token * words<N>() + lane_index()] = third;
-  const float finer = lane_sums<N>([&](int j) {
-    return __fmul_rn(rest[j], level(j) + (above(j) ? 0.25f : -0.25f));
-  });
-  if (lane_index() == 0) head.finer[token] = scale_byte(__fdiv_rn(square, finer));
+  if constexpr (N <= 32) {
+    write_third<N>(rest, head, token, own, s, square);
+  } else {
+    float kept[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) kept[j] = rest[j];
+    write_third_apart<N>(kept, head, token, own, s, square);
+  }
 }
 
 // Codes a tile that is full after the last new token, by the whole block. Tokens of the tile from
