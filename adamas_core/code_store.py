@@ -67,7 +67,7 @@ class Coded(NamedTuple):
         """Third bits and their scales of the tiles in use."""
         if self.fine is None:
             return None
-        return Fine(*(x[:, :, : tiles(self.lengths.longest)] for x in self.fine))
+        return Fine._make(x[:, :, : tiles(self.lengths.longest)] for x in self.fine)
 
 
 class Kind(NamedTuple):
@@ -162,7 +162,7 @@ def cut(state: Coded, lengths: Lengths, k: Any, guard: Guard) -> Coded:
             first = n // TILE * TILE
             means, scales, open_tile = room.centers
             centers = Centers(means[one], scales[one], open_tile[one])
-            fine = room.fine and Fine(*(x[one] for x in room.fine))
+            fine = room.fine and Fine._make(x[one] for x in room.fine)
             load(state.backend).encode_centered(
                 k[one, :, first:n], room.thresholds, room.planes[:, one], centers, first, fine=fine
             )
@@ -183,7 +183,7 @@ def take(state: Coded, order: NDArray) -> Coded:
         centers = Centers(*(take_sequences(xp, x, order) for x in centers))
     fine = state.used_fine()
     if fine is not None:
-        fine = Fine(*(take_sequences(xp, x, order) for x in fine))
+        fine = Fine._make(take_sequences(xp, x, order) for x in fine)
     taken = state._replace(centers=centers, fine=fine, lengths=state.lengths.take(order))
     return taken._replace(planes=take_sequences(xp, state.used(), order, axis=1))
 
@@ -215,7 +215,7 @@ def reserve(state: Coded, tokens: int) -> Coded:
         )
     fine = state.used_fine()
     if fine is not None:
-        fine = Fine(*(_grown(xp, x, 2, T) for x in fine))
+        fine = Fine._make(_grown(xp, x, 2, T) for x in fine)
     return state._replace(planes=_grown(xp, state.used(), 3, T), centers=centers, fine=fine)
 
 

@@ -26,8 +26,30 @@ from adamas_core.lab.selectors import SELECTORS  # noqa: E402
 PAGE = ROOT / "docs" / "quality.md"
 FOLDER = ROOT / "benchmarks" / "results" / "quality"
 BUDGET = 128
-SWEPT = ("exact", "streaming-llm", "paper", "paper-quartiles", "adamas-plain", "adamas")
+TAILS = ("tail-64", "tail-256", "tail-1024", "tail-4096")
+SWEPT = (
+    "exact",
+    "streaming-llm",
+    "paper",
+    "paper-quartiles",
+    "adamas-plain",
+    "adamas",
+    "tail-256",
+    "tail-1024",
+)
 LONGER = ("exact", "streaming-llm", "quest", *SWEPT[2:])
+# Rows at about the bytes of 128 rows of K and V per query head; the last one has four times these.
+EQUAL = (
+    ("exact", 128),
+    ("sparq-mean", 128),
+    ("vattention", 128),
+    ("adamas", 128),
+    ("tail-1024", 16),
+    ("tail-1024", 32),
+    ("tail-256", 64),
+    ("exact", 512),
+)
+NONE = "-"  # a figure that a form of attention, or an older record, does not have
 # Rows of the table of ablations that are no ablations.
 BESIDE = (
     "exact",
@@ -39,6 +61,7 @@ BESIDE = (
     "adamas-plain-group",
     "adamas-group",
     "adamas-refine-2",
+    "tail-1024",
 )
 
 Row = Mapping[str, Any]
@@ -83,8 +106,10 @@ def of_texts(cells: Sequence[Row], model: Model) -> Iterator[tuple[str, Iterable
     whole = [row for row in rows if len(row["texts"]) == len(texts)]
     here = [row for row in whole if row["context"] == model.context]
     yield "selectors", every([row for row in here if row["budget"] == BUDGET])
-    for kind, figure in BY_BUDGET.items():
-        yield f"{kind} by budget", swept(here, SWEPT, "budget", figure)
+    yield "tail", by_tail(here)
+    yield "equal bytes", equal_bytes(here)
+    for kind, text in BY_BUDGET.items():
+        yield f"{kind} by budget", swept(here, SWEPT, "budget", text)
     at = [row for row in whole if row["budget"] == BUDGET]
     yield "contexts", swept(at, LONGER, "context", kl_and_mass)
     changed = [
@@ -109,6 +134,7 @@ def every(rows: Sequence[Row]) -> Iterator[str]:
         "worst tenth",
         "recall",
         "output error",
+        "error, worst tenth",
         "bytes kept",
         "bytes read",
         "CPU ms",
@@ -119,13 +145,14 @@ def every(rows: Sequence[Row]) -> Iterator[str]:
             with_half(row["kl"], 3),
             perplexity(row),
             with_half(row["agreement"], 3),
-            f"{row['relative_mass'][0]:.3f}",
-            f"{row['relative_mass_worst_tenth']:.3f}",
-            f"{row['recall'][0]:.2f}",
-            f"{row['output_error'][0]:.3f}",
+            figure(row["relative_mass"], 3),
+            figure(row["relative_mass_worst_tenth"], 3),
+            figure(row["recall"], 2),
+            figure(row["output_error"], 3),
+            figure(row["output_error_worst_tenth"], 3),
             f"{row['bytes_kept']:g}",
             f"{row['bytes_a_step'] / row['bytes_a_step_full']:.1%}",
-            f"{row['ms_to_choose']:.2f}",
+            figure(row["ms_to_choose"], 2),
         )
 
 
@@ -138,16 +165,19 @@ def ablations(rows: Sequence[Row]) -> Iterator[str]:
             with_half(row["kl"], 3),
             perplexity(row),
             f"{row['agreement'][0]:.3f}",
-            f"{row['relative_mass'][0]:.3f}",
-            f"{row['relative_mass_worst_tenth']:.3f}",
+            figure(row["relative_mass"], 3),
+            figure(row["relative_mass_worst_tenth"], 3),
             f"{row['bytes_kept']:g}",
         )
 
 
 def swept(
-    rows: Iterable[Row], keys: Sequence[str], field: str, figure: Callable[[Row], str]
+    rows: Iterable[Row], keys: Sequence[str], field: str, text: Callable[[Row], str]
 ) -> Iterator[str]:
-    """A row per selector, a column per value of a field that any of them but one has."""
+    """A row per selector, a column per value of a field.
+
+    Selectors that were not measured are left out, and so are forms without the figure.
+    """
     by_key: dict[str, dict[int, Row]] = {key: {} for key in keys}
     for row in rows:
         if row["selector"] in by_key:
@@ -155,8 +185,50 @@ def swept(
     columns = sorted({value for own in by_key.values() for value in own})
     yield from head("selector", *map(str, columns))
     for own in by_key.values():
-        name = next(iter(own.values()))["name"]
-        yield line(name, *(figure(own[value]) if value in own else "" for value in columns))
+        texts = [text(own[value]) if value in own else "" for value in columns]
+        if any(map(str.isdigit, "".join(texts))):
+            yield line(next(iter(own.values()))["name"], *texts)
+
+
+def by_tail(rows: Sequence[Row]) -> Iterator[str]:
+    """A row per budget, a column per tail: KL, and perplexity relative to full attention."""
+    columns = {"adamas": "no tail", **{key: SELECTORS[key].name for key in TAILS}}
+    found = {(row["selector"], row["budget"]): row for row in rows if row["selector"] in columns}
+    yield from head("budget", *columns.values())
+    for budget in sorted({budget for _, budget in found}):
+        own = [found.get((key, budget)) for key in columns]
+        yield line(str(budget), *("" if row is None else kl_and_perplexity(row) for row in own))
+
+
+def equal_bytes(rows: Sequence[Row]) -> Iterator[str]:
+    """A row per form of about equal bytes of rows per query head, and what each costs in all."""
+    yield from head(
+        "form",
+        "budget",
+        "bytes of rows",
+        "bytes read",
+        "bytes kept",
+        "KL",
+        "perplexity",
+        "top-1",
+        "output error",
+        "error, worst tenth",
+    )
+    found = {(row["selector"], row["budget"]): row for row in rows}
+    for row in (found[key] for key in EQUAL if key in found):
+        of_rows = row["bytes_of_rows"] or row["budget"] * row["bytes_a_step_full"] / row["context"]
+        yield line(
+            row["name"],
+            str(row["budget"]),
+            f"{of_rows:.0f}",
+            f"{row['bytes_a_step'] / row['bytes_a_step_full']:.1%}",
+            f"{row['bytes_kept']:g}",
+            with_half(row["kl"], 4),
+            perplexity(row),
+            figure(row["agreement"], 3),
+            figure(row["output_error"], 3),
+            figure(row["output_error_worst_tenth"], 3),
+        )
 
 
 def of_tasks(rows: Iterable[Row]) -> Iterator[str]:
@@ -183,8 +255,15 @@ def of_offsets(rows: Sequence[Row]) -> Iterator[str]:
         yield line(name, *(f"{mass[column]:.3f}" for column in columns))
 
 
-def with_half(figure: Sequence[float], digits: int) -> str:
-    value, half = figure
+def figure(value: Sequence[float] | float | None, digits: int) -> str:
+    """A figure without its interval."""
+    if value is None:
+        return NONE
+    return f"{value[0] if isinstance(value, Sequence) else value:.{digits}f}"
+
+
+def with_half(mean: Sequence[float], digits: int) -> str:
+    value, half = mean
     return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
@@ -194,11 +273,15 @@ def perplexity(row: Row) -> str:
 
 
 def kl_and_mass(row: Row) -> str:
-    return f"{row['kl'][0]:.3f}, {row['relative_mass'][0]:.3f}"
+    return f"{row['kl'][0]:.3f}, {figure(row['relative_mass'], 3)}"
+
+
+def kl_and_perplexity(row: Row) -> str:
+    return f"{row['kl'][0]:.4f}, {100 * (row['perplexity_ratio'][0] - 1):+.1f}%"
 
 
 def both_masses(row: Row) -> str:
-    return f"{row['relative_mass'][0]:.3f}, {row['relative_mass_worst_tenth']:.3f}"
+    return f"{figure(row['relative_mass'], 3)}, {figure(row['relative_mass_worst_tenth'], 3)}"
 
 
 BY_BUDGET: dict[str, Callable[[Row], str]] = {

@@ -36,7 +36,7 @@ class Tests(NamedTuple):
 
     least: int  # estimates that a token must reach, 2 * ROWS float32
     units: int  # 2 * ROWS float32
-    totals: int  # ROWS float32
+    halves: int  # half of each row's TOTAL, ROWS float32
     limits: int  # ROWS float32 per tile
     masks: int  # ROWS masks of 64 tokens per tile
     found: int  # numbers of tiles, int64, with room for one more
@@ -58,15 +58,16 @@ class Weights(NamedTuple):
     """Where the sums of weights of rows begin, see _weights.py. Each has a number per row."""
 
     start: int
-    totals: int  # float32: 3 W, as in the terms
-    units: int  # float32
-    slopes: int  # float32: the logit of an estimate, in units of ln 2
-    noises: int  # float32: what the square of a scale adds to it
-    starts: int  # float32: and the shift
+    slopes: int  # float32: the logit of an estimate, in units of ln 2; lanes as in Tests
+    starts: int  # float32: what the shift adds to it; lanes as in Tests
+    halves: int  # float32: half of the row's TOTAL
+    factors: int  # float32: the slope, times twice the unit
+    noises: int  # float32: what the square of a scale adds to a logit
     competing: int  # masks of a tile's tokens
     sums: int  # sixteen float32
     shifts: int  # float64, in nats
     masses: int  # float64
+    bases: int  # float32, per tile: what its mean and the shift add to a logit
     end: int
 
 
@@ -74,14 +75,16 @@ class Weights(NamedTuple):
 def weights_of(start):
     """The sums that begin at a line."""
     row = 4 * ROWS
-    competing = start + 5 * row
-    sums = start + 4 * LINE
+    halves = start + 2 * LINE
+    competing = halves + 4 * row
+    sums = start + 5 * LINE
     shifts = sums + 64 * ROWS
     masses = shifts + 8 * ROWS
-    end = masses + 8 * ROWS
+    bases = masses + 8 * ROWS
+    end = bases + row * (CHUNK // TILE)
     return Weights(
-        start, start, start + row, start + 2 * row, start + 3 * row, start + 4 * row, competing,
-        sums, shifts, masses, end,
+        start, start, start + LINE, halves, halves + row, halves + 2 * row, competing,
+        sums, shifts, masses, bases, end,
     )  # fmt: skip
 
 

@@ -18,9 +18,11 @@ from numba.core import types
 from numba.core.datamodel import models
 from numba.core.extending import register_model
 from numba.core.imputils import lower_builtin
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+AVX512 = "+avx512dq," in cpu_target.target_context.codegen().magic_tuple()[2]
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 I16x16, I32x16 = ir.VectorType(I16, 16), ir.VectorType(I32, 16)
 
@@ -142,6 +144,17 @@ def mask_bits(builder: Any, mask: Any) -> Any:
     return word if mask.type.count == 64 else builder.zext(word, I64)
 
 
+def picked(builder: Any, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+    """Lanes of a, and of b from number a.type.count on."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+def join_masks(builder: Any, masks: Sequence[Any]) -> Any:
+    """Four masks of sixteen lanes as a uint64, the first in the lowest bits."""
+    low, high = (picked(builder, masks[i], masks[i + 1], range(32)) for i in (0, 2))
+    return mask_bits(builder, picked(builder, low, high, range(64)))
+
+
 # ---- bits of a word ----------------------------------------------------------------------------
 
 
@@ -229,6 +242,11 @@ def largest_of(builder: Any, a: Any) -> Any:
 @operation(F32x16, types.int64)
 def load_float32(builder: Any, address: Any) -> Any:
     return load(builder, address, F32x16.ir)
+
+
+@operation(F32x16, types.int64)
+def load_uint16_as_float(builder: Any, address: Any) -> Any:
+    return builder.uitofp(load(builder, address, I16x16), F32x16.ir)
 
 
 @operation(F32x16, types.int64, types.int64)

@@ -9,6 +9,7 @@ exp(HIGHEST), and do not hide the others.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,16 @@ from ._float_rows import LANES
 from ._jit import inlined, outlined
 from ._scratch import CHUNK, END, FIRST, ROWS, STATE_FIELDS, TOTAL, UNIT, weights_of
 from ._simd import (
+    AVX512,
     I1,
     I16,
+    I32,
     I64,
     F32x16,
     I32x16,
+    call,
     constant,
+    join_masks,
     larger_number,
     largest_of,
     load,
@@ -35,6 +40,8 @@ from ._simd import (
     load_float64,
     load_int64,
     load_scalar_float32,
+    load_uint16_as_float,
+    load_uint64,
     multiply_add,
     operation,
     splat,
@@ -49,114 +56,149 @@ from ._simd import (
 from .center import load_scales
 
 HIGHEST = 8.0  # nats above the shift
-LEAST = 2.0**-120  # smaller weights are 0, which is no loss for a sum above 2^30 LEAST
+LEAST = 2.0**-120  # smaller weights may be 0, which is no loss for a sum above 2^30 LEAST
 LOG2_E = np.float32(1 / math.log(2))
 
-# 2^r for |r| <= 1/2, to 2^-22 relative.
-_POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 5, [-0.5, 0.5])
+# 2^r for 0 <= r < 1, to 2^-18 relative. The weights have that error as well.
+_POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 4, [0, 1])
 _COEFFICIENTS = [float(c) for c in _POWERS.convert(kind=np.polynomial.Polynomial).coef]
-
 
 _layout: Any = weights_of
 _FIELDS = _layout.py_func(0)  # positions of the fields, from the start
 
 
-def _power_of_two(builder: Any, x: Any) -> Any:
-    """2^x in each lane; x is taken as at most HIGHEST / ln 2, and the result is 0 below LEAST."""
-    vector = x.type
-    highest, zero = constant(vector, HIGHEST / math.log(2)), constant(vector, 0.0)
-    x = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
-    lost = builder.fcmp_ordered("<", x, constant(vector, math.log2(LEAST)))
-    x = builder.select(lost, zero, x)
-    # Adding 1.5 * 2^23 leaves n, rounded, in the low bits of the sum.
-    magic = constant(vector, 12582912.0)
-    sum_ = builder.fadd(x, magic)
-    n = builder.sub(builder.bitcast(sum_, I32x16), builder.bitcast(magic, I32x16))
-    r = builder.fsub(x, builder.fsub(sum_, magic))
-    y = constant(vector, _COEFFICIENTS[-1])
-    for coefficient in reversed(_COEFFICIENTS[:-1]):
-        y = multiply_add(builder, y, r, constant(vector, coefficient))
-    exponent = builder.shl(n, constant(I32x16, 23))
-    y = builder.bitcast(builder.add(builder.bitcast(y, I32x16), exponent), vector)
-    return builder.select(lost, zero, y)
+@operation(F32x16, F32x16)
+def power_of_two(builder: Any, x: Any) -> Any:
+    """2^x in each lane, to 2^-18 relative. x is cut at HIGHEST / ln 2, and NaN counts as that.
 
-
-def _over_rows(add_up: Any) -> Any:
-    """An operation that takes the logits of a tile's tokens of some rows, in units of ln 2.
-
-    `add_up(builder, sums, logits, competing)` gives the new sixteen sums of a row.
+    A result below LEAST may be 0.
     """
-
-    def emit(
-        builder: Any,
-        distances: Any,
-        stride: Any,
-        scales: Any,
-        on_means: Any,
-        weights: Any,
-        rows: Any,
-    ) -> None:
-        factors = [load_scales(builder, builder.add(scales, I64(16 * i))) for i in range(4)]
-        squares = [builder.fmul(factor, factor) for factor in factors]
-        vector = F32x16.ir
-
-        with cgutils.for_range(builder, rows) as loop:
-            four = builder.mul(loop.index, I64(4))
-
-            def of_row(at: Any, four: Any = four) -> Any:
-                x = load_scalar_float32(builder, builder.add(at, four))
-                return splat(builder, vector, x)
-
-            total, unit, slope, noise, start = (
-                of_row(builder.add(weights, I64(at)))
-                for at in (
-                    _FIELDS.totals,
-                    _FIELDS.units,
-                    _FIELDS.slopes,
-                    _FIELDS.noises,
-                    _FIELDS.starts,
-                )
-            )
-            mean = of_row(on_means)
-            at = builder.add(weights, builder.mul(loop.index, I64(64)))
-            sums_at = builder.add(at, I64(_FIELDS.sums))
-            sums = load(builder, sums_at, vector)
-            competing_at = builder.add(weights, builder.mul(loop.index, I64(8)))
-            word = builder.load(
-                builder.inttoptr(
-                    builder.add(competing_at, I64(_FIELDS.competing)), I64.as_pointer()
-                )
-            )
-            own = builder.add(distances, builder.mul(stride, loop.index))
-            for i, (factor, square) in enumerate(zip(factors, squares, strict=True)):
-                packed = load(builder, builder.add(own, I64(32 * i)), ir.VectorType(I16, 16))
-                d = builder.uitofp(packed, vector)
-                n = multiply_add(builder, constant(vector, -2.0), d, total)
-                product = builder.fmul(builder.fmul(n, factor), unit)
-                estimate = builder.fadd(product, mean)
-                below = multiply_add(builder, square, noise, start)
-                logit = multiply_add(builder, estimate, slope, below)
-                bits = builder.trunc(builder.lshr(word, I64(16 * i)), I16)
-                lanes = builder.bitcast(bits, ir.VectorType(I1, 16))
-                sums = add_up(builder, sums, logit, lanes)
-            store(builder, sums_at, sums)
-
-    return emit
+    highest = constant(x.type, HIGHEST / math.log(2))
+    x = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
+    return _power_by_avx512(builder, x) if AVX512 else _power_by_bits(builder, x)
 
 
-def _add(builder: Any, sums: Any, logits: Any, competing: Any) -> Any:
-    weights = _power_of_two(builder, logits)
-    zero = constant(weights.type, 0.0)
-    return builder.fadd(sums, builder.select(competing, weights, zero))
+def _power_by_avx512(builder: Any, x: Any) -> Any:
+    rest, all_lanes, round_ = ir.Constant(x.type, None), I16(-1), I32(4)  # as the CPU is set
+    name, down = "llvm.x86.avx512.mask.reduce.ps.512", I32(1)
+    fraction = call(builder, name, x.type, x, down, rest, all_lanes, round_)
+    power = _power_of_fraction(builder, fraction)
+    name = "llvm.x86.avx512.mask.scalef.ps.512"
+    return call(builder, name, x.type, power, x, rest, all_lanes, round_)
 
 
-def _larger(builder: Any, sums: Any, logits: Any, competing: Any) -> Any:
-    lowest = constant(logits.type, float("-inf"))
-    return larger_number(builder, sums, builder.select(competing, logits, lowest))
+def _power_by_bits(builder: Any, x: Any) -> Any:
+    zero = constant(x.type, 0.0)
+    lost = builder.fcmp_ordered("<", x, constant(x.type, math.log2(LEAST)))
+    x = builder.select(lost, zero, x)
+    whole = call(builder, "llvm.floor.v16f32", x.type, x)
+    power = _power_of_fraction(builder, builder.fsub(x, whole))
+    exponent = builder.shl(builder.fptosi(whole, I32x16), constant(I32x16, 23))
+    power = builder.bitcast(builder.add(builder.bitcast(power, I32x16), exponent), x.type)
+    return builder.select(lost, zero, power)
 
 
-add_weights = operation(types.void, *[types.int64] * 6)(_over_rows(_add))
-find_largest = operation(types.void, *[types.int64] * 6)(_over_rows(_larger))
+def _power_of_fraction(builder: Any, r: Any) -> Any:
+    y = constant(r.type, _COEFFICIENTS[-1])
+    for coefficient in reversed(_COEFFICIENTS[:-1]):
+        y = multiply_add(builder, y, r, constant(r.type, coefficient))
+    return y
+
+
+def _of_row(builder: Any, numbers: Any, row: Any) -> Any:
+    """The row's number of an array of float32, in all lanes."""
+    at = builder.add(numbers, builder.mul(row, I64(4)))
+    return splat(builder, F32x16.ir, load_scalar_float32(builder, at))
+
+
+def _for_rows(builder: Any, tile: Sequence[Any], rows: Any, use: Callable[..., Any]) -> None:
+    """Compute n s / 2 and the logits, in units of ln 2, of a tile's tokens for each of some rows.
+
+    `tile` has the first five arguments of the operations below. `use(row, sums, products, logits)`
+    emits the rest. It returns the new sixteen sums of the row.
+    """
+    distances, stride, scales, weights, bases = tile
+    factors = [load_scales(builder, builder.add(scales, I64(16 * i))) for i in range(4)]
+    squares = [builder.fmul(factor, factor) for factor in factors]
+    vector = F32x16.ir
+    with cgutils.for_range(builder, rows) as loop:
+        half, factor, noise = (
+            _of_row(builder, builder.add(weights, I64(at)), loop.index)
+            for at in (_FIELDS.halves, _FIELDS.factors, _FIELDS.noises)
+        )
+        base = _of_row(builder, bases, loop.index)
+        own = builder.add(distances, builder.mul(stride, loop.index))
+        products, logits = [], []
+        for i, (s, square) in enumerate(zip(factors, squares, strict=True)):
+            d = load_uint16_as_float(builder, builder.add(own, I64(32 * i)))
+            products.append(builder.fmul(builder.fsub(half, d), s))
+            rest = multiply_add(builder, square, noise, base)
+            logits.append(multiply_add(builder, products[-1], factor, rest))
+        at = builder.add(weights, I64(_FIELDS.sums))
+        at = builder.add(at, builder.mul(loop.index, I64(64)))
+        store(builder, at, use(loop.index, load(builder, at, vector), products, logits))
+
+
+def _competing(builder: Any, weights: Any, row: Any) -> list[Any]:
+    """Which of a tile's tokens compete for a place of a row: four masks of sixteen lanes."""
+    at = builder.add(weights, I64(_FIELDS.competing))
+    word = load_uint64(builder, builder.add(at, builder.mul(row, I64(8))))
+    parts = (builder.trunc(builder.lshr(word, I64(16 * i)), I16) for i in range(4))
+    return [builder.bitcast(part, ir.VectorType(I1, 16)) for part in parts]
+
+
+@operation(types.void, *[types.int64] * 6)
+def find_largest(builder: Any, *arguments: Any) -> None:
+    """For some rows, the largest logit of a tile's tokens that compete, and of the sums so far.
+
+    The arguments are distances, stride, scales, weights, bases and rows. `stride` is in bytes,
+    between the distances of two rows, and `weights` is the start of the rows' weights.
+    """
+    *tile, rows = arguments
+    lowest = constant(F32x16.ir, float("-inf"))
+
+    def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
+        competing = _competing(builder, tile[3], row)
+        for mask, logit in zip(competing, logits, strict=True):
+            sums = larger_number(builder, sums, builder.select(mask, logit, lowest))
+        return sums
+
+    _for_rows(builder, tile, rows, use)
+
+
+@operation(types.void, *[types.int64] * 6)
+def add_weights(builder: Any, *arguments: Any) -> None:
+    """For some rows, add the weights of a tile's tokens that compete. As `find_largest`."""
+    *tile, rows = arguments
+    zero = constant(F32x16.ir, 0.0)
+
+    def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
+        competing = _competing(builder, tile[3], row)
+        for mask, logit in zip(competing, logits, strict=True):
+            weight = builder.select(mask, power_of_two(builder, logit), zero)
+            sums = builder.fadd(sums, weight)
+        return sums
+
+    _for_rows(builder, tile, rows, use)
+
+
+@operation(types.void, *[types.int64] * 8)
+def add_and_test(builder: Any, *arguments: Any) -> None:
+    """`add_weights` and `find_promising` in one, for a tile whose tokens all compete.
+
+    The arguments are those of `add_weights`, and the addresses of limits and masks.
+    """
+    *tile, rows, limits, masks = arguments
+
+    def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
+        limit = _of_row(builder, limits, row)
+        tests = [builder.fcmp_unordered(">=", product, limit) for product in products]
+        at = builder.add(masks, builder.mul(row, I64(8)))
+        store_uint64(builder, at, join_masks(builder, tests))
+        a, b, c, d = (power_of_two(builder, logit) for logit in logits)
+        return builder.fadd(sums, builder.fadd(builder.fadd(a, b), builder.fadd(c, d)))
+
+    _for_rows(builder, tile, rows, use)
 
 
 @inlined
@@ -168,10 +210,13 @@ def begin_weights(step, weights, i, terms, x):
         squares += y * y
     scale = np.float32(step.scale)
     noise = scale * scale * sum_of(squares) * np.float32(-0.5 * NOISE)
-    store_scalar_float32(weights.totals + 4 * i, load_scalar_float32(terms + TOTAL))
-    store_scalar_float32(weights.units + 4 * i, load_scalar_float32(terms + UNIT))
-    store_scalar_float32(weights.slopes + 4 * i, scale * LOG2_E)
+    slope, twice = scale * LOG2_E, np.float32(2)
+    total, unit = load_scalar_float32(terms + TOTAL), load_scalar_float32(terms + UNIT)
+    store_scalar_float32(weights.halves + 4 * i, total / twice)
+    store_scalar_float32(weights.factors + 4 * i, slope * (twice * unit))
     store_scalar_float32(weights.noises + 4 * i, noise * LOG2_E)
+    for lane in (i, i + ROWS):
+        store_scalar_float32(weights.slopes + 4 * lane, slope)
     set_shift(weights, i, -np.inf)
     store_float64(weights.masses + 8 * i, 0.0)
 
@@ -181,43 +226,73 @@ def set_shift(weights, i, shift):
     """The logit, in nats, whose weight is 1."""
     store_float64(weights.shifts + 8 * i, shift)
     start = np.float32(0) if shift == -np.inf else np.float32(-shift) * LOG2_E
-    store_scalar_float32(weights.starts + 4 * i, start)
+    for lane in (i, i + ROWS):
+        store_scalar_float32(weights.starts + 4 * lane, start)
+
+
+@inlined
+def begin_sums(weights, on_means, tokens, rows, empty):
+    """The bases of a chunk's tiles, and sums that hold `empty`."""
+    slope, start = load_float32(weights.slopes), load_float32(weights.starts)
+    for pair in range(0, tokens, 2 * TILE):
+        at = 4 * ROWS * (pair // TILE)
+        base = multiply_add(load_float32(on_means + at), slope, start)
+        store_float32(weights.bases + at, base)
+    for i in range(rows):
+        store_float32(weights.sums + 64 * i, to_all(empty))
+
+
+@inlined
+def end_sums(weights, rows):
+    """Add the sums of a chunk to those of the chunks before it."""
+    for i in range(rows):
+        sum_ = np.float64(sum_of(load_float32(weights.sums + 64 * i)))
+        store_float64(weights.masses + 8 * i, load_float64(weights.masses + 8 * i) + sum_)
 
 
 @outlined
-def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, rows, known):
+def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, rows):
     """Add up the weights of a chunk that has been scored, whose first token is `chunk`.
 
-    `state` is the address of the rows' states. Unless the shifts are `known`, they first rise to
-    the largest logit.
+    `state` is the address of the rows' states. The shifts first rise to the largest logit.
     """
-    for adding in range(1 if known else 0, 2):
-        empty = np.float32(0) if adding else np.float32(-np.inf)
-        for i in range(rows):
-            store_float32(weights.sums + 64 * i, to_all(empty))
-        for tile in range(chunk, chunk_end, TILE):
-            for i in range(rows):
-                own = state + 8 * STATE_FIELDS * i
-                first = min(max(load_int64(own + 8 * FIRST) - tile, 0), TILE)
-                end = min(max(load_int64(own + 8 * END) - tile, first), TILE)
-                store_uint64(weights.competing + 8 * i, _bits_between(first, end))
-            at = tile - chunk
-            products = on_means + 4 * ROWS * (at // TILE)
-            if adding:
-                add_weights(
-                    distances + 2 * at, 2 * CHUNK, scales + at, products, weights.start, rows
-                )
-            else:
-                find_largest(
-                    distances + 2 * at, 2 * CHUNK, scales + at, products, weights.start, rows
-                )
-        for i in range(rows):
-            sums = load_float32(weights.sums + 64 * i)
-            if adding:
-                mass = load_float64(weights.masses + 8 * i) + np.float64(sum_of(sums))
-                store_float64(weights.masses + 8 * i, mass)
-            else:
-                _raise_shift(weights, i, np.float64(largest_of(sums)) * math.log(2))
+    begin_sums(weights, on_means, chunk_end - chunk, rows, np.float32(-np.inf))
+    for tile in range(chunk, chunk_end, TILE):
+        at = tile - chunk
+        bases = weights.bases + 4 * ROWS * (at // TILE)
+        mark_competing(weights, state, tile, rows)
+        find_largest(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
+    for i in range(rows):
+        largest = largest_of(load_float32(weights.sums + 64 * i))
+        _raise_shift(weights, i, np.float64(largest) * math.log(2))
+    begin_sums(weights, on_means, chunk_end - chunk, rows, np.float32(0))
+    for tile in range(chunk, chunk_end, TILE):
+        at = tile - chunk
+        bases = weights.bases + 4 * ROWS * (at // TILE)
+        mark_competing(weights, state, tile, rows)
+        add_weights(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
+    end_sums(weights, rows)
+
+
+@inlined
+def competing_for_all(state, rows):
+    """The tokens first .. end compete for places of all rows."""
+    first, end = load_int64(state + 8 * FIRST), load_int64(state + 8 * END)
+    for i in range(1, rows):
+        own = state + 8 * STATE_FIELDS * i
+        first = max(first, load_int64(own + 8 * FIRST))
+        end = min(end, load_int64(own + 8 * END))
+    return first, end
+
+
+@inlined
+def mark_competing(weights, state, tile, rows):
+    """Store which tokens of a tile, whose first token is `tile`, compete for places of each row."""
+    for i in range(rows):
+        own = state + 8 * STATE_FIELDS * i
+        first = min(max(load_int64(own + 8 * FIRST) - tile, 0), TILE)
+        end = min(max(load_int64(own + 8 * END) - tile, first), TILE)
+        store_uint64(weights.competing + 8 * i, _bits_between(first, end))
 
 
 @inlined

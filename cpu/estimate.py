@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.np.numpy_support import carray
 
@@ -52,26 +51,25 @@ from ._simd import (
     I32,
     I64,
     F32x16,
-    I16x16,
     I32x16,
     call,
     constant,
     count_bits,
     highest_bit,
+    join_masks,
     larger_number,
     largest_of,
-    load,
     load_float32,
     load_float64,
     load_int32,
     load_int64,
     load_scalar_float32,
     load_uint16,
+    load_uint16_as_float,
     load_uint32,
     load_uint64,
-    mask_bits,
-    multiply_add,
     operation,
+    picked,
     pointer,
     splat,
     store,
@@ -86,7 +84,17 @@ from ._simd import (
     to_all,
 )
 from ._step import step_at
-from ._weights import begin_weights, set_shift, weigh_chunk
+from ._weights import (
+    add_and_test,
+    add_weights,
+    begin_sums,
+    begin_weights,
+    competing_for_all,
+    end_sums,
+    mark_competing,
+    set_shift,
+    weigh_chunk,
+)
 from .center import load_mean, load_scale, load_scales
 from .hadamard import scratch_floats
 from .rerank import LAST_RANK, keep_best, kth_rank, mask_ranks_at_most
@@ -97,11 +105,6 @@ ANY_RANK = LAST_RANK - 1  # no rank is above it
 
 
 # ---- queries and tiles -------------------------------------------------------------------------
-
-
-@operation(F32x16, types.int64)
-def load_uint16_as_float(builder: Any, address: Any) -> Any:
-    return builder.uitofp(load(builder, address, I16x16), F32x16.ir)
 
 
 @operation(types.void, types.int64, F32x16)
@@ -149,20 +152,15 @@ def store_four_sums(builder: Any, address: Any, a: Any, b: Any, c: Any, d: Any) 
     rows = [_fold_two(builder, _fold_two(builder, a, b, 8), _fold_two(builder, c, d, 8), 4)]
     for lanes in (2, 1):
         upper = [min(i + lanes, 15) for i in range(16)]
-        rows.append(builder.fadd(rows[-1], _picked(builder, rows[-1], rows[-1], upper)))
-    store(builder, address, _picked(builder, rows[-1], rows[-1], [0, 4, 8, 12]))
+        rows.append(builder.fadd(rows[-1], picked(builder, rows[-1], rows[-1], upper)))
+    store(builder, address, picked(builder, rows[-1], rows[-1], [0, 4, 8, 12]))
 
 
 def _fold_two(builder: Any, a: Any, b: Any, lanes: int) -> Any:
     """Add the upper `lanes` of each block of 2 * lanes to its lower ones, in a and in b."""
     lower = [i for i in range(32) if i % (2 * lanes) < lanes]
     upper = [i + lanes for i in lower]
-    return builder.fadd(_picked(builder, a, b, lower), _picked(builder, a, b, upper))
-
-
-def _picked(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
-    """Lanes of a, and of b from number 16 on."""
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+    return builder.fadd(picked(builder, a, b, lower), picked(builder, a, b, upper))
 
 
 @inlined
@@ -234,33 +232,31 @@ def find_promising(
     distances: Any,
     stride: Any,
     scales: Any,
-    totals: Any,
+    halves: Any,
     limits: Any,
     rows: Any,
     masks: Any,
 ) -> None:
-    """For some rows, which of a tile's tokens have n s >= limit; all if the limit is NaN.
+    """For some rows, which of a tile's tokens have n s / 2 >= limit; all if the limit is NaN.
 
-    n s is exact: n is an integer below 2^18, and s has five bits. totals and limits are float32,
+    n s is exact: n is an integer below 2^18, and s has five bits. halves and limits are float32,
     and masks 64 bits, of each row. stride is in bytes, between the distances of two rows.
     """
     factors = [load_scales(builder, builder.add(scales, I64(16 * i))) for i in range(4)]
-    minus_two = constant(F32x16.ir, -2.0)
     with cgutils.for_range(builder, rows) as loop:
         four = builder.mul(loop.index, I64(4))
-        total, limit = (
+        half, limit = (
             splat(builder, F32x16.ir, load_scalar_float32(builder, builder.add(x, four)))
-            for x in (totals, limits)
+            for x in (halves, limits)
         )
         own = builder.add(distances, builder.mul(stride, loop.index))
         tests = []
         for i, factor in enumerate(factors):
             d = load_uint16_as_float(builder, builder.add(own, I64(32 * i)))
-            n = multiply_add(builder, minus_two, d, total)
-            tests.append(builder.fcmp_unordered(">=", builder.fmul(n, factor), limit))
-        low, high = (_picked(builder, tests[i], tests[i + 1], list(range(32))) for i in (0, 2))
-        mask = mask_bits(builder, _picked(builder, low, high, list(range(64))))
-        store_uint64(builder, builder.add(masks, builder.mul(loop.index, I64(8))), mask)
+            product = builder.fmul(builder.fsub(half, d), factor)
+            tests.append(builder.fcmp_unordered(">=", product, limit))
+        at = builder.add(masks, builder.mul(loop.index, I64(8)))
+        store_uint64(builder, at, join_masks(builder, tests))
 
 
 def _absolute(builder: Any, x: Any) -> Any:
@@ -377,7 +373,8 @@ def _begin_rows(step, layout, scratch, part, first_row, state):
         unit = load_scalar_float32(terms + UNIT)
         if not unit >= np.float32(2**-100):  # products with it would lose bits, or be no number
             unit = np.float32(np.nan)
-        store_scalar_float32(tests.totals + 4 * i, load_scalar_float32(terms + TOTAL))
+        half = load_scalar_float32(terms + TOTAL) * np.float32(0.5)
+        store_scalar_float32(tests.halves + 4 * i, half)
         for lane in (i, i + ROWS):
             store_scalar_float32(tests.units + 4 * lane, unit)
         _store_bound(tests, i, ANY_RANK)
@@ -435,7 +432,7 @@ def _sampled(first_tile, count, j, tiles):
 @inlined
 def _search_chunks(step, layout, scratch, part, state, known):
     """Candidates of rows from all chunks of a part, newest first, and their sums of weights."""
-    rows, stride = len(state), 2 * CHUNK
+    rows = len(state)
     scales = step.scales + part.b * step.scales_b + part.h * step.scales_h
     last_chunk = part.start + (part.end - 1 - part.start) // CHUNK * CHUNK
     for chunk in range(last_chunk, part.start - 1, -CHUNK):
@@ -445,15 +442,23 @@ def _search_chunks(step, layout, scratch, part, state, known):
         # A loop of its own: the processor then makes the sums of several tiles at the same time.
         for tile in range(chunk, chunk_end, TILE):
             _multiply_mean(step, layout, scratch, part, tile // TILE, (tile - chunk) // TILE, rows)
-        if step.tail > 0:
-            weigh_chunk(
-                weights_of(scratch + layout.weights), scratch + layout.distances, scales + chunk,
-                scratch + layout.on_means, scratch + layout.state, chunk, chunk_end, rows, known,
+        tests = tests_of(scratch + layout.tests)
+        _store_limits(tests, scratch + layout.on_means, chunk_end - chunk)
+        if known:
+            _weigh_and_test(
+                tests, weights_of(scratch + layout.weights), scratch + layout.distances,
+                scales + chunk, scratch + layout.on_means, scratch + layout.state, chunk,
+                chunk_end, rows,
             )  # fmt: skip
-        _test_chunk(
-            tests_of(scratch + layout.tests), scratch + layout.distances, stride, scales + chunk,
-            scratch + layout.on_means, chunk_end - chunk, rows,
-        )  # fmt: skip
+        else:
+            if step.tail > 0:
+                weigh_chunk(
+                    weights_of(scratch + layout.weights), scratch + layout.distances,
+                    scales + chunk, scratch + layout.on_means, scratch + layout.state, chunk,
+                    chunk_end, rows,
+                )  # fmt: skip
+            for tile in range(chunk, chunk_end, TILE):
+                _test_tile(tests, scratch + layout.distances, scales + chunk, tile - chunk, rows)
         for i in range(rows):
             first, stop = max(state[i, FIRST], chunk), min(state[i, END], chunk_end)
             if state[i, PLACES] > 0 and first < stop:
@@ -483,18 +488,45 @@ def _multiply_mean(step, layout, scratch, part, tile, j, rows):
 
 
 @inlined
-def _test_chunk(tests, distances, stride, scales, on_means, tokens, rows):
-    """The masks of a chunk: for each tile, one per row."""
+def _store_limits(tests, on_means, tokens):
+    """The limits of a chunk's tiles, for n s / 2: half of those for n s."""
     least, unit = load_float32(tests.least), load_float32(tests.units)
+    half = to_all(np.float32(0.5))  # that is exact, or below any n s that is not 0
     for pair in range(0, tokens, 2 * TILE):
         at = 4 * ROWS * (pair // TILE)
-        store_float32(tests.limits + at, limits_of(least, load_float32(on_means + at), unit))
-    for i in range(0, tokens, TILE):
-        at = ROWS * (i // TILE)
-        find_promising(
-            distances + 2 * i, stride, scales + i, tests.totals, tests.limits + 4 * at, rows,
-            tests.masks + 8 * at,
-        )  # fmt: skip
+        limits = limits_of(least, load_float32(on_means + at), unit)
+        store_float32(tests.limits + at, limits * half)
+
+
+@inlined
+def _test_tile(tests, distances, scales, at, rows):
+    """The masks of the tile whose first token is the chunk's token `at`, one per row."""
+    row = ROWS * (at // TILE)
+    find_promising(
+        distances + 2 * at, 2 * CHUNK, scales + at, tests.halves, tests.limits + 4 * row, rows,
+        tests.masks + 8 * row,
+    )  # fmt: skip
+
+
+@inlined
+def _weigh_and_test(tests, weights, distances, scales, on_means, state, chunk, chunk_end, rows):
+    """The masks of a chunk, and the weights of its tokens, whose shifts are known."""
+    first, end = competing_for_all(state, rows)
+    begin_sums(weights, on_means, chunk_end - chunk, rows, np.float32(0))
+    for tile in range(chunk, chunk_end, TILE):
+        at = tile - chunk
+        row = ROWS * (at // TILE)
+        bases = weights.bases + 4 * row
+        if first <= tile and tile + TILE <= end:
+            add_and_test(
+                distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows,
+                tests.limits + 4 * row, tests.masks + 8 * row,
+            )  # fmt: skip
+        else:
+            _test_tile(tests, distances, scales, at, rows)
+            mark_competing(weights, state, tile, rows)
+            add_weights(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
+    end_sums(weights, rows)
 
 
 @inlined
@@ -578,7 +610,7 @@ def weigh_again(step, layout, scratch, row):
             _multiply_mean(step, layout, scratch, everything, tile // TILE, j, 1)
         weigh_chunk(
             weights, scratch + layout.distances, scales + chunk, scratch + layout.on_means,
-            scratch + layout.state, chunk, chunk_end, 1, False,
+            scratch + layout.state, chunk, chunk_end, 1,
         )  # fmt: skip
     store_float64(sums, load_float64(weights.shifts))
     store_float64(sums + 8, load_float64(weights.masses))

@@ -28,18 +28,25 @@ from ._float_rows import LANES, item_bytes, load_first_lanes, load_lanes, whole_
 from ._jit import inlined, invoke, kernel, opaque, outlined
 from ._record import Record
 from ._simd import (
+    AVX512,
     I32,
+    I64,
+    call,
+    constant,
     count_bits,
     load,
     load_float32,
     load_int32,
+    load_uint32,
     mask_bits,
     operation,
     pointer,
     prefetch,
     splat,
+    store,
     store_int32,
     store_scalar_float32,
+    store_uint32,
     sum_of,
     to_all,
 )
@@ -87,6 +94,16 @@ def mask_ranks_at_most(builder: Any, address: Any, bound: Any) -> Any:
     vector = ir.VectorType(I32, MASK_RANKS)
     bounds = splat(builder, vector, builder.trunc(bound, I32))
     return mask_bits(builder, builder.icmp_unsigned("<=", load(builder, address, vector), bounds))
+
+
+@operation(types.int64, types.int64, types.int64)
+def _largest_of_mask(builder: Any, address: Any, bound: Any) -> Any:
+    """The largest of the 64 uint32 at address that is <= bound (0 <= bound < 2^32), or 0."""
+    vector = ir.VectorType(I32, MASK_RANKS)
+    ranks = load(builder, address, vector)
+    bounds = splat(builder, vector, builder.trunc(bound, I32))
+    low = builder.select(builder.icmp_unsigned("<=", ranks, bounds), ranks, constant(vector, 0))
+    return builder.zext(call(builder, "llvm.vector.reduce.umax.v64i32", I32, low), I64)
 
 
 @inlined
@@ -151,8 +168,12 @@ def keep_best(tokens, ranks, n, places):
     low = kth_rank(ranks, n, places)
     bound = np.uint32(low)
     ties = places - (_count_at_most(ranks, n, low - 1) if low > 0 else 0)
-    count = 0
-    for i in range(n):
+    count = start = 0
+    if AVX512 and _count_at_most(ranks, n, low) == places:
+        start = n // LANES * LANES
+        for i in range(0, start, LANES):
+            count += move_at_most(tokens + 4 * i, ranks + 4 * i, low, tokens, ranks, count)
+    for i in range(start, n):
         rank = own[i]
         store_int32(tokens + 4 * count, load_int32(tokens + 4 * i))
         own[count] = rank  # no branch decides whether it stays
@@ -162,17 +183,90 @@ def keep_best(tokens, ranks, n, places):
     return count, low
 
 
+def _move(test: str) -> Any:
+    @operation(types.int64, *[types.int64] * 6)
+    def move(builder: Any, *arguments: Any) -> Any:
+        """Append those of sixteen tokens whose rank passes the test to a list; returns how many.
+
+        The arguments are the addresses of the tokens and their ranks, the bound of the ranks, the
+        addresses of the list's tokens and ranks, and their number. The list has room for sixteen
+        more. It may be the memory that the tokens come from.
+        """
+        tokens, ranks, bound, to_tokens, to_ranks, count = arguments
+        vector = ir.VectorType(I32, LANES)
+        given = load(builder, tokens, vector), load(builder, ranks, vector)
+        bounds = splat(builder, vector, builder.trunc(bound, I32))
+        mask = builder.icmp_unsigned(test, given[1], bounds)
+        at, rest = builder.mul(count, I64(4)), constant(vector, 0)
+        name = "llvm.x86.avx512.mask.compress.v16i32"
+        for x, to in zip(given, (to_tokens, to_ranks), strict=True):
+            store(builder, builder.add(to, at), call(builder, name, vector, x, rest, mask))
+        return count_bits(builder, mask_bits(builder, mask))
+
+    return move
+
+
+move_at_most, move_above = _move("<="), _move(">")
+
+
 @outlined
 def kth_rank(ranks, n, k):
     """The smallest bound for which at least k of n ranks are <= bound."""
     low, high = 0, LAST_RANK
     while low < high:
         middle = (low + high) // 2
-        if _count_at_most(ranks, n, middle) >= k:
+        count = _count_at_most(ranks, n, middle)
+        if count == k:
+            return _largest_at_most(ranks, n, middle)
+        if count > k:
             high = middle
         else:
             low = middle + 1
     return low
+
+
+@inlined
+def _largest_at_most(ranks, n, bound):
+    """The largest of n ranks that is <= bound, or 0 if none is."""
+    largest, whole = np.int64(0), n // MASK_RANKS * MASK_RANKS
+    for i in range(0, whole, MASK_RANKS):
+        largest = max(largest, _largest_of_mask(ranks + 4 * i, bound))
+    for i in range(whole, n):
+        rank = np.int64(load_uint32(ranks + 4 * i))
+        largest = max(largest, rank if rank <= bound else 0)
+    return largest
+
+
+@inlined
+def split_best(tokens, ranks, n, places, best, best_ranks):
+    """Move those of n tokens that `keep_best` keeps to `best`; returns how many it moved.
+
+    Both lists keep their order. There is room for sixteen more tokens after the best.
+    """
+    own = carray(pointer(ranks), n, np.uint32)
+    bound, ties = np.int64(LAST_RANK), n
+    if n > places:
+        bound = kth_rank(ranks, n, places)
+        ties = places - (_count_at_most(ranks, n, bound - 1) if bound > 0 else 0)
+    kept = others = start = 0
+    if AVX512 and _count_at_most(ranks, n, bound) == places:
+        start = n // LANES * LANES
+        for i in range(0, start, LANES):
+            kept += move_at_most(tokens + 4 * i, ranks + 4 * i, bound, best, best_ranks, kept)
+            others += move_above(tokens + 4 * i, ranks + 4 * i, bound, tokens, ranks, others)
+    for i in range(start, n):
+        rank, token = np.int64(own[i]), load_int32(tokens + 4 * i)
+        tie = (rank == bound) & (ties > 0)
+        ties -= tie
+        keep = (rank < bound) | tie
+        # No branch decides where it goes.
+        store_int32(best + 4 * kept, token)
+        store_uint32(best_ranks + 4 * kept, np.uint32(rank))
+        store_int32(tokens + 4 * others, token)
+        own[others] = np.uint32(rank)
+        kept += keep
+        others += not keep
+    return kept
 
 
 @inlined

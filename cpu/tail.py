@@ -48,7 +48,7 @@ from ._simd import (
 )
 from ._step import step_at
 from ._visible import visible_tokens
-from ._weights import HIGHEST, LEAST
+from ._weights import HIGHEST, LEAST, LOG2_E, power_of_two
 from .attend import attention_fields
 from .center import load_mean, load_scale
 from .estimate import gathered, least_of, on_mean, prepare_estimates, rank_of, weigh_again
@@ -57,7 +57,10 @@ from .rerank import MASK_RANKS, keep_best
 from .score import table_bytes
 from .select import attend_topk, run_step
 
+CHOSEN = 1024  # tokens whose logits are in memory at a time
 AHEAD = 8  # coded tokens asked for before they are read
+LEAST_UNIT = np.float32(2.0**-100)  # products above it have all their bits
+MOST_ON_MEAN = np.float32(2.0**20)  # half of the last bit of a sum is 1/8 below 2^21
 
 
 def attend_tail(
@@ -192,8 +195,8 @@ def _rank_by_three_bits(step, layout, scratch, row, tokens, ranks, n, target):
     """The ranks of n tokens by estimates from three bits, from their ranks by two.
 
     An estimate of two bits is n s unit + the product with the mean, so n is found again from it: an
-    integer of at most 2^18, and the rounding errors stay below 1/4 if the product with the mean is
-    at most 2^20 s unit. Else it is counted again.
+    integer of at most 2^18. In units of s unit, the rounding errors stay below 1/4 up to
+    MOST_ON_MEAN. Else n is counted again.
     """
     b, h, _, _ = locate(step, row)
     P, Dt, weights = step.P, step.Dt, step.weights
@@ -206,17 +209,17 @@ def _rank_by_three_bits(step, layout, scratch, row, tokens, ranks, n, target):
     x = scratch + layout.x
     unit = load_scalar_float32(scratch + layout.terms + UNIT)
     W = np.int64(load_scalar_float32(scratch + layout.terms + TOTAL)) // 3
-    tile, on_tile = -1, np.float32(0)
+    tile, on_tile = np.int64(-1), np.float32(0)
     for i in range(n):
         token = np.int64(load_int32(tokens + 4 * i))
         prefetch(third + 8 * P * np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1))))
         if token // TILE != tile:
             tile = token // TILE
             on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
-        s = load_scale(scales + token)
+        one = load_scale(scales + token) * unit
         away = least_of(np.int64(load_uint32(ranks + 4 * i))) - on_tile
-        if abs(on_tile) <= np.float32(2.0**20) * s * unit and abs(away) < np.inf:
-            two = np.int64(np.rint(away / (s * unit)))
+        if one >= LEAST_UNIT and abs(on_tile) <= MOST_ON_MEAN * one and abs(away) < np.inf:
+            two = np.int64(np.rint(away / one))
         else:
             at = planes + 64 * P * (token // 8) + 8 * (token % 8)
             two = 3 * W - 2 * _distance(words, at, step.to_low, P, weights)
@@ -314,15 +317,39 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
         part = part_of(step, head, split)
         start, end = (part.start, part.end) if splits > 1 else (0, length_of(step, b))
         for tier in range(2):
-            for i in range(coded if tier else exact):
-                token = load_int32(lists[tier] + 4 * i)
-                if start <= token < end:
-                    rank = load_uint32(ranks[tier] + 4 * i)
-                    logit = logit_of(step, rank, scales + token, noise)
-                    own -= math.exp(min(logit - one, HIGHEST))
+            own -= _sum_chosen(
+                step, layout, scratch, lists[tier], ranks[tier], coded if tier else exact,
+                (start, end), (scales, noise), one,
+            )  # fmt: skip
         mass += max(own, 0.0) * math.exp(one - shift)
     store_float64(to, shift)
     store_float64(to + 8, mass)
+
+
+@outlined
+def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
+    """The sum of the weights of those of n chosen tokens that lie in a part, start .. end.
+
+    `of_keys` is the address of the tokens' scales, and their noise. Distances are free by now.
+    """
+    (start, end), (scales, noise) = part, of_keys
+    logits = scratch + layout.distances
+    total = 0.0
+    for first in range(0, n, CHOSEN):
+        count = min(n - first, CHOSEN)
+        for i in range(count):
+            token = load_int32(tokens + 4 * (first + i))
+            rank = load_uint32(ranks + 4 * (first + i))
+            x = (logit_of(step, rank, scales + token, noise) - shift) * LOG2_E
+            inside = (start <= token) & (token < end)
+            store_scalar_float32(logits + 4 * i, np.float32(x if inside else -np.inf))
+        for i in range(count, count + LANES):
+            store_scalar_float32(logits + 4 * i, np.float32(-np.inf))
+        sums = to_all(np.float32(0))
+        for i in range(0, count, LANES):
+            sums += power_of_two(load_float32(logits + 4 * i))
+        total += np.float64(sum_of(sums))
+    return total
 
 
 # ---- the sum of three tiers --------------------------------------------------------------------

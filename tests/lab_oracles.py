@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.linalg import hadamard as sylvester
 from strategies import seeds
 
-from adamas_core.lab.metrics import Captured, NextToken
-from adamas_core.lab.results import cell
+from adamas_core.lab.metrics import Captured, Choice, NextToken
+from adamas_core.lab.results import BYTES, cell
 
 Array = NDArray[Any]
 
@@ -21,12 +21,13 @@ Array = NDArray[Any]
 
 
 class Case:
-    """Queries (H, L, D) of the last of S tokens, keys (H_kv, S, D), and the prefix before them."""
+    """Queries (H, L, D) of the last of S tokens, keys and values (H_kv, S, D), and the prefix."""
 
     def __init__(self, q: Array, k: Array, L: int) -> None:
         self.k, self.L = k, L
         self.q, self.q0 = q[:, k.shape[1] - L :], q[:, : k.shape[1] - L]
         self.k0 = k[:, : k.shape[1] - L]
+        self.v = np.random.default_rng(3).standard_normal(k.shape, np.float32)
         self.H, self.S, self.D = len(q), k.shape[1], k.shape[2]
         self.G = self.H // len(k)
 
@@ -112,16 +113,17 @@ def log_softmax(logits: Any) -> Any:
 # Results of the lab
 
 
-def made_cell(text: str, kl: float, seed: int, budget: int = 8) -> dict[str, Any]:
-    """A cell of random figures."""
+def made_cell(
+    text: str, kl: float, seed: int, budget: int = 8, form: bool = False
+) -> dict[str, Any]:
+    """A cell of random figures, of a selector or of a form of attention."""
     rng = np.random.default_rng(seed)
     n = 32
     next_token = NextToken(np.full(n, kl), rng.random(n), rng.random(n) < 0.5)
     full = NextToken(np.zeros(n), np.full(n, math.log(4.0)), np.ones(n, bool))
-    captured = Captured(*(rng.random((2, 3, n), np.float32) for _ in range(4)), 0.5)
+    mass, relative, recall, error = (rng.random((2, 3, n), np.float32) for _ in range(4))
+    captured = Captured(error, None if form else Choice(mass, relative, recall, 0.5))
     description: dict[str, Any] = {"text": text, "context": 64, "budget": budget}
-    description |= {"selector": "quest", "name": "Quest"}
-    description |= dict.fromkeys(
-        ("bytes_kept", "bytes_to_choose", "bytes_a_step", "bytes_a_step_full"), 7.0
-    )
+    key, name = ("tail-64", "tail of 64") if form else ("quest", "Quest")
+    description |= {"selector": key, "name": name, **dict.fromkeys(BYTES, 7.0)}
     return cell(full, next_token, captured, description)

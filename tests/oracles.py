@@ -97,12 +97,13 @@ def exact_tail(
     case: Any,
     values: Values,
     tiers: tuple[NDArray[np.int32], NDArray[np.int32]],
-    estimates: NDArray[np.float32],
+    estimates: tuple[NDArray[np.float32], NDArray[np.float32]],
     scale: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Attention in three tiers of known tokens, in float64: out, lse, and the error of float32.
 
-    The error (B, H, L) is that of a logit of float32: four roundings of its two terms.
+    The estimates are those of two bits and of three. The error (B, H, L) is that of a logit of
+    float32: four roundings of its two terms.
     """
     q, k, v = (x.astype(np.float64) for x in case[:3])
     B, H, L, D = q.shape
@@ -120,12 +121,15 @@ def exact_tail(
         n, g = int(np.broadcast_to(case.length, (B,))[b]) - (L - 1 - l), h // G
         if n <= 0:
             continue
-        s = scale_numbers(case.codes.centers.scales[b, g])[:n]
-        variance = scale**2 * (q[b, h, l] @ q[b, h, l]) * s**2 * noise()
-        own = scale * estimates[b, h, l, :n].astype(np.float64)
+        own, variance = np.empty((2, n)), np.empty((2, n))
+        for i, held in enumerate((case.codes.centers, case.codes.fine)):
+            s = scale_numbers(held.scales[b, g])[:n]
+            variance[i] = scale**2 * (q[b, h, l] @ q[b, h, l]) * s**2 * noise(2 + i)
+            own[i] = scale * estimates[i][b, h, l, :n].astype(np.float64)
         exact = scale * (k[b, g, :n] @ q[b, h, l])
         first, second = (np.isin(np.arange(n), tier[b, h, l]) for tier in tiers)
-        logits = np.where(first, exact, own - variance / 2)
+        coded = own - variance / 2
+        logits = np.where(first, exact, np.where(second, coded[1], coded[0]))
         rows = np.where(second[:, None], read[b, g, :n], v[b, g, :n].mean(axis=0))
         rows = np.where(first[:, None], v[b, g, :n], rows)
         out[b, h, l] = softmax(logits) @ rows
@@ -135,17 +139,24 @@ def exact_tail(
 
 
 @cache
-def noise() -> float:
+def noise(bits: int) -> float:
     """The mean of (u - x / s)^2 for a normal x in levels u, and s its scale, by integration."""
     t = float(np.float32(0.996))
-    inner, outer = (norm.expect(lambda x: x, lb=lb, ub=ub) for lb, ub in ((0, t), (t, np.inf)))
-    product = 2 * (0.5 * inner + 1.5 * outer)
-    s = 1 / product
+    cuts, levels = [0, t, np.inf], [0.5, 1.5]
+    s = _scale(cuts, levels)
+    if bits == 3:  # each level u becomes u - 1/4 and u + 1/4, on both sides of s u
+        cuts, levels = [0, s / 2, t, 1.5 * s, np.inf], [0.25, 0.75, 1.25, 1.75]
+        s = _scale(cuts, levels)
+    return 2 * sum(
+        float(norm.expect(lambda x, u=u: (u - x / s) ** 2, lb=lb, ub=ub))
+        for lb, ub, u in zip(cuts, cuts[1:], levels, strict=False)
+    )
 
-    def square(x: float) -> float:
-        return ((1.5 if x > t else 0.5) - x / s) ** 2
 
-    return 2 * float(norm.expect(square, lb=0, ub=t) + norm.expect(square, lb=t, ub=np.inf))
+def _scale(cuts: list[float], levels: list[float]) -> float:
+    """1 / (mean of x u), for a normal x with the level u between two cuts."""
+    parts = zip(cuts, cuts[1:], levels, strict=False)
+    return 1 / (2 * sum(u * float(norm.expect(lambda x: x, lb=lb, ub=ub)) for lb, ub, u in parts))
 
 
 def decode_by_reference(

@@ -9,10 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from adamas_core import Selection, reference
-from adamas_core.codes import encode
+from adamas_core import Selection, encode, encode_values, reference
 from adamas_core.reference.layout import Codes, Values
-from adamas_core.reference.tail import total_of
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
 HEAD_DIMS = [1, 2, 3, 8, 16, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 160, 256, 300, 512]
@@ -130,7 +128,7 @@ def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) ->
     if draw(st.booleans()):
         length = np.array(draw(st.lists(st.integers(0, S), min_size=B, max_size=B)))
     if centered:
-        codes = encode(k, length=length, backend="reference", centered=True).record
+        codes = encode(k, length=length, backend="reference", bits=3).record
         return Case(q, k, v, codes, length)
     t = np.ascontiguousarray(np.broadcast_to(draw(thresholds(H_kv)), (H_kv, 3)))
     tiles = -(-int(np.max(length, initial=0)) // 64)
@@ -140,9 +138,7 @@ def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) ->
 
 def coded_values(v: NDArray[Any], length: int | NDArray[np.int64]) -> Values:
     """The codes of values (B, H_kv, S, D), and their sum."""
-    codes = encode(v, length=length, backend="reference", centered=True).record
-    assert codes.centers is not None
-    return Values(codes.planes, codes.centers, total_of(v, length))
+    return encode_values(v, length=length, backend="reference").record
 
 
 @st.composite

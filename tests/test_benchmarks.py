@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lab_oracles import made_cell
+
+from adamas_core.lab.results import pooled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,6 +90,51 @@ def test_only_a_table_between_comments_is_replaced(quality_tables: Any) -> None:
     assert new == page.replace("old", "| new |")
     with pytest.raises(ValueError, match="no table is called 'x'; expected one of"):
         quality_tables.filled(page, {"y": ""})
+
+
+def test_tables_of_forms(quality_tables: Any) -> None:
+    """A form has no mass, and no row where that is the figure."""
+    row = {**pooled([made_cell("a", 0.25, 1, 32, form=True)])[0], "selector": "tail-1024"}
+    table = list(quality_tables.by_tail([row]))
+    assert table[2] == f"| 32 |  |  |  | 0.2500, {quality_tables.perplexity(row).split()[0]} |  |"
+    swept = quality_tables.swept([row], ["tail-1024"], "budget", quality_tables.both_masses)
+    assert len(list(swept)) == 2
+    swept = quality_tables.swept([row], ["tail-1024"], "budget", quality_tables.kl_and_mass)
+    assert list(swept)[2] == "| tail of 64 | 0.250, - |"
+    (told,) = list(quality_tables.every([row]))[2:]
+    assert told.count(" - ") == 4
+    (told,) = list(quality_tables.equal_bytes([row]))[2:]
+    assert told.startswith("| tail of 64 | 32 | 7 | 100.0% | 7 | 0.2500 ± 0.0000 |")
+    older = {**row, "selector": "exact", "budget": 128, "bytes_of_rows": None}
+    (told,) = list(quality_tables.equal_bytes([older]))[2:]
+    assert told.startswith(f"| tail of 64 | 128 | {7 * 128 / 64:.0f} |")
+
+
+def test_results_of_a_folder_replace_those_of_a_record(tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    merge = importlib.import_module("quality_merge")
+    new, record = tmp_path / "new", tmp_path / "record"
+    for folder, cells in (
+        (record, [made_cell("a", 1, 1), made_cell("b", 1, 2)]),
+        (new, [made_cell("b", 0.5, 3), made_cell("b", 0.25, 4, form=True)]),
+    ):
+        folder.mkdir()
+        report = {"model": "m", "positions": 32, "rows": [], "cells": cells}
+        (folder / "results.json").write_text(json.dumps(report))
+        rows = [dict.fromkeys(merge.OF_TASKS, folder.name) | {"solved": False}]
+        (folder / "tasks.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr("sys.argv", ["quality_merge.py", str(new), str(record)])
+    merge.main()
+    found = json.loads((record / "results.json").read_text())
+    told = [(c["text"], c["selector"], c["kl"][0]) for c in found["cells"]]
+    assert told == [("a", "quest", 1), ("b", "quest", 0.5), ("b", "tail-64", 0.25)]
+    assert [row["kl"][0] for row in found["rows"]] == [0.75, 0.25]
+    assert (record / "front.png").exists()
+    assert len(json.loads((record / "tasks.json").read_text())["rows"]) == 2
+    (new / "results.json").write_text(json.dumps({"model": "m", "positions": 64}))
+    with pytest.raises(ValueError, match=r"positions = 64 and .* has 32; expected equal ones"):
+        merge.merge_texts(new, record)
 
 
 @pytest.fixture

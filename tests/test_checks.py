@@ -42,7 +42,7 @@ def tail(q: Any = None, k: Any = None, backend: str = "reference", **given: Any)
     """attend_tail on right arguments, some of them changed."""
     x = kv if k is None else k
     right = {
-        "codes": ac.encode(kv, backend=backend),
+        "codes": ac.encode(kv, backend=backend, bits=3),
         "values": ac.encode_values(kv, backend=backend),
         "budget": 8,
         "tail": 5,

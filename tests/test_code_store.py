@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from adamas_core import code_store
-from adamas_core.code_store import Coded, Undo
+from adamas_core.code_store import Coded, Kind, Undo
 from adamas_core.codes import encoded
 from adamas_core.lengths import Lengths
 
@@ -21,17 +21,25 @@ def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) + np.float32(1)
 
 
-def coded(k: NDArray[np.float32], length: Any, centered: bool) -> Coded:
-    t = None if centered else THRESHOLDS
-    return encoded(k, Lengths.of(length, len(k)), t, "cpu", centered)
+KINDS = [Kind(False), Kind(True), Kind(True, fine=True), Kind(True, by_token=True)]
+
+
+def coded(k: NDArray[np.float32], length: Any, kind: Kind) -> Coded:
+    t = None if kind.centered else THRESHOLDS
+    return encoded(k, Lengths.of(length, len(k)), t, "cpu", kind)
+
+
+def parts(state: Coded) -> tuple[Any, ...]:
+    return (state.used(), *(state.used_centers() or ()), *(state.used_fine() or ()))
 
 
 def same(got: Coded, expected: Coded) -> None:
     assert_array_equal(got.used(), expected.used())
     assert_array_equal(got.lengths.each, expected.lengths.each)
-    for x, y in zip(got.used_centers() or (), expected.used_centers() or (), strict=True):
+    for x, y in zip(parts(got), parts(expected), strict=True):
         if x.dtype != np.float32:
             assert_array_equal(x, y)
+    assert got.planes.strides[4:] == expected.planes.strides[4:]
     if got.centers is not None and expected.centers is not None:
         for b, n in enumerate(got.lengths.each):  # only these rows of the open tile are in use
             tiles = [c.open_tile[b, :, : n % 64] for c in (got.centers, expected.centers)]
@@ -43,21 +51,14 @@ def copied(state: Coded) -> Coded:
     return code_store.take(state, np.arange(len(state.lengths.each)))
 
 
-@pytest.mark.parametrize("centered", [False, True])
-def test_an_append_that_does_not_end_is_undone(centered: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_append_that_does_not_end_is_undone(kind: Kind) -> None:
     """All that the kernel wrote is put back, also the codes of a tile that became full."""
     k = normal(2, 2, 300, 48)
-    state = code_store.reserve(coded(k[:, :, :100], np.array([60, 100]), centered), 300)
+    state = code_store.reserve(coded(k[:, :, :100], np.array([60, 100]), kind), 300)
     before, undos = copied(state), []
     code_store.append(state, k[:, :, 100:220], 120, state.lengths.plus(120), undos.append)
-    same_bits = all(
-        np.array_equal(x, y)
-        for x, y in zip(
-            (state.used(), *(state.used_centers() or ())),
-            (before.used(), *(before.used_centers() or ())),
-            strict=True,
-        )
-    )
+    same_bits = all(np.array_equal(x, y) for x, y in zip(parts(state), parts(before), strict=True))
     assert not same_bits  # it has been written over
     (undo,) = undos
     undo.restore()
@@ -65,29 +66,29 @@ def test_an_append_that_does_not_end_is_undone(centered: bool) -> None:
     assert not state.planes[:, :, :, 2:].any()
 
 
-@pytest.mark.parametrize("centered", [False, True])
-def test_a_cut_that_does_not_end_is_undone(centered: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_that_does_not_end_is_undone(kind: Kind) -> None:
     k = normal(2, 2, 200, 48)
-    state = coded(k, np.array([130, 200]), centered)
+    state = coded(k, np.array([130, 200]), kind)
     before, undos = copied(state), []
     code_store.cut(state, state.lengths.cut(np.array([70, 90])), k, undos.append)
     undos[0].restore()
     same(state, before)
 
 
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kept", [[130, 200], [129, 64], [5, 199], [0, 128], [70, 0]])
-def test_a_cut_equals_codes_that_never_saw_more(centered: bool, kept: list[int]) -> None:
+def test_a_cut_equals_codes_that_never_saw_more(kind: Kind, kept: list[int]) -> None:
     k = normal(2, 2, 200, 48)
-    state = coded(k, np.array([130, 200]), centered)
+    state = coded(k, np.array([130, 200]), kind)
     cut = code_store.cut(state, state.lengths.cut(np.array(kept)), k, lambda undo: None)
-    same(cut, coded(k, np.array(kept), centered))
+    same(cut, coded(k, np.array(kept), kind))
 
 
 def test_padding_leaves_no_codes() -> None:
     """Slots after a sequence's own count are 0, whatever the keys there are."""
     k = normal(2, 1, 70, 16)
-    state = coded(k, np.array([3, 70]), centered=False)
+    state = coded(k, np.array([3, 70]), Kind(False))
     assert state.planes[:, 0, :, 0, 0, :, :3].any()
     assert not state.planes[:, 0, :, 0, 1:].any()
     assert not state.planes[:, 0, :, 0, 0, :, 3:].any()
@@ -102,7 +103,7 @@ def test_a_sequence_is_opened_again_only_where_its_tile_was_full() -> None:
 
 def test_sequences_are_taken_into_arrays_of_their_own() -> None:
     k = normal(2, 2, 100, 48)
-    state = coded(k, 100, centered=True)
+    state = coded(k, 100, Kind(True, fine=True))
     taken = code_store.take(state, np.array([1, -1, 1]))
     assert taken.lengths.each.tolist() == [100, 0, 100]
     assert_array_equal(taken.planes[:, 0], state.planes[:, 1])
@@ -112,11 +113,11 @@ def test_sequences_are_taken_into_arrays_of_their_own() -> None:
 
 def test_read_only_arrays_are_copied_before_they_are_written() -> None:
     k = normal(1, 2, 70, 16)
-    state = coded(k, 70, centered=True)
+    state = coded(k, 70, Kind(True, fine=True))
     assert state.centers is not None
-    for x in (state.planes, *state.centers):
+    for x in parts(state):
         x.setflags(write=False)
     undos: list[Undo] = []
     cut = code_store.cut(state, state.lengths.cut(50), k, undos.append)
-    same(cut, coded(k[:, :, :50], 50, centered=True))
+    same(cut, coded(k[:, :, :50], 50, Kind(True, fine=True)))
     assert undos == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from adamas_core.cli import compare, loading
 from adamas_core.lab import answer_rows, answers, comparing, offset_keys, tasks
 from adamas_core.lab.measuring import Reading
 from adamas_core.lab.metrics import Captured
+from adamas_core.lab.selectors import SELECTORS, Form
 from adamas_core.lab.variants import ablations
 from adamas_core.llama import fetch
 
@@ -166,6 +168,7 @@ def test_errors_come_before_the_model_is_loaded(
         (["--offsets", "--model=gemma3-270m"], "--model has no effect with --offsets"),
         (["--offsets", "--text=pydoc"], "--text has no effect with --offsets"),
         (["--offsets", "--selectors", "nearest"], "no selector is called 'nearest'"),
+        (["--offsets", "--selectors", "exact", "tail-64"], "tail-64 is a form of attention, and"),
         (["--offsets", "--out=/dev/null/out"], "/dev/null/out: Not a directory"),
         (["--context=16"], "--context: 16; expected at least 17"),
         (["--contexts", "128", "16"], "--contexts: 16; expected at least 17"),
@@ -184,6 +187,7 @@ def test_errors_come_before_the_download(
     status, _, err = out_of("compare", f"--out={tmp_path / 'out'}", *options)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tasks", [False, True])
@@ -229,6 +233,16 @@ def test_defaults_follow_from_the_given_sizes_and_the_model(
     assert found == positions
     cells = [(each, budget) for each, budget, _ in plan]
     assert cells == [(context, b) for b in budgets] + [(n, at) for n in contexts]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_forms_are_usual_but_not_with_offsets(quick: bool) -> None:
+    texts, offsets = (
+        compare.usual(argparse.Namespace(quick=quick, offsets=offsets)) for offsets in (False, True)
+    )
+    forms = [name for name in texts if isinstance(SELECTORS[name], Form)]
+    assert "tail-256" in forms
+    assert [name for name in texts if name not in forms] == offsets
 
 
 def test_offsets_need_no_model(

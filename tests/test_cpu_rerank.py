@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu
+from adamas_core.cpu.rerank import LAST_RANK, MASK_RANKS, keep_best, split_best
 
 
 def test_index_out_of_range_names_it():
@@ -23,3 +25,39 @@ def test_more_forced_tokens_than_places_stay_inside_the_result():
     indices = np.arange(9, dtype=np.int32).reshape(1, 1, 1, 9)
     found = cpu.rerank(x[:, :, :1], x, indices, 4, Selection(sinks=3, recent=3))
     assert_array_equal(found[0, 0, 0], [2, 6, 7, 8])  # the newest of the forced
+
+
+@numba.njit
+def _keep(tokens, ranks, n, places):
+    return keep_best(tokens.ctypes.data, ranks.ctypes.data, n, places)
+
+
+@numba.njit
+def _split(tokens, ranks, n, places, best, best_ranks):
+    addresses = best.ctypes.data, best_ranks.ctypes.data
+    return split_best(tokens.ctypes.data, ranks.ctypes.data, n, places, *addresses)
+
+
+@pytest.mark.parametrize("largest", [0, 2, 50, LAST_RANK])
+def test_the_best_are_kept_in_their_order(largest):
+    """Few different ranks have ties, of which the first ones in the list are kept."""
+    rng = np.random.default_rng(largest)
+    for _ in range(300):
+        n = int(rng.integers(1, 300))
+        places = int(rng.integers(0, n + 3))
+        tokens = np.arange(n + MASK_RANKS, dtype=np.int32)[::-1].copy()
+        ranks = rng.integers(0, largest + 1, n + MASK_RANKS, dtype=np.uint64).astype(np.uint32)
+        order = np.argsort(ranks[:n], kind="stable")
+        best, others = np.sort(order[:places]), np.sort(order[places:])
+        own, own_ranks = tokens.copy(), ranks.copy()
+        count, bound = _keep(own, own_ranks, n, places)
+        assert count == len(best)
+        assert_array_equal(own[:count], tokens[best])
+        assert_array_equal(own_ranks[:count], ranks[best])
+        if places < n:
+            assert bound == ranks[best].max(initial=0)
+        moved, moved_ranks = np.empty((2, n + 16), np.int32)
+        assert _split(tokens, ranks, n, places, moved, moved_ranks.view(np.uint32)) == len(best)
+        assert_array_equal(moved[:count], own[:count])
+        assert_array_equal(moved_ranks.view(np.uint32)[:count], own_ranks[:count])
+        assert_array_equal(tokens[: len(others)], (n + MASK_RANKS - 1 - others))

@@ -14,7 +14,7 @@ TOLERANCE = 1e-5  # relative to the largest value; sums of weights are float32
 
 
 def _assert_equal(q: Any, k: Any, v: Any, budget: int, selection: Selection, scale: Any) -> None:
-    given = q, k, v, encode(k).record, encode_values(v).record, budget, selection, scale
+    given = q, k, v, encode(k, bits=3).record, encode_values(v).record, budget, selection, scale
     expected, expected_lse = reference.attend_tail(*given)
     out, lse = cpu.attend_tail(*given)
     assert_allclose(out, expected, rtol=0, atol=TOLERANCE * np.abs(v).max())
@@ -68,7 +68,7 @@ def test_noise_far_above_the_estimates() -> None:
 
 def test_no_token() -> None:
     q, k, v = _inputs(0, 2)
-    codes, values = encode(k).record, encode_values(v).record
+    codes, values = encode(k, bits=3).record, encode_values(v).record
     out, lse = cpu.attend_tail(q, k, v, codes, values, 1, Selection(tail=1), None)
     assert (out == 0).all()
     assert (lse == -np.inf).all()

@@ -242,8 +242,8 @@ def test_a_reader_while_an_operation_runs_changes_nothing(
     home = load("cpu")
     kernel, reads = home.encode_centered, []
 
-    def read_too(*args: Any) -> Any:
-        planes = kernel(*args)
+    def read_too(*args: Any, **options: Any) -> Any:
+        planes = kernel(*args, **options)
         reads.append((cache.backend, cache.nbytes, cache[0].tokens, codes.tokens))
         return planes
 

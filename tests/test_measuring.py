@@ -11,7 +11,17 @@ from lab_oracles import log_softmax
 from tiny_model import DenseAttention, tiny
 
 from adamas_core.lab.measuring import Reading
-from adamas_core.lab.selectors import SELECTORS
+from adamas_core.lab.metrics import Captured, Choice
+from adamas_core.lab.selectors import SELECTORS, Form, attended
+
+
+def chosen_of(captured: Captured) -> Choice:
+    """The figures of a choice that must be there."""
+    assert captured.choice is not None
+    return captured.choice
+
+
+FORMS = ["tail-64", "vattention", "sparq-mean"]
 
 
 class StepByStep:
@@ -25,6 +35,8 @@ class StepByStep:
         if q.shape[1] > 1:
             return out
         keys, values = self.dense.k[layer], self.dense.v[layer]
+        if isinstance(self.fitted[layer], Form):
+            return self.fitted[layer].attend(q, keys, values, self.budget)
         indices = self.fitted[layer](q, keys, self.budget)
         for h in range(len(q)):
             g = h * len(keys) // len(q)
@@ -34,7 +46,7 @@ class StepByStep:
         return out
 
 
-@pytest.mark.parametrize("key", ["exact", "streaming-llm", "quest", "h2o", "adamas"])
+@pytest.mark.parametrize("key", ["exact", "streaming-llm", "quest", "h2o", "adamas", *FORMS])
 def test_a_block_is_decoding_position_by_position(reading: Reading, key: str) -> None:
     model = reading.prefix.model
     fitted = reading.prefix.fit(SELECTORS[key])
@@ -59,6 +71,7 @@ def test_a_block_is_decoding_position_by_position(reading: Reading, key: str) ->
 def test_captured_attention_is_that_of_plain_loops(reading: Reading, key: str) -> None:
     fitted = reading.prefix.fit(SELECTORS[key])
     found = reading.captured(fitted, 8)
+    choice = chosen_of(found)
     for layer, q in enumerate(reading.q):
         keys, values = reading.prefix.keys_values(layer)
         indices = fitted[layer](q, keys, 8)
@@ -71,18 +84,32 @@ def test_captured_attention_is_that_of_plain_loops(reading: Reading, key: str) -
             full = p @ values[g, :seen]
             error = np.linalg.norm(p[chosen] / mass @ values[g, chosen] - full)
             at = layer, h, i
-            assert found.mass[at] == pytest.approx(mass, rel=1e-4)
-            assert found.relative[at] == pytest.approx(mass / most, rel=1e-4)
-            assert found.recall[at] == pytest.approx(len(best & set(chosen)) / 8)
+            assert choice.mass[at] == pytest.approx(mass, rel=1e-4)
+            assert choice.relative[at] == pytest.approx(mass / most, rel=1e-4)
+            assert choice.recall[at] == pytest.approx(len(best & set(chosen)) / 8)
             assert found.error[at] == pytest.approx(error / np.linalg.norm(full), abs=1e-4)
-    assert 0 < found.recall.mean() < 1
+    assert 0 < choice.recall.mean() < 1
+
+
+@pytest.mark.parametrize("key", FORMS)
+def test_a_form_has_an_error_and_no_choice(reading: Reading, key: str) -> None:
+    fitted = reading.prefix.fit(SELECTORS[key])
+    found = reading.captured(fitted, 8)
+    assert found.choice is None
+    for place, q in enumerate(reading.q):
+        out = attended(fitted[place], q, *reading.prefix.keys_values(place), 8)
+        for at in np.ndindex(q.shape[:2]):
+            full = reading.out[place][at].astype(np.float64)
+            error = np.linalg.norm(out[at] - full) / np.linalg.norm(full)
+            assert found.error[place][at] == pytest.approx(error, rel=1e-4)
+    assert found.error.mean() > 0.001
 
 
 def test_the_oracle_and_full_attention(reading: Reading) -> None:
     oracle = reading.captured(reading.prefix.fit(SELECTORS["exact"]), 8)
-    np.testing.assert_allclose(oracle.relative, 1)
-    np.testing.assert_array_equal(oracle.recall, 1)
-    assert (oracle.mass < 1).any()
+    np.testing.assert_allclose(chosen_of(oracle).relative, 1)
+    np.testing.assert_array_equal(chosen_of(oracle).recall, 1)
+    assert (chosen_of(oracle).mass < 1).any()
     assert oracle.error.mean() > 0.01
     fitted = reading.prefix.fit(SELECTORS["full"])
     full, itself = reading.next_token(fitted, 8), reading.full()
@@ -91,9 +118,9 @@ def test_the_oracle_and_full_attention(reading: Reading) -> None:
     np.testing.assert_array_equal(itself.kl, 0)
     assert full.agrees.all()
     captured = reading.captured(fitted, 8)
-    np.testing.assert_allclose(captured.mass, 1, rtol=1e-5)
+    np.testing.assert_allclose(chosen_of(captured).mass, 1, rtol=1e-5)
     np.testing.assert_allclose(captured.error, 0, atol=1e-5)
-    np.testing.assert_array_equal(captured.recall, 1)
+    np.testing.assert_array_equal(chosen_of(captured).recall, 1)
 
 
 def test_dense_layers_are_dense(reading: Reading) -> None:
@@ -109,7 +136,8 @@ def test_a_run_leaves_the_dense_cache_as_it_was(reading: Reading) -> None:
     first = reading.captured(fitted, 8)
     reading.next_token(fitted, 4)
     again = reading.captured(fitted, 8)
-    for a, b in zip(first[:-1], again[:-1], strict=True):
+    np.testing.assert_array_equal(first.error, again.error)
+    for a, b in zip(chosen_of(first)[:-1], chosen_of(again)[:-1], strict=True):
         np.testing.assert_array_equal(a, b)
 
 

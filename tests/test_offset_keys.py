@@ -23,6 +23,11 @@ def test_the_offset_has_its_norm(pairs: str) -> None:
     assert (turn < 22 / 2) == (pairs == "slow")  # by less than one radian, or anywhere
 
 
+def test_a_form_has_no_mass() -> None:
+    with pytest.raises(ValueError, match="tail-64 is a form of attention, and chooses no tokens"):
+        measure(variants(["adamas", "tail-64"]), [16], [0], lambda *_: None)
+
+
 @pytest.mark.parametrize("norm", [np.nan, np.inf, -1])
 def test_a_norm_is_a_finite_number(norm: float) -> None:
     with pytest.raises(ValueError, match=f"sample: norm={norm}; expected a finite number from 0"):

@@ -9,6 +9,7 @@ import pytest
 from lab_oracles import made_cell
 
 from adamas_core.lab import results
+from adamas_core.lab.metrics import Captured, NextToken
 
 
 def test_a_cell_and_the_row_over_texts() -> None:
@@ -33,6 +34,35 @@ def test_a_cell_and_the_row_over_texts() -> None:
     gain = (a["loss_gain"][0] + b["loss_gain"][0]) / 2
     assert first["perplexity_ratio"][0] == pytest.approx(math.exp(gain), rel=1e-4)
     assert np.shape(first["relative_mass_by_layer_and_head"]) == (2, 3)
+
+
+def test_the_worst_tenth_of_the_error_is_the_largest() -> None:
+    error = np.random.default_rng(4).permutation(600).reshape(3, 4, 50).astype(np.float32)
+    zeros = NextToken(np.zeros(50), np.zeros(50), np.ones(50, bool))
+    found = results.cell(zeros, zeros, Captured(error, None), {})
+    assert found["output_error_worst_tenth"] == np.arange(540, 600).mean()
+    assert found["output_error"][0] == np.arange(600).mean()
+    assert found["output_error_by_layer_and_head"][2][1] == pytest.approx(error[2, 1].mean())
+
+
+def test_a_form_has_no_figures_of_a_choice() -> None:
+    a, b = made_cell("a", 0.25, 1, form=True), made_cell("b", 0.75, 2, form=True)
+    (row,) = results.pooled([a, b])
+    for name in results.OF_CHOICES:
+        assert a[name] is None
+        assert row[name] is None
+    assert row["kl"] == [0.5, 0]
+    assert np.shape(row["output_error_by_layer_and_head"]) == (2, 3)
+
+
+def test_an_older_record_lacks_newer_figures() -> None:
+    a, b = made_cell("a", 0.25, 1), made_cell("b", 0.75, 2)
+    del a["output_error_worst_tenth"], a["output_error_by_layer_and_head"], a["bytes_of_rows"]
+    (row,) = results.pooled([a, b])
+    assert row["output_error_worst_tenth"] is None
+    assert row["output_error_by_layer_and_head"] is None
+    assert row["bytes_of_rows"] is None
+    assert row["mass"] is not None
 
 
 def test_common_texts() -> None:

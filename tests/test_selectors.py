@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamas_core.lab.selectors import SELECTORS
+from adamas_core.lab.selectors import SELECTORS, Form, bytes_of_rows
 
 # Bytes at D = 128: kept per token, and read per step over 1000 tokens with a budget of 100.
 BYTES: dict[str, tuple[float, float]] = {
@@ -13,6 +13,12 @@ BYTES: dict[str, tuple[float, float]] = {
     "h2o": (2, 200),
     "quest": (32, 32_000),
     "sparq": (256, 64_000),
+    "sparq-mean": (256, 64_000),
+    "vattention": (0, 256_000),
+    "tail-64": (91, 41_000),
+    "tail-256": (91, 41_000),
+    "tail-1024": (91, 41_000),
+    "tail-4096": (91, 41_000),
     "double-sparsity": (8, 8_000),
     "double-sparsity-quarter": (20, 20_000),
     "loki": (0, 64_000),
@@ -39,6 +45,23 @@ def test_bytes() -> None:
         kept, read = selector.bytes_kept(128), selector.bytes_read(128, 1000, 100)
         assert (kept, read) == BYTES[name], name
         assert isinstance(selector.name, str)
+
+
+def test_bytes_of_rows() -> None:
+    """A row of K and V is 512 bytes. The tail also reads 33 bytes per coded
+    token, and 17 per token that is coded or exact."""
+    for name, selector in SELECTORS.items():
+        coded = min(int(name[5:]), 900) if name.startswith("tail-") else 0
+        assert (
+            bytes_of_rows(selector, 128, 1000, 100)
+            == 100 * 512 + coded * 33 + (coded and 100 + coded) * 17
+        ), name
+        assert bytes_of_rows(selector, 128, 1000, 2000) == 1000 * 512, name
+
+
+def test_forms() -> None:
+    forms = {name for name, selector in SELECTORS.items() if isinstance(selector, Form)}
+    assert forms == {"sparq-mean", "vattention", *(f"tail-{M}" for M in (64, 256, 1024, 4096))}
 
 
 def test_names_differ() -> None:

@@ -18,6 +18,17 @@ def test_the_table_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.5000 ± 0.0000" in line
 
 
+def test_a_form_has_no_figures_of_a_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [made_cell("a", 0.25, 1, form=True)]
+    (row,) = pooled(cells)
+    texts = list(tables.quality_cells(row))
+    told = dict(zip(tables.COLUMNS, texts[1:], strict=True))
+    absent = ("mass", "worst tenth", "recall", "CPU ms to choose")
+    assert [column for column, text in told.items() if text == "-"] == list(absent)
+    tables.quality([row], 8, cells)
+    assert "tail of 64" in capsys.readouterr().out
+
+
 def test_the_table_of_answers(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"length": 500, "asked": 4, "depth": None}
     full = {**row, "selector": "full", "name": "full", "budget": None}

@@ -15,10 +15,17 @@ from oracles import assert_attention, assert_same_bits, exact_attention, exact_t
 from strategies import UNIT, VALUES, Case, cases, coded_values, selections
 
 from adamas_core import Selection, attend_tail, cpu, encode, encode_values, merge, reference
-from adamas_core.reference.center import CENTERED_THRESHOLDS, NOISE, code, scale_of
+from adamas_core.reference.center import (
+    CENTERED_THRESHOLDS,
+    FINE_NOISE,
+    NOISE,
+    code,
+    refine,
+    scale_byte,
+    scale_of,
+)
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.layout import Codes, Values
-from adamas_core.reference.quantize import unpack_bits
 from adamas_core.reference.score import visible_tokens
 from adamas_core.reference.tail import estimated, tiers, total_of
 
@@ -53,9 +60,9 @@ def test_within_tolerance(tailed: ModuleType, case: Case, data: st.DataObject) -
     values = coded_values(case.v, case.length)
     out, lse = tailed.attend_tail(*case[:3], case.codes, values, budget, selection, scale)
     known = tiers(case.q, case.codes, budget, selection, case.k)
-    _, estimates, _ = estimated(case.q, case.codes, selection)
+    both = tuple(estimated(case.q, case.codes, selection, fine)[0] for fine in (False, True))
     scale = case.q.shape[-1] ** -0.5 if scale is None else scale
-    expected, expected_lse, error = exact_tail(case, values, known, estimates, scale)
+    expected, expected_lse, error = exact_tail(case, values, known, both, scale)
     largest = np.abs(case.v.astype(np.float64)).max(initial=1)
     assert_attention(out, expected, case.q.dtype, largest * error[..., None])
     assert_lse(lse, expected_lse, error)
@@ -63,25 +70,33 @@ def test_within_tolerance(tailed: ModuleType, case: Case, data: st.DataObject) -
 
 @given(case=cases(VALUES, centered=True), data=st.data())
 def test_tiers_by_sorting(case: Case, data: st.DataObject) -> None:
-    """Both tiers together are the best tokens, and no token is in both."""
+    """Two bits choose the tokens of both tiers, three bits their order; no token is in both."""
     budget, selection = data.draw(tails(case.tokens))
     exact, coded = tiers(case.q, case.codes, budget, selection, case.k)
     assert coded.shape == (*case.q.shape[:3], min(selection.tail, case.tokens))
-    chosen = reference.select_topk(case.q, case.codes, budget, selection, case.k)
-    assert_same_bits(exact, chosen)
-    _, estimates, distances = estimated(case.q, case.codes, selection)
-    ranks = rank(estimates, distances)
+    by_two = rank(*estimated(case.q, case.codes, selection))
+    estimates, distances = estimated(case.q, case.codes, selection, fine=True)
+    by_three = rank(estimates, distances)
     seen = visible_tokens(np.broadcast_to(case.length, len(case.q)), case.q.shape[2])
+    sinks, recent = selection.sinks, selection.recent
     for b, h, l in np.ndindex(coded.shape[:3]):
-        left = sorted(set(range(seen[b, l])) - set(exact[b, h, l].tolist()))
-        best = sorted(left, key=lambda i: (ranks[b, h, l, i], -i))[: selection.tail]
-        got = coded[b, h, l]
-        assert got[got >= 0].tolist() == sorted(best)
-        assert (got[len(best) :] == -1).all()
-    if selection.refine == 0:
-        both = np.sort(np.concatenate([exact, coded], axis=-1), axis=-1)
-        whole = reference.select_topk(case.q, case.codes, budget + selection.tail, selection)
-        np.testing.assert_array_equal(both, np.sort(whole, axis=-1)[..., -both.shape[-1] :])
+        n = int(seen[b, l])
+        forced = set(range(min(sinks, n))) | set(range(max(n - recent, 0), n))
+        sought = max(budget + selection.tail, selection.refine * budget)
+
+        def best(tokens: Any, ranks: Any, count: int, row: Any = (b, h, l)) -> list[int]:
+            nearest = sorted(tokens, key=lambda i: (i not in forced, ranks[row][i], -i))  # noqa: B023
+            return sorted(nearest[:count])
+
+        candidates = best(range(n), by_two, sought)
+        first, second = (x[b, h, l][x[b, h, l] >= 0].tolist() for x in (exact, coded))
+        if selection.refine == 0:
+            assert first == best(candidates, by_three, budget)
+        else:
+            assert set(first) <= set(best(candidates, by_three, selection.refine * budget))
+        forced = set()
+        assert second == best(set(candidates) - set(first), by_three, selection.tail)
+        assert (coded[b, h, l, len(second) :] == -1).all()
 
 
 @given(case=cases(UNIT, centered=True), data=st.data())
@@ -100,7 +115,7 @@ def made(S: int, length: Any = None, L: int = 1, seed: int = 0) -> tuple[Case, V
     q = rng.standard_normal((2, 4, L, 48)).astype(np.float32)
     k, v = rng.standard_normal((2, 2, 2, S, 48)).astype(np.float32)
     length = S if length is None else length
-    codes = encode(k, length=length, backend="reference").record
+    codes = encode(k, length=length, backend="reference", bits=3).record
     return Case(q, k, v, codes, length), coded_values(v, length)
 
 
@@ -154,7 +169,7 @@ def test_a_block_is_single_steps(tailed: ModuleType) -> None:
     out, lse = tailed.attend_tail(*case[:4], values, 16, selection)
     for l in range(5):
         n = 121 + l
-        codes = encode(case.k[:, :, :n], backend="reference").record
+        codes = encode(case.k[:, :, :n], backend="reference", bits=3).record
         step = (case.q[:, :, l : l + 1], case.k[:, :, :n], case.v[:, :, :n], codes)
         own = coded_values(case.v[:, :, :n], n)
         expected, expected_lse = tailed.attend_tail(*step, own, 16, selection)
@@ -175,7 +190,7 @@ def test_empty_sequences_and_one_token(tailed: ModuleType) -> None:
 def shard(case: Case, part: slice) -> tuple[Codes, Values, NDArray[Any], NDArray[Any]]:
     k, v = case.k[:, :, part], case.v[:, :, part]
     n = k.shape[2]
-    return encode(k, backend="reference").record, coded_values(v, n), k, v
+    return encode(k, backend="reference", bits=3).record, coded_values(v, n), k, v
 
 
 def test_shards_merge(tailed: ModuleType) -> None:
@@ -213,19 +228,21 @@ def test_shards_merge(tailed: ModuleType) -> None:
 
 
 def test_the_noise_by_integration() -> None:
-    assert pytest.approx(noise(), rel=1e-6) == NOISE
+    assert pytest.approx(noise(2), rel=1e-6) == NOISE
+    assert pytest.approx(noise(3), rel=1e-6) == FINE_NOISE
 
 
 def test_the_noise_of_real_codes() -> None:
     """In many coordinates the codes of normal numbers have this noise."""
     x = np.random.default_rng(0).standard_normal((200, 2048)).astype(np.float32)
-    rows, byte = code(x, CENTERED_THRESHOLDS)
-    high, low = np.split(unpack_bits(rows).astype(np.float64), 2, axis=-1)
-    u = 2 * high + low - 1.5
-    s = (x * x).sum(axis=1) / (x * u).sum(axis=1)
-    share = np.square(u * s[:, None] - x).sum(axis=1) / (2048 * s**2)
-    assert pytest.approx(share.mean(), rel=0.01) == NOISE
-    np.testing.assert_allclose(scale_of(byte), s, rtol=1 / 32)
+    number, scale = code(x, CENTERED_THRESHOLDS)
+    third, finer = refine(x, number, scale)
+    two = number - 1.5
+    for u, s, expected in ((two, scale, NOISE), (two + third / 2 - 0.25, finer, FINE_NOISE)):
+        np.testing.assert_allclose(s, (x * x).sum(axis=1) / (x * u).sum(axis=1), rtol=1e-5)
+        share = np.square(u * s[:, None] - x).sum(axis=1) / (2048 * s**2)
+        assert pytest.approx(share.mean(), rel=0.01) == expected
+        np.testing.assert_allclose(scale_of(scale_byte(s)), s, rtol=1 / 32)
 
 
 def test_estimates_without_bias() -> None:
@@ -234,10 +251,10 @@ def test_estimates_without_bias() -> None:
     q = rng.standard_normal((1, 1, 1, 128)).astype(np.float32) * np.float32(2)
     k = rng.standard_normal((1, 1, 20000, 128)).astype(np.float32)
     v = np.zeros_like(k)
-    codes = encode(k, backend="reference").record
+    codes = encode(k, backend="reference", bits=3).record
     _, lse = reference.attend_tail(q, k, v, codes, coded_values(v, 20000), 1, Selection(tail=1))
     _, full = exact_attention(q, k, v, None, 128**-0.5)
-    uncorrected = np.log(np.exp(estimated(q, codes, Selection())[1] * 128**-0.5).sum())
+    uncorrected = np.log(np.exp(estimated(q, codes, Selection())[0] * 128**-0.5).sum())
     assert abs(float(lse[0, 0, 0] - full[0, 0, 0])) < 0.05
     assert float(uncorrected - full[0, 0, 0]) > 0.15
 
@@ -270,7 +287,7 @@ def test_the_order_of_the_sum() -> None:
 
 def test_the_public_function_is_the_backends() -> None:
     case, values = made(200, L=2)
-    codes = encode(case.k, backend="reference")
+    codes = encode(case.k, backend="reference", bits=3)
     own = encode_values(case.v, backend="reference")
     selection = Selection(sinks=2, tail=30)
     out, lse = attend_tail(*case[:3], codes, own, 12, selection, 0.1, return_lse=True)
@@ -284,7 +301,7 @@ def test_the_public_function_is_the_backends() -> None:
 def test_without_a_batch_axis_and_with_room_after_the_tokens() -> None:
     case, _ = made(200)
     q, k, v = (x[0] for x in case[:3])
-    codes = encode(k[:, :150], backend="reference")
+    codes = encode(k[:, :150], backend="reference", bits=3)
     values = encode_values(v[:, :150], backend="reference")
     got = attend_tail(q, k, v, codes, values, 12, tail=30)
     expected = attend_tail(q, k[:, :150], v[:, :150], codes, values, 12, tail=30)
@@ -297,11 +314,13 @@ def test_arrays_of_torch() -> None:
     torch = pytest.importorskip("torch")
     case, _ = made(200)
     q, k, v = (torch.from_numpy(x).to(torch.bfloat16) for x in case[:3])
-    codes, values = encode(k, backend="reference"), encode_values(v, backend="reference")
+    codes = encode(k, backend="reference", bits=3)
+    values = encode_values(v, backend="reference")
     out, lse = attend_tail(q, k, v, codes, values, 12, return_lse=True, tail=30)
     assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
     q, k, v = (x.float().numpy() for x in (q, k, v))
-    codes, values = encode(k, backend="reference"), encode_values(v, backend="reference")
+    codes = encode(k, backend="reference", bits=3)
+    values = encode_values(v, backend="reference")
     expected = attend_tail(q, k, v, codes, values, 12, tail=30)
     np.testing.assert_allclose(out.float().numpy(), expected, atol=0.02)
 
@@ -310,7 +329,7 @@ def test_a_backend_without_a_tail_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     """It does not compute by another backend."""
     monkeypatch.delattr("adamas_core.cpu.attend_tail", raising=False)
     case, _ = made(100)
-    codes, values = encode(case.k), encode_values(case.v)
+    codes, values = encode(case.k, bits=3), encode_values(case.v)
     message = "attend_tail: tail is not available on the cpu backend yet; expected tail=0, or"
     with pytest.raises(ValueError, match=message):
         attend_tail(*case[:3], codes, values, 12, tail=30)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from oracles import assert_same_bits
 
 from adamas_core import value_store
-from adamas_core.code_store import Undo
+from adamas_core.code_store import Kind, Undo
 from adamas_core.codes import encoded
 from adamas_core.lengths import Lengths
 from adamas_core.reference.tail import total_of
@@ -39,9 +39,10 @@ def same(got: CodedValues, expected: CodedValues) -> None:
 def test_the_codes_are_those_of_keys_and_the_total_is_the_references() -> None:
     v, length = normal(2, 2, 200, 48), np.array([130, 200])
     state = coded(v, length)
-    keys = encoded(v, Lengths.of(length, 2), None, "cpu", True)
+    keys = encoded(v, Lengths.of(length, 2), None, "cpu", Kind(True))
     record = state.record()
-    assert_same_bits(record.planes, keys.used())
+    assert_same_bits(np.ascontiguousarray(record.planes), keys.used())
+    assert record.planes.strides[4:] == (8 * 2 * 8, 8, 2 * 8)  # the words of a token side by side
     for x, y in zip(record.centers, keys.used_centers() or (), strict=True):
         assert_same_bits(x, y)
     assert_same_bits(record.total, total_of(v, length))

@@ -18,7 +18,7 @@ from ..lab import answer_rows, answers, comparing, offset_keys, results
 from ..lab.metrics import BATCHES
 from ..lab.records import Record, settings
 from ..lab.reports import environment, write_json
-from ..lab.selectors import SELECTORS
+from ..lab.selectors import SELECTORS, Form
 from ..lab.tasks import suite
 from ..lab.texts import BUILT_IN, Text, named
 from ..lab.variants import Variant, ablations, variants
@@ -31,7 +31,7 @@ from .progress import steps
 
 # The selectors that are compared if none is named, without and with --quick.
 USUAL = [name for name in SELECTORS if name != "full"]
-QUICK = ["exact", "streaming-llm", "quest", "paper-quartiles", "adamas"]
+QUICK = ["exact", "streaming-llm", "quest", "paper-quartiles", "adamas", "tail-256"]
 EXAMPLES = 2  # prompts per task, length and depth; 1 with --quick
 OFFSET_BUDGETS = (128,)
 SEEDS = 4  # samples of keys per offset; 1 with --quick
@@ -39,7 +39,6 @@ SEEDS = 4  # samples of keys per offset; 1 with --quick
 NOT_OF_TEXTS = ("examples",)
 NOT_OF_TASKS = ("text", "context", "positions", "at", "ablations")
 NOT_OF_OFFSETS = ("model", "tokenizer", "contexts", "examples", *NOT_OF_TASKS)
-HEAT = "relative_mass_by_layer_and_head"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +82,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     require_one_kind(args)
-    names = args.selectors or (QUICK if args.quick else USUAL)
-    chosen = variants(list(dict.fromkeys(names)))
+    chosen = variants(list(dict.fromkeys(args.selectors or usual(args))))
     terminal.console()  # without rich the command ends here, and not after the download
     if args.offsets:
         run_offsets(args, chosen)
@@ -94,6 +92,12 @@ def run(args: argparse.Namespace) -> int:
         run_texts(args, chosen)
     print(f"written to {args.out}")
     return 0
+
+
+def usual(args: argparse.Namespace) -> list[str]:
+    """What is compared if nothing is named. A form has no mass of chosen tokens, so no offsets."""
+    names = QUICK if args.quick else USUAL
+    return [n for n in names if not (args.offsets and isinstance(SELECTORS[n], Form))]
 
 
 def require_one_kind(args: argparse.Namespace) -> None:
@@ -132,7 +136,9 @@ def run_texts(args: argparse.Namespace, chosen: list[Variant]) -> None:
     report = {
         **environment(path, command()),
         "positions": positions,
-        "rows": [{k: v for k, v in row.items() if k != HEAT} for row in rows],  # cells have it
+        "rows": [
+            {k: v for k, v in row.items() if k not in results.HEATS} for row in rows
+        ],  # cells have it
         "cells": cells,
     }
     write_json(args.out / "results.json", report)
@@ -174,6 +180,8 @@ def run_tasks(args: argparse.Namespace, chosen: list[Variant]) -> None:
 def run_offsets(args: argparse.Namespace, chosen: list[Variant]) -> None:
     """Compare on synthetic keys; show a table per budget, and write offsets.json."""
     budgets = sizes.given(args.budgets, OFFSET_BUDGETS)
+    for variant in chosen:
+        offset_keys.selector_of(variant)  # refuses forms before a folder is made
     writable(args.out)
     with steps() as move:
         rows = offset_keys.measure(chosen, budgets, range(1 if args.quick else SEEDS), move)

@@ -11,6 +11,7 @@ from .terminal import show
 
 Row = Mapping[str, Any]
 
+NONE = "-"  # a figure that a form of attention, or an older record, does not have
 COLUMNS = (
     "texts",
     "KL",
@@ -20,6 +21,7 @@ COLUMNS = (
     "worst tenth",
     "recall",
     "output error",
+    "error, worst tenth",
     "bytes kept per token",
     "bytes per step",
     "CPU ms to choose",
@@ -53,8 +55,13 @@ def quality_cells(row: Row) -> Iterable[str]:
     """The texts of a row, one per column."""
 
     def mean(name: str, digits: int) -> str:
+        if row[name] is None:
+            return NONE
         value, half = row[name]
         return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+    def plain(name: str, digits: int) -> str:
+        return NONE if row[name] is None else f"{row[name]:.{digits}f}"
 
     return (
         row["name"],
@@ -63,12 +70,13 @@ def quality_cells(row: Row) -> Iterable[str]:
         f"x {row['perplexity_ratio'][0]:.4f}",
         mean("agreement", 3),
         mean("relative_mass", 3),
-        f"{row['relative_mass_worst_tenth']:.3f}",
+        plain("relative_mass_worst_tenth", 3),
         mean("recall", 3),
         mean("output_error", 3),
+        plain("output_error_worst_tenth", 3),
         f"{row['bytes_kept']:g}",
         f"{row['bytes_a_step']:,.0f}",
-        f"{row['ms_to_choose']:.2f}",
+        plain("ms_to_choose", 2),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..llama import Llama, Tokenizer
 from .prefix import Prefix
 from .records import Record
-from .selectors import SELECTORS, Selector
+from .selectors import SELECTORS, Method
 from .tasks import Count, Prompt
 from .variants import Variant
 
@@ -65,7 +65,7 @@ def judge(
         ]
         room = max(len(question) + len(answer) for question, answer in pairs)
         prefix = Prefix(model, text, room, partial(progress, head))
-        fitted: dict[str, list[Selector]] = {}
+        fitted: dict[str, list[Method]] = {}
         for i, (variant, budget, description) in enumerate(missing):
             progress(f"{head}, {variant.name}", i, len(missing))
             if variant.key not in fitted and budget is not None:
@@ -92,7 +92,7 @@ def exact(
     prefix: Prefix,
     question: list[int],
     answer: list[int],
-    fitted: Sequence[Selector] | None,
+    fitted: Sequence[Method] | None,
     budget: int | None,
 ) -> bool:
     """Whether greedy decoding after the question gives the answer; dense if budget is None."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from ..reference.layout import TILE, padded, words
 
+# Bits per coordinate of the keys that only the candidates of a tail read, beside the two that every
+# step reads of all tokens.
+EXTRA_BITS = 1
+
 
 def code_bytes(head_dim: int, centered: bool = False) -> float:
     """Bytes of codes per token and KV head, as `KeyCodes.nbytes` counts them for full tiles.
@@ -13,4 +17,26 @@ def code_bytes(head_dim: int, centered: bool = False) -> float:
     and KV head at any length.
     """
     planes = 2 * 8 * words(head_dim)
-    return planes + 1 + 2 * padded(head_dim) / TILE if centered else planes
+    return planes + 1 + mean_bytes(head_dim) if centered else planes
+
+
+def mean_bytes(head_dim: int) -> float:
+    """Bytes per token of the float16 means of tiles."""
+    return 2 * padded(head_dim) / TILE
+
+
+def tail_bytes(head_dim: int, budget: int, coded: int) -> float:
+    """Bytes per query head and step that a tail reads beside rows, means, and 2-bit keys.
+
+    The planes and scales of the values of `coded` tokens, and the further bits of the keys of these
+    and of the `budget` tokens, because they choose which of both a token is.
+    """
+    return coded * (code_bytes(head_dim) + 1) + (budget + coded) * extra_key_bytes(head_dim)
+
+
+def extra_key_bytes(head_dim: int) -> float:
+    """Bytes per token and KV head of the further bits of a key: `EXTRA_BITS` planes, and a scale.
+
+    A tail keeps them for every token, and reads them for its candidates.
+    """
+    return EXTRA_BITS * 8 * words(head_dim) + 1 if EXTRA_BITS else 0

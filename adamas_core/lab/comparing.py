@@ -13,7 +13,7 @@ from ..llama import Config, Llama, Tokenizer
 from .measuring import Reading
 from .records import Record
 from .results import cell
-from .selectors import Selector
+from .selectors import Method, bytes_of_rows
 from .texts import Text, digest
 from .variants import Variant
 
@@ -69,7 +69,7 @@ def measure(
 ) -> None:
     """Add the cells of one window to the record: variants with the cells' descriptions."""
     full = reading.full()
-    fitted: dict[str, list[Selector]] = {}
+    fitted: dict[str, list[Method]] = {}
     for done, (variant, description) in enumerate(missing):
         text, context, budget = (description[name] for name in ("text", "context", "budget"))
         progress(
@@ -91,7 +91,7 @@ def describe(
     """A cell's description: all that is known before it is measured. Bytes are per KV head."""
     D, S = config.head_dim, len(window) - 1
     row = 2 * 2 * D  # a token's key and value in float16
-    chosen = min(budget, S) * config.heads // config.kv_heads  # rows, counted per query head
+    of_rows = bytes_of_rows(variant.selector, D, S, budget)
     to_choose = variant.selector.bytes_read(D, S, budget)
     return {
         "text": text,
@@ -104,6 +104,7 @@ def describe(
         "window": digest(window),
         "bytes_kept": variant.selector.bytes_kept(D),
         "bytes_to_choose": to_choose,
-        "bytes_a_step": to_choose + chosen * row,
+        "bytes_of_rows": of_rows,
+        "bytes_a_step": to_choose + config.heads // config.kv_heads * of_rows,
         "bytes_a_step_full": S * row,
     }

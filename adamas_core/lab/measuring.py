@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from ..llama import Attention, Llama
 from ..ops import attend
-from .metrics import Captured, NextToken, next_token, recall
+from .metrics import Captured, Choice, NextToken, next_token, recall
 from .prefix import Prefix
-from .selectors import Exact, Selector
+from .selectors import Exact, Form, Method
 
 Array = NDArray[np.float32]
 
@@ -89,9 +89,7 @@ class Reading:
         """The next token under full attention."""
         return next_token(self.logits, self.logits, self.tokens[self.start + 1 :])
 
-    def next_token(
-        self, fitted: Sequence[Selector], budget: int, dense_layers: int = 0
-    ) -> NextToken:
+    def next_token(self, fitted: Sequence[Method], budget: int, dense_layers: int = 0) -> NextToken:
         """The next token if all but the first `dense_layers` layers are sparse."""
         self.prefix.rewind()
         try:
@@ -100,32 +98,40 @@ class Reading:
             self._restore()
         return next_token(self.logits, logits, self.tokens[self.start + 1 :])
 
-    def captured(self, fitted: Sequence[Selector], budget: int) -> Captured:
-        """The attention that each layer's selection captures, for the dense run's queries.
+    def captured(self, fitted: Sequence[Method], budget: int) -> Captured:
+        """The output error of each layer, and the attention that its choice of tokens captures.
 
-        Layers with a window are left out.
+        Both are for the dense run's queries. Layers with a window are left out. A form chooses no
+        tokens, so it has only the error.
         """
-        oracle = self.oracle(budget)
-        rows: list[tuple[Array, ...]] = []
-        seconds = 0.0
+        errors, choices = [], []
         for place, q in enumerate(self.q):
+            method = fitted[place]
             keys, values = self.prefix.keys_values(place)
-            begin = time.process_time()
-            indices = fitted[place](q, keys, budget)
-            seconds += time.process_time() - begin
-            out, lse = attend(q, keys, values, indices, return_lse=True)
+            if isinstance(method, Form):
+                out = method.attend(q, keys, values, budget)
+            else:
+                begin = time.process_time()
+                indices = method(q, keys, budget)
+                seconds = time.process_time() - begin
+                out, lse = attend(q, keys, values, indices, return_lse=True)
+                choices.append(self._choice(place, indices, lse, budget, seconds))
             full = self.out[place]
             distance = np.linalg.norm(out - full, axis=-1)
-            rows.append(
-                (
-                    np.exp(lse - self.lse[place]),
-                    np.exp(lse - oracle.lse[place]),
-                    recall(indices, oracle.indices[place], keys.shape[1]),
-                    distance / np.linalg.norm(full, axis=-1),
-                )
-            )
-        mass, relative, found, error = (np.stack(x) for x in zip(*rows, strict=True))
-        return Captured(mass, relative, found, error, seconds / len(self.q))
+            errors.append(distance / np.linalg.norm(full, axis=-1))
+        return Captured(np.stack(errors), Choice.of_layers(choices) if choices else None)
+
+    def _choice(
+        self, place: int, indices: NDArray[np.int32], lse: Array, budget: int, seconds: float
+    ) -> Choice:
+        """The figures of the tokens that were chosen in one layer."""
+        oracle = self.oracle(budget)
+        return Choice(
+            np.exp(lse - self.lse[place]),
+            np.exp(lse - oracle.lse[place]),
+            recall(indices, oracle.indices[place], self.context),
+            seconds,
+        )
 
     def oracle(self, budget: int) -> Oracle:
         """The exact top-k of a budget; only the last one asked for stays in memory."""

@@ -6,6 +6,7 @@ Letters: H query heads, L positions, S tokens, V vocabulary, K budget, N layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +44,27 @@ class NextToken(NamedTuple):
     agrees: NDArray[np.bool_]  # whether the likeliest token is that of full attention
 
 
-class Captured(NamedTuple):
-    """How much of the dense run's attention a selection captures, (N, H, L) each."""
+class Choice(NamedTuple):
+    """How much of the dense run's attention the chosen tokens have: (H, L), or (N, H, L) each."""
 
     mass: Array  # share of the softmax that the chosen tokens have
     relative: Array  # mass, divided by the mass of the oracle's choice
     recall: Array  # share of the oracle's tokens that were chosen
-    error: Array  # L2 distance of the output from full attention's, in units of its norm
     seconds: float  # CPU time to choose for a layer's block
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[Choice]) -> Choice:
+        """The choices of N layers as one, with the mean of their times."""
+        *arrays, seconds = zip(*layers, strict=True)
+        mass, relative, found = (np.stack(x) for x in arrays)
+        return cls(mass, relative, found, sum(seconds) / len(seconds))
+
+
+class Captured(NamedTuple):
+    """How near the attention comes to the dense run's, for its queries."""
+
+    error: Array  # (N, H, L): L2 distance from full attention's output, in units of its norm
+    choice: Choice | None  # None for a form, which chooses no tokens
 
 
 def next_token(full: Array, sparse: Array, true: NDArray[Any]) -> NextToken:

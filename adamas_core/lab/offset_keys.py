@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..llama import rope
 from ..ops import attend
-from .selectors import Exact
+from .selectors import Exact, Form, Selector
 from .variants import Variant
 
 Array = NDArray[np.float32]
@@ -80,6 +80,7 @@ def measure(
     sample.
     """
     chosen, budgets, seeds = list(chosen), list(budgets), list(seeds)
+    selectors = {variant.key: selector_of(variant) for variant in chosen}
     sums: dict[tuple[int, str, float, str], list[float]] = {}
     oracle: dict[tuple[int, str, float], list[float]] = {}
     cases = list(product(PAIRS, NORMS, seeds))
@@ -87,7 +88,7 @@ def measure(
         progress(f"Offset of norm {norm} in {pairs} pairs", done, len(cases))
         before, q, k = sample(norm, pairs, seed)
         full = _lse(q, k, None)
-        fitted = {v.key: v.selector.fit(before, k[:, : S - L]) for v in chosen}
+        fitted = {key: selector.fit(before, k[:, : S - L]) for key, selector in selectors.items()}
         for budget in budgets:
             best = _lse(q, k, Exact()(q, k, budget))
             share = float(np.exp(best - full).mean())
@@ -108,6 +109,16 @@ def measure(
         }
         for (budget, pairs, norm, key), masses in sums.items()
     ]
+
+
+def selector_of(variant: Variant) -> Selector:
+    """The selector of a variant. A form is refused, because only chosen tokens have a mass."""
+    if isinstance(variant.selector, Form):
+        raise ValueError(
+            f"selector_of: {variant.key} is a form of attention, and chooses no tokens; expected "
+            "selectors, because the figure is the mass of chosen tokens"
+        )
+    return variant.selector
 
 
 def _lse(q: Array, k: Array, indices: NDArray[np.int32] | None) -> Array:

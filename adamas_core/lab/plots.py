@@ -8,24 +8,49 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..file_errors import naming
+from .plot_lines import COLORS, chosen, looks, name_ends
 from .results import on_common_texts, pooled
 from .selectors import SELECTORS
 
 Row = Mapping[str, Any]
 DPI = 90
-BASE = ("exact", "paper", "paper-quartiles", "adamas")  # shown beside ablations
-MARKERS = "osD^v<>PXph*"
-# Twelve colors that also differ in lightness. With twelve markers they distinguish all selectors.
-COLORS_LINE = (
-    "#000000 #0072b2 #d55e00 #009e73 #cc79a7 #e6ab02 #56b4e9 #8c564b #7f7f7f #7570b3 #66a61e "
-    "#e7298a"
+BASE = ("exact", "paper", "paper-quartiles", "adamas", "tail-1024")  # shown beside ablations
+# The lines of each plot, if they were measured. The tables have all others.
+OF_FRONT = (
+    "exact",
+    "sparq-mean",
+    "vattention",
+    "adamas",
+    "tail-64",
+    "tail-256",
+    "tail-1024",
+    "tail-4096",
 )
-COLORS = tuple(COLORS_LINE.split())
+OF_SWEEPS = (
+    "exact",
+    "streaming-llm",
+    "quest",
+    "paper",
+    "paper-quartiles",
+    "adamas-plain",
+    "adamas",
+    "tail-1024",
+)
+OF_LAYERS = (
+    "exact",
+    "streaming-llm",
+    "sparq",
+    "quest",
+    "paper",
+    "paper-quartiles",
+    "adamas-plain",
+    "adamas",
+)
+MASS_HEAT = "relative_mass_by_layer_and_head"
 
 
 def quality(cells: Sequence[Row], out: Path, context: int, at: int) -> None:
@@ -37,12 +62,13 @@ def quality(cells: Sequence[Row], out: Path, context: int, at: int) -> None:
     by_budget = [c for c in known if c["context"] == context]
     at_budget = [c for c in known if c["budget"] == at]
     here = [c for c in by_budget if c["budget"] == at]
-    plots = {
-        "front": (front, by_budget),
-        "budgets": (budgets, swept(by_budget, "budget")),
-        "contexts": (contexts, swept(at_budget, "context")),
-        "heat": (heat, here),
-        "layers": (layers, here),
+    heads = only([c for c in here if c.get(MASS_HEAT) is not None], OF_LAYERS)
+    plots: dict[str, tuple[Callable[[Sequence[Row]], Figure], list[Row]]] = {
+        "front": (lambda rows: front(rows, at), only(by_budget, OF_FRONT)),
+        "budgets": (budgets, only(swept(by_budget, "budget"), OF_SWEEPS)),
+        "contexts": (contexts, only(swept(at_budget, "context"), OF_SWEEPS)),
+        "heat": (heat, heads),
+        "layers": (layers, heads),
         "selectors": (ranking, here),
     }
     changed = [c for c in cells if (c["context"], c["budget"]) == (context, at)]
@@ -52,6 +78,13 @@ def quality(cells: Sequence[Row], out: Path, context: int, at: int) -> None:
     for name, (plot, shown) in plots.items():
         if shown:
             save(plot(pooled(on_common_texts(shown))), out / f"{name}.png")
+
+
+def only(cells: Sequence[Row], first: Sequence[str]) -> list[Row]:
+    """The cells of at most eight selectors, those in `first` before others."""
+    keys = [row["selector"] for row in pooled(cells)] if cells else []
+    shown = chosen(keys, first)
+    return [c for c in cells if c["selector"] in shown]
 
 
 def swept(cells: Sequence[Row], field: str) -> list[Row]:
@@ -76,68 +109,63 @@ def by_selector(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of each selector, in the order of their first rows."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row["name"], []).append(row)
+        groups.setdefault(row["selector"], []).append(row)
     return groups
 
 
-def look(i: int) -> dict[str, Any]:
-    """Color and marker of the i-th selector."""
-    shade = 1 - 0.35 * (i // len(COLORS))
-    red, green, blue = (shade * c for c in to_rgb(COLORS[i % len(COLORS)]))
-    marker = MARKERS[(i + i // len(COLORS)) % len(MARKERS)]
-    return {"color": (red, green, blue), "marker": marker, "markersize": 4, "linewidth": 1.1}
-
-
-def curves(
-    ax: Axes, rows: Sequence[Row], x: str, y: str, title: str, figure: Callable[[Row], float]
-) -> None:
-    """One line per selector: `figure` of `y` over `x`, with its interval if there is one."""
-    for i, (name, own) in enumerate(by_selector(rows).items()):
-        own = sorted(own, key=lambda row: float(row[x]))
+def curves(ax: Axes, rows: Sequence[Row], x: str, y: str, title: str) -> None:
+    """One line per selector: `y` over `x`, with its interval if there is one."""
+    groups = by_selector(rows)
+    styles = looks(list(groups))  # a selector has the same look in all panels
+    for key, every in groups.items():
+        own = sorted((row for row in every if row[y] is not None), key=lambda row: float(row[x]))
+        if not own:
+            continue
         at = [row[x] for row in own]
-        ax.plot(at, [figure(row) for row in own], label=name, **look(i))
+        ax.plot(at, [value(row, y) for row in own], label=own[0]["name"], **styles[key])
         if isinstance(own[0][y], list):
-            low = [figure(row) - row[y][1] for row in own]
-            high = [figure(row) + row[y][1] for row in own]
-            ax.fill_between(at, low, high, color=look(i)["color"], alpha=0.08, linewidth=0)
+            low = [value(row, y) - row[y][1] for row in own]
+            high = [value(row, y) + row[y][1] for row in own]
+            ax.fill_between(at, low, high, color=styles[key]["color"], alpha=0.08, linewidth=0)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted({row[x] for row in rows}))
-    ax.set_xticklabels([str(value) for value in sorted({row[x] for row in rows})])
+    ax.set_xticklabels([str(n) for n in sorted({row[x] for row in rows})])
     ax.minorticks_off()
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)
 
 
-def value(name: str) -> Callable[[Row], float]:
+def value(row: Row, name: str) -> float:
     """A row's figure, without its interval."""
-    return lambda row: float(row[name][0] if isinstance(row[name], list) else row[name])
+    return float(row[name][0] if isinstance(row[name], list) else row[name])
 
 
-PANELS = (
-    ("kl", "KL of the next token, nats"),
-    ("perplexity_ratio", "perplexity relative to full attention"),
-    ("agreement", "top-1 agreement with full attention"),
-    ("relative_mass", "attention mass relative to the oracle's"),
-    ("relative_mass_worst_tenth", "relative mass, mean of the worst tenth"),
-    ("mass", "share of all attention mass"),
-    ("recall", "recall of the oracle's tokens"),
-    ("output_error", "relative L2 error of the attention output"),
-)
+PANELS = {
+    "kl": "KL of the next token, nats",
+    "perplexity_ratio": "perplexity relative to full attention",
+    "agreement": "top-1 agreement with full attention",
+    "output_error": "relative L2 error of the attention output",
+    "output_error_worst_tenth": "relative L2 error, mean of the worst tenth",
+    "relative_mass": "attention mass relative to the oracle's",
+}
+LOGARITHMIC = ("kl", "perplexity_ratio")
 
 
 def panels(rows: Sequence[Row], x: str, label: str, title: str) -> Figure:
-    """One panel per figure of PANELS."""
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    axes = figure.subplots(2, 4).ravel()
-    for ax, (name, heading) in zip(axes, PANELS, strict=True):
-        curves(ax, rows, x, name, heading, value(name))
+    """One panel per figure of PANELS that some row has."""
+    names = [name for name in PANELS if any(row[name] is not None for row in rows)]
+    figure = Figure(figsize=(19, 9), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    for ax in axes[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes, names, strict=False):
+        if name in LOGARITHMIC:
+            ax.set_yscale("log")
+        curves(ax, rows, x, name, PANELS[name])
         ax.set_xlabel(label, fontsize=8)
-    axes[0].set_yscale("log")
-    axes[1].set_yscale("log")
+        name_ends(ax)
     figure.suptitle(title, fontsize=10)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 
@@ -151,30 +179,41 @@ def contexts(rows: Sequence[Row]) -> Figure:
     )
 
 
-def front(rows: Sequence[Row]) -> Figure:
-    """Mass against bytes read per step; up and to the left is better."""
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    ax = figure.subplots()
-    for i, (name, own) in enumerate(by_selector(rows).items()):
-        own = sorted(own, key=lambda row: float(row["budget"]))
+def front(rows: Sequence[Row], at: int) -> Figure:
+    """KL against bytes read per step, and against bytes kept; down and to the left is better."""
+    figure = Figure(figsize=(16, 7), layout="constrained")
+    read, kept = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    groups = by_selector(rows)
+    styles = looks(list(groups))
+    for key, every in groups.items():
+        own = sorted(every, key=lambda row: float(row["budget"]))
         share = [row["bytes_a_step"] / row["bytes_a_step_full"] for row in own]
-        ax.plot(share, [row["mass"][0] for row in own], label=name, **look(i))
-    ax.set_xscale("log")
-    ax.set_xlabel(
-        "bytes read per step, to choose and for the chosen K and V, as a share of full attention's"
-    )
-    ax.set_ylabel("share of all attention mass")
+        kl = [value(row, "kl") for row in own]
+        read.plot(share, kl, label=own[0]["name"], **styles[key])
+    for axis in (read.set_xscale, read.set_yscale):
+        axis("log")
+    read.set_xlabel("bytes read per step, as a share of full attention's")
+    read.set_ylabel("KL of the next token, nats")
     listed = ", ".join(str(b) for b in sorted({row["budget"] for row in rows}))
-    ax.set_title(f"{about(rows)}; points of a line are budgets of {listed}", fontsize=9)
-    ax.grid(alpha=0.3, which="both")
-    ax.legend(fontsize=8, loc="lower right")
+    read.set_title(f"points of a line: budgets of {listed}", fontsize=9)
+    name_ends(read, 9)
+    for row in rows:
+        if row["budget"] == at:
+            look = {**styles[row["selector"]], "markersize": 9}
+            kept.plot(row["bytes_kept"], value(row, "kl"), label=row["name"], **look)
+    kept.set_xlabel("bytes kept per token and KV head, beside K and V")
+    kept.set_title(f"budget {at}", fontsize=9)
+    name_ends(kept, 9)
+    for ax in (read, kept):
+        ax.grid(alpha=0.3, which="both")
+    figure.suptitle(about(rows), fontsize=10)
     return figure
 
 
 def grid(count: int, width: float, height: float) -> tuple[Figure, Any]:
     """`count` panels of width x height inches, up to six per line."""
-    columns = min(6, count)
-    lines = -(-count // columns)
+    lines = -(-count // 6)
+    columns = -(-count // lines)
     figure = Figure(figsize=(width * columns, height * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[count:]:
@@ -187,9 +226,7 @@ def heat(rows: Sequence[Row]) -> Figure:
     groups = [own[0] for own in by_selector(rows).values()]
     figure, axes = grid(len(groups), 2.3, 3.6)
     for ax, row in zip(axes, groups, strict=False):
-        image = ax.imshow(
-            np.array(row["relative_mass_by_layer_and_head"]), vmin=0, vmax=1, aspect="auto"
-        )
+        image = ax.imshow(np.array(row[MASS_HEAT]), vmin=0, vmax=1, aspect="auto")
         ax.set_title(row["name"], fontsize=7)
         ax.tick_params(labelsize=6)
         for axis in (ax.xaxis, ax.yaxis):
@@ -205,32 +242,34 @@ def layers(rows: Sequence[Row]) -> Figure:
     """Relative mass of each layer, averaged over its heads."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     ax = figure.subplots()
-    for i, (name, own) in enumerate(by_selector(rows).items()):
-        mass = np.array(own[0]["relative_mass_by_layer_and_head"]).mean(axis=1)
-        ax.plot(mass, label=name, **look(i))
+    groups = by_selector(rows)
+    styles = looks(list(groups))
+    for key, own in groups.items():
+        mass = np.array(own[0][MASS_HEAT]).mean(axis=1)
+        ax.plot(mass, label=own[0]["name"], **styles[key])
     ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("mass relative to the oracle's")
     ax.set_title(f"{about(rows)}, budget {rows[0]['budget']}", fontsize=9)
     ax.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=7)
+    name_ends(ax)
     return figure
 
 
 def ranking(rows: Sequence[Row]) -> Figure:
-    """KL and mass of every selector at one budget, with their intervals."""
+    """KL and output error of every selector at one budget, with their intervals."""
     ordered = sorted(rows, key=lambda row: -float(row["kl"][0]))
     figure = Figure(figsize=(11, 0.26 * len(ordered) + 1.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     at = np.arange(len(ordered))
-    for ax, name in ((left, "kl"), (right, "relative_mass")):
+    for ax, name in ((left, "kl"), (right, "output_error")):
         x, half = (np.array([row[name][i] for row in ordered]) for i in (0, 1))
         ax.errorbar(x, at, xerr=half, fmt="o", markersize=4, color=COLORS[1])
+        ax.set_xscale("log")
         ax.grid(alpha=0.3, which="both")
-    left.set_xscale("log")
     left.set_yticks(at, [row["name"] for row in ordered], fontsize=8)
     left.set_xlabel("KL of the next token, nats")
-    right.set_xlabel("attention mass relative to the oracle's")
+    right.set_xlabel("relative L2 error of the attention output")
     figure.suptitle(f"{about(rows)}, budget {rows[0]['budget']}", fontsize=9)
     return figure
 

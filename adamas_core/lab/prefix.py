@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..cache import KVCache
 from ..llama import Attention, Llama
 from ..ops import attend
-from .selectors import Selector
+from .selectors import Method, attended
 
 Array = NDArray[np.float32]
 # Of a place, new queries, and all keys and values.
@@ -111,10 +111,10 @@ class Prefix:
         self.cache.truncate(self.length)
         self._windows = {layer: copy(window) for layer, window in self._windows_after.items()}
 
-    def fit(self, selector: Selector) -> list[Selector]:
-        """The selector, fitted to the prefix of each layer."""
+    def fit(self, method: Method) -> list[Method]:
+        """The selector or form, fitted to the prefix of each layer."""
         return [
-            selector.fit(q, self.keys_values(place)[0][:, : self.length])
+            method.fit(q, self.keys_values(place)[0][:, : self.length])
             for place, q in enumerate(self.q)
         ]
 
@@ -137,13 +137,13 @@ class Prefix:
         """Attention for the decoder: append, and attend to all that the model sees."""
         return self.each(lambda _, q, keys, values: attend(q, keys, values, None))(layer, q, k, v)
 
-    def sparse(self, fitted: Sequence[Selector], budget: int, dense_layers: int = 0) -> Attention:
+    def sparse(self, fitted: Sequence[Method], budget: int, dense_layers: int = 0) -> Attention:
         """Attention for the decoder: append, choose, attend. The first `dense_layers` take all."""
 
         def attention(place: int, q: Array, keys: Array, values: Array) -> NDArray[Any]:
-            dense = self.layers[place] < dense_layers
-            indices = None if dense else fitted[place](q, keys, budget)
-            out: NDArray[Any] = attend(q, keys, values, indices)
-            return out
+            if self.layers[place] < dense_layers:
+                out: NDArray[Any] = attend(q, keys, values, None)
+                return out
+            return attended(fitted[place], q, keys, values, budget)
 
         return self.each(attention)

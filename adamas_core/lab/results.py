@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .metrics import Captured, NextToken, batch_mean
+from .metrics import Captured, Choice, NextToken, batch_mean
 from .selectors import SELECTORS
 from .variants import ablations
 
@@ -20,11 +21,24 @@ MEANS = ("kl", "loss_gain", "agreement", "mass", "relative_mass", "recall", "out
 # Figures without an interval, and figures that do not depend on the text.
 AVERAGED = (
     "kl_median",
+    "output_error_worst_tenth",
     "relative_mass_worst_tenth",
     "relative_mass_tenth_percentile",
     "ms_to_choose",
 )
-BYTES = ("bytes_kept", "bytes_to_choose", "bytes_a_step", "bytes_a_step_full")
+BYTES = ("bytes_kept", "bytes_to_choose", "bytes_of_rows", "bytes_a_step", "bytes_a_step_full")
+# Figures per layer and head.
+HEATS = ("relative_mass_by_layer_and_head", "output_error_by_layer_and_head")
+# The figures of a choice of tokens. A form has none of them.
+OF_CHOICES = (
+    "mass",
+    "relative_mass",
+    "recall",
+    "relative_mass_worst_tenth",
+    "relative_mass_tenth_percentile",
+    "ms_to_choose",
+    "relative_mass_by_layer_and_head",
+)
 WORST = 0.1  # the share of layers, heads and positions in the worst tenth
 
 
@@ -35,30 +49,52 @@ def cell(
     description: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A finished cell: its description and the measured figures, as plain numbers."""
-    ordered = np.sort(captured.relative.reshape(-1))
-    tenth = max(int(WORST * len(ordered)), 1)
+    error = captured.error
     by_position = {
         "kl": sparse.kl,
         "loss_gain": sparse.loss - full.loss,
         "agreement": sparse.agrees,
-        "mass": captured.mass.mean(axis=(0, 1)),
-        "relative_mass": captured.relative.mean(axis=(0, 1)),
-        "recall": captured.recall.mean(axis=(0, 1)),
-        "output_error": captured.error.mean(axis=(0, 1)),
+        "output_error": error.mean(axis=(0, 1)),
     }
-    means = {name: batch_mean(x) for name, x in by_position.items()}
+    choice = dict.fromkeys(OF_CHOICES) if captured.choice is None else of_choice(captured.choice)
     return {
         **description,
-        **{name: [rounded(mean.value), rounded(mean.half)] for name, mean in means.items()},
+        **{name: mean_of(x) for name, x in by_position.items()},
         "kl_median": rounded(float(np.median(sparse.kl))),
         "perplexity_full": rounded(math.exp(full.loss.mean())),
-        "relative_mass_worst_tenth": rounded(float(ordered[:tenth].mean())),
-        "relative_mass_tenth_percentile": rounded(float(ordered[tenth - 1])),
-        "ms_to_choose": rounded(1e3 * captured.seconds / len(sparse.kl)),
-        "relative_mass_by_layer_and_head": [
-            [round(float(x), 3) for x in row] for row in captured.relative.mean(axis=-1)
-        ],
+        "output_error_worst_tenth": rounded(float(-worst(-error).mean())),
+        "output_error_by_layer_and_head": heat(error),
+        **choice,
     }
+
+
+def of_choice(choice: Choice) -> dict[str, Any]:
+    """The figures of chosen tokens."""
+    least = worst(choice.relative)
+    return {
+        "mass": mean_of(choice.mass.mean(axis=(0, 1))),
+        "relative_mass": mean_of(choice.relative.mean(axis=(0, 1))),
+        "recall": mean_of(choice.recall.mean(axis=(0, 1))),
+        "relative_mass_worst_tenth": rounded(float(least.mean())),
+        "relative_mass_tenth_percentile": rounded(float(least[-1])),
+        "ms_to_choose": rounded(1e3 * choice.seconds / choice.mass.shape[-1]),
+        "relative_mass_by_layer_and_head": heat(choice.relative),
+    }
+
+
+def mean_of(by_position: NDArray[Any]) -> list[float]:
+    """The mean over positions (L,) and half of its interval."""
+    return [rounded(x) for x in batch_mean(by_position)]
+
+
+def worst(x: NDArray[Any]) -> NDArray[Any]:
+    """The least tenth of all numbers (N, H, L), ascending."""
+    return np.sort(x.reshape(-1))[: max(int(WORST * x.size), 1)]
+
+
+def heat(x: NDArray[Any]) -> list[list[float]]:
+    """Means over positions of x (N, H, L)."""
+    return [[round(float(y), 4) for y in row] for row in x.mean(axis=-1)]
 
 
 def rounded(x: float) -> float:
@@ -101,15 +137,31 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "texts": [c["text"] for c in group],
         }
         for name in MEANS:
-            half = math.sqrt(sum(c[name][1] ** 2 for c in group)) / n
-            row[name] = [rounded(sum(c[name][0] for c in group) / n), rounded(half)]
+            row[name] = over_texts(group, name)
         gain, half = row["loss_gain"]
         row["perplexity_ratio"] = [rounded(math.exp(gain)), rounded(math.exp(gain) * half)]
         for name in AVERAGED:
-            row[name] = rounded(sum(c[name] for c in group) / n)
+            known = all_of(group, name)
+            row[name] = None if known is None else rounded(sum(known) / n)
         for name in BYTES:  # equal for all texts
-            row[name] = group[0][name]
-        heat = np.mean([c["relative_mass_by_layer_and_head"] for c in group], axis=0)
-        row["relative_mass_by_layer_and_head"] = [[round(float(x), 3) for x in r] for r in heat]
+            row[name] = group[0].get(name)
+        for name in HEATS:
+            known = all_of(group, name)
+            row[name] = None if known is None else np.mean(known, axis=0).round(4).tolist()
         rows.append(row)
     return rows
+
+
+def over_texts(group: Sequence[Mapping[str, Any]], name: str) -> list[float] | None:
+    """The mean of a figure over the cells of a group, and half of its interval."""
+    known = all_of(group, name)
+    if known is None:
+        return None
+    half = math.sqrt(sum(x[1] ** 2 for x in known)) / len(known)
+    return [rounded(sum(x[0] for x in known) / len(known)), rounded(half)]
+
+
+def all_of(group: Sequence[Mapping[str, Any]], name: str) -> list[Any] | None:
+    """A figure of each cell, or None if a cell lacks it: forms and older records lack some."""
+    found = [c.get(name) for c in group]
+    return None if any(x is None for x in found) else found

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 from .. import checks
 from ..selection import Selection
-from .selectors import MANHATTAN, SELECTORS, Adamas, Selector, SimulatedCodes
+from .selectors import MANHATTAN, SELECTORS, Adamas, Method, Selector, SimulatedCodes
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A selector, its name on the command line, and the number of first layers that are dense."""
+    """A selector or form, its name on the command line, and how many first layers are dense."""
 
     key: str
-    selector: Selector
+    selector: Method
     dense_layers: int = 0
 
     @property
@@ -50,7 +50,7 @@ def ablations(head_dim: int = 1) -> list[Variant]:
     return [variant for variant in fitting if _fits(variant.selector, head_dim)] + dense
 
 
-def _fits(selector: Selector, head_dim: int) -> bool:
+def _fits(selector: Method, head_dim: int) -> bool:
     if not isinstance(selector, Adamas):
         return True
     try:

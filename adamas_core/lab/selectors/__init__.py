@@ -1,13 +1,14 @@
-"""Ways to choose the tokens that a query attends to: the library's own and those of other papers.
+"""Ways to attend to few tokens: the library's own and those of other papers.
 
-All have the interface of `Selector`, so that they run through the same decoder and are measured in
-the same way.
+Most choose tokens and have the interface of `Selector`. Those that also count other tokens have the
+interface of `Form`. All run through the same decoder and are measured in the same way.
 """
 
 from __future__ import annotations
 
 from ...selection import Selection
 from .adamas import Adamas
+from .adamas_tail import AdamasTail
 from .adaptive_budgets import AdaptiveBudgets
 from .double_sparsity import DoubleSparsity
 from .exact import Exact
@@ -15,35 +16,44 @@ from .full import Full
 from .h2o import H2O
 from .loki import Loki
 from .quest import Quest
-from .selector import Selector
+from .selector import Form, Method, Selector, attended, bytes_of_rows
 from .sign_hash import SignHash
 from .simulated_codes import SimulatedCodes
 from .sliding_window import SlidingWindow
 from .sparq import SparQ
+from .sparq_mean import SparQMean
 from .streaming_llm import StreamingLLM
+from .vattention import VAttention
 
 __all__ = [
     "SELECTORS",
     "Adamas",
+    "AdamasTail",
     "AdaptiveBudgets",
     "DoubleSparsity",
     "Exact",
+    "Form",
     "Full",
     "H2O",
     "Loki",
+    "Method",
     "Quest",
     "Selector",
     "SignHash",
     "SimulatedCodes",
     "SlidingWindow",
     "SparQ",
+    "SparQMean",
     "StreamingLLM",
+    "VAttention",
+    "attended",
+    "bytes_of_rows",
 ]
 
 MANHATTAN = Selection(metric="manhattan")
 
 # By name on the command line, in the order of tables.
-SELECTORS: dict[str, Selector] = {
+SELECTORS: dict[str, Method] = {
     "full": Full(),
     "exact": Exact(),
     "sliding-window": SlidingWindow(),
@@ -51,6 +61,8 @@ SELECTORS: dict[str, Selector] = {
     "h2o": H2O(),
     "quest": Quest(),
     "sparq": SparQ(),
+    "sparq-mean": SparQMean(),
+    "vattention": VAttention(),
     "double-sparsity": DoubleSparsity(),
     "double-sparsity-quarter": DoubleSparsity("Double Sparsity, D/4 channels", share=4),
     "loki": Loki(),
@@ -63,6 +75,7 @@ SELECTORS: dict[str, Selector] = {
     "paper-own-quartiles": SimulatedCodes(
         "Adamas, L1, own quartiles", metric="l1", thresholds="quartiles", own_thresholds=True
     ),
+    **{f"tail-{M}": AdamasTail(M) for M in (64, 256, 1024, 4096)},
     "adamas": Adamas(),
     "adamas-refine-2": Adamas("weighted, centered codes, refine 2", Selection(refine=2)),
     "adamas-group": Adamas("weighted, centered codes, group", Selection(group=True)),

@@ -18,8 +18,8 @@ class SparQ:
 
     Heads that share a KV head share the components, so that the keys are read once: those of the
     largest sum of |q_i| over the heads. A quarter of the budget goes to the most recent tokens, as
-    in the paper's experiments. The paper also adds a mean value for the tokens that are not taken;
-    this is left out, because it is no selection.
+    in the paper's experiments. `SparQMean` also has the paper's mean value for the tokens that are
+    not taken.
     """
 
     name: str = "SparQ"
@@ -31,16 +31,20 @@ class SparQ:
 
     def __call__(self, q: Array, k: Array, budget: int) -> Indices:
         def scores(g: int, x: Array, own: Own) -> Array:
-            r = self._components(x.shape[-1])
-            size = np.abs(x).sum(axis=0)  # (l, D)
-            largest = np.argsort(-size, axis=-1, kind="stable")[:, :r]
-            mask = np.zeros(size.shape, np.float32)
-            np.put_along_axis(mask, largest, 1, axis=-1)
-            product: Array = (x * mask) @ k[g].T
+            product: Array = self.masked(x) @ k[g].T
             return product
 
         K = min(budget, k.shape[1])
         return by_scores(self.name, q, k, budget, scores, recent=K // self.recent)
+
+    def masked(self, x: Array) -> Array:
+        """Queries (G, l, D) of one KV head: their chosen components, and 0 for all others."""
+        r = self._components(x.shape[-1])
+        size = np.abs(x).sum(axis=0)  # (l, D)
+        largest = np.argsort(-size, axis=-1, kind="stable")[:, :r]
+        mask = np.zeros(size.shape, np.float32)
+        np.put_along_axis(mask, largest, 1, axis=-1)
+        return x * mask
 
     def _components(self, D: int) -> int:
         return max(D // self.share, 1)
