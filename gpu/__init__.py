@@ -12,7 +12,7 @@ from . import _launch
 from ._available import why_not
 from .attend import attend
 from .center import encode_centered
-from .decode_step import DecodeStep, DeviceCache, device_cache
+from .decode_step import DecodeStep, DeviceCache, device_cache, fill
 from .hadamard import hadamard
 from .quantize import encode, encode_query, quantize, quantize_query
 from .rerank import rerank
@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "encode_centered",
     "encode_query",
+    "fill",
     "hadamard",
     "quantize",
     "quantize_query",

@@ -124,8 +124,8 @@ _SCORE = tuple(
     if (P <= 4 or queries == 1) and (planes, P) != (8, 32)
 )
 
-# TQ, TK, DT, VEC of attend.cu and attend_tail.cu: vectors of 16 bytes up to head_dim 256, where the rows are aligned.
-# Single elements elsewhere, and where q is float32 and k is not.
+# TQ, TK, DT, VEC of attend.cu and attend_tail.cu: vectors of 16 bytes up to head_dim 256, where the
+# rows are aligned. Single elements elsewhere, and where q is float32 and k is not.
 _ATTEND = tuple(
     (q, k, DT, vector)
     for q, k, DT in product(

@@ -32,8 +32,8 @@ def encode_centered(
     """Code keys k (B, H_kv, S, D) as tokens start, start + 1, ... of planes and centers, in place.
 
     Each sequence takes its first `count` keys, or all if count is not given. start and count are
-    ints or arrays (B,) on the host. With `fine`, third bits and their scales are written too. Returns
-    planes.
+    ints or arrays (B,) on the host. With `fine`, third bits and their scales are written
+    too. Returns planes.
     """
     device = _launch.device()
     B, H_kv, S, D = k.shape

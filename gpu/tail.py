@@ -134,7 +134,7 @@ def choose_tiers(
             "query": query.planes,
             "parts": width // P,
             **key_planes(codes.planes),
-            **head_centers_scales(codes),
+            **_scales(codes),
             **third_bits(codes.fine),
             "H": H,
             "H_kv": H_kv,
@@ -173,7 +173,7 @@ def divide(codes: Codes, room: TailRoom, scale: float) -> None:
     )
 
 
-def head_centers_scales(codes: Codes) -> dict[str, Argument]:
+def _scales(codes: Codes) -> dict[str, Argument]:
     """The scales of two bits with their strides."""
     assert codes.centers is not None
     return strides("scales", codes.centers.scales, ("batch", "head"))
@@ -209,7 +209,7 @@ def attend_tiers(
 
     q has the dtype of k or float32, and out has that of q. Nothing is allocated.
     """
-    B, H, L, D = q.shape
+    _, H, L, D = q.shape
     H_kv, S = k.shape[1:3]
     DT = max(padded(D), 32)
     vector = elements_per_load(k, v) if q.dtype == k.dtype and DT <= 256 else 1

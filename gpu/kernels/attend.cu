@@ -99,10 +99,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const Strided<TK> keys{k, k_batch, k_head, k_token}, values{v, v_batch, v_head, v_token};
   const TQ* const q_row = q + b * q_batch + h * q_head + l * q_token;
   const WarpSums<DT> warps{sums, tops, masses};
-  const int largest = attend_tokens<TQ, TK, DT, VEC>(
-      q_row, keys, values, b, head, tokens, begin, end, D, scale, shared_query, warps);
-  if (beyond && largest >= tokens.S) atomicMax(beyond, largest + 1u);
-
+  attend_tokens<TQ, TK, DT, VEC>(
+      q_row, {keys.row(b, head, 0), k_token}, {values.row(b, head, 0), v_token}, tokens, begin, end, D, scale, shared_query, warps, beyond);
   if (threadIdx.x == 0) not_finite = 0;
   __syncthreads();
 

@@ -66,21 +66,28 @@ struct WarpSums {
 template <int DT, int VEC>
 constexpr bool EARLY = DT / (DT / VEC < LANES ? DT / VEC : LANES) < 64;
 
+// The rows of one head: that of token 0, and the elements from one row to the next.
+template <typename T>
+struct HeadRows {
+  const T* first;
+  Int step;
+};
+
 // Attends to the tokens begin to end - 1 of one query, into the sums of each warp. shared_query has
-// room for DT floats unless EARLY. Returns the largest index that this thread has met. The caller must
-// set a barrier before it reads the sums.
+// room for DT floats unless EARLY. The largest index of S or more, plus 1, goes to *beyond, unless that
+// is null. The caller must set a barrier before it reads the sums.
 template <typename TQ, typename TK, int DT, int VEC>
-__device__ __forceinline__ int attend_tokens(
-    const TQ* q_row, const Strided<TK>& keys, const Strided<TK>& values, int b, int head,
-    const Tokens& tokens, int begin, int end, int D, float scale, float* shared_query,
-    const WarpSums<DT>& out) {
+__device__ __forceinline__ void attend_tokens(
+    const TQ* q_row, const HeadRows<TK>& keys, const HeadRows<TK>& values, const Tokens& tokens,
+    int begin, int end, Int D, float scale, float* shared_query, const WarpSums<DT>& out,
+    unsigned* beyond) {
   constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // lanes that share a token: a team
   constexpr int PER = DT / (VEC * SHARERS);                     // vectors per lane
   constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens per block at a time
   constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // tokens per team at a time
   constexpr bool IN_REGISTERS = EARLY<DT, VEC>;
   const int lane = threadIdx.x % SHARERS, team = threadIdx.x / SHARERS, warp = threadIdx.x / LANES;
-  int largest = -1;
+  int largest = -1;  // index that this thread has met
   float query[IN_REGISTERS ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
   for (int i = 0; i < PER; ++i) {
@@ -99,8 +106,8 @@ __device__ __forceinline__ int attend_tokens(
   using Part = Packed<TK, VEC>;
   // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
   // Above Dt = 1024 that would need more registers than there are.
-  const auto load = [&](const Strided<TK>& rows, int token, Part (&parts)[PER]) {
-    const TK* const from = rows.row(b, head, max(token, 0));
+  const auto load = [&](const HeadRows<TK>& rows, int token, Part (&parts)[PER]) {
+    const TK* const from = rows.first + max(token, 0) * rows.step;
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
       const int d = (i * SHARERS + lane) * VEC;
@@ -167,6 +174,8 @@ __device__ __forceinline__ int attend_tokens(
     }
   }
 
+  if (beyond && largest >= tokens.S) atomicMax(beyond, largest + 1u);
+
   // Merge the teams of the warp.
 #pragma unroll
   for (int stride = SHARERS; stride < LANES; stride *= 2) {
@@ -194,5 +203,4 @@ __device__ __forceinline__ int attend_tokens(
     out.tops[warp] = top;
     out.masses[warp] = mass;
   }
-  return largest;
 }

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const unsigned char* v_scales, Int v_scales_batch, Int v_scales_head, const float* total,
     const int* lengths, Int length, Int H, Int H_kv, Int L, Int S, Int K, Int M, Int exact_splits,
     Int D, Int Dt, float scale, float hadamard_scale, TQ* out, float* lse, float* partial,
-    unsigned* finished, unsigned* beyond) {
+    unsigned* finished) {
   constexpr int N = DT / LANES;
   __shared__ float shared_query[EARLY<DT, VEC> ? 1 : DT];
   __shared__ float sums[ATTEND_WARPS * DT];
@@ -133,10 +133,10 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const int count = S == 0 ? 0 : K;
     const Tokens tokens{indices + row * K, false, count, 0, static_cast<int>(S)};
     const int size = (count + exact - 1) / exact, begin = min(split * size, count);
-    const int largest = attend_tokens<TQ, TK, DT, VEC>(
-        q + b * q_batch + h * q_head + l * q_token, {k, k_batch, k_head, k_token}, values, b, head,
-        tokens, begin, min(begin + size, count), D, scale, shared_query, warps);
-    if (beyond && largest >= tokens.S) atomicMax(beyond, largest + 1u);
+    attend_tokens<TQ, TK, DT, VEC>(
+        q + b * q_batch + h * q_head + l * q_token,
+        {k + b * k_batch + head * k_head, k_token}, {values.row(b, head, 0), v_token}, tokens, begin,
+        min(begin + size, count), D, scale, shared_query, warps, nullptr);
   } else {
     const int parts = splits - exact, count = M;
     const int size = (count + parts - 1) / parts, begin = min((split - exact) * size, count);

@@ -211,16 +211,19 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
       // The sum is never -0, because a product with a mean is a sum that begins at +0.
       return own[i] = rank_of(__fadd_rn(rest, own_on_means[static_cast<unsigned>(i) / TILE]));
     };
-    const int present = max(min(size, seen), 0);
     select_from_chunk(
-        own, present, start, row + q, blockIdx.x, K, sinks, recent, scratch, out, rank,
-        rests ? own : nullptr);
-    if (!rests) continue;
+        own, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent, scratch, out, rank,
+        rests != nullptr);
+  }
+  if (!rests) return;
+  for (int q = 0; q < count; ++q) {
+    const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
+    const float own_noise = __fmul_rn(noise, squares[q]);
+    const unsigned* const own = ranks + q * step;
     Mass others = Mass::none();
-    for (int i = threadIdx.x; i < present; i += blockDim.x) {
+    for (int i = threadIdx.x; i < min(size, seen); i += blockDim.x) {
       if (own[i] != NOT_THERE<unsigned>) {
-        const float s = scale_of(bytes[i]);
-        others.add(logit_of(number_of(own[i]), s, scale, noise * squares[q]));
+        others.add(logit_of(number_of(own[i]), scale_of(bytes[i]), scale, own_noise));
       }
     }
     others = mass_of_block(others, parts_of_mass);

@@ -111,7 +111,7 @@ struct ThreeBits {
 // `nearest` is null, the list is divided: indices (rows, K), coded and logits (rows, M), rest (rows, 2).
 // Else nearest (rows, refined) gets the best of the list in ascending order, and `divide` does that
 // later. Then rest is that of the candidates after the list. noise and fine_noise are for |x| = 1.
-__global__ void __launch_bounds__(512) choose_tiers(
+__global__ void __launch_bounds__(512, 1) choose_tiers(
     unsigned* candidate_distances, const int* candidate_tokens, Int n, Int in_shared, Int chunks,
     Int sought, Int refined, Int K, Int M, Int sinks, Int recent, const Word* query, Int parts,
     const Word* planes, Int planes_plane, Int planes_batch, Int planes_head, const Word* bits,

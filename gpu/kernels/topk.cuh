@@ -312,12 +312,12 @@ __device__ __forceinline__ void leave_unused(
 }
 
 // Selects from a chunk whose first token is `start`, and stores the result. `read` is that of
-// select_nearest. In `left` the distance of each selected token becomes NOT_THERE, unless it is null.
-// The whole block must call it.
+// select_nearest. If `marks`, the distance of each selected token becomes NOT_THERE. The whole block
+// must call it.
 template <typename T, typename Read>
 __device__ __forceinline__ void select_from_chunk(
-  const T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
-  SelectionScratch& s, const Candidates<T>& out, Read read, T* left = nullptr
+  T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
+  SelectionScratch& s, const Candidates<T>& out, Read read, bool marks = false
 ) {
   const bool whole = out.slots == 0;
   const Int first = (row * out.chunks + chunk) * out.slots;
@@ -328,7 +328,7 @@ __device__ __forceinline__ void select_from_chunk(
     [&](int at, int i, unsigned d) {
       tokens[at] = start + i;
       if (near) near[at] = d;
-      if (left) left[i] = NOT_THERE<T>;
+      if (marks) distances[i] = NOT_THERE<T>;
     }
   );
   leave_unused(taken, row, chunk, K, out);
