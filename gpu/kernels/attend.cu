@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   __shared__ int last, not_finite;
   float* sums = reinterpret_cast<float*>(shared_sums);
 
+  const Position at = position<DT, VEC>();
   const Int row = blockIdx.x;
   const int l = row % L, h = row / L % H, b = row / (L * H);
   const int head = h / (H / H_kv);
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const TQ* const q_row = q + b * q_batch + h * q_head + l * q_token;
   const WarpSums<DT> warps{sums, tops, masses};
   attend_tokens<TQ, TK, DT, VEC>(
-      q_row, {keys.row(b, head, 0), k_token}, {values.row(b, head, 0), v_token}, tokens, begin, end, D, scale, shared_query, warps, beyond);
+      at, q_row, keys, values, b, head, tokens, begin, end, D, scale, shared_query, warps, beyond);
   if (threadIdx.x == 0) not_finite = 0;
   __syncthreads();
 

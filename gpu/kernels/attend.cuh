@@ -60,40 +60,49 @@ struct WarpSums {
   }
 };
 
+template <int DT, int VEC>
+constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // lanes that share a token: a team
+
 // Whether a query of this size stays in registers. Up to Dt = 1024 they hold the query, a key and its
 // value together. Above, the query stays in shared memory, where each thread writes its own part, and
 // a value is loaded after its key has been used.
 template <int DT, int VEC>
-constexpr bool EARLY = DT / (DT / VEC < LANES ? DT / VEC : LANES) < 64;
+constexpr bool EARLY = DT / SHARERS<DT, VEC> < 64;
 
-// The rows of one head: that of token 0, and the elements from one row to the next.
-template <typename T>
-struct HeadRows {
-  const T* first;
-  Int step;
+// The place of a thread: its lane in its team, and the numbers of its team and warp in the block. A
+// kernel finds it before all else. Found later, it costs registers that the largest variants lack.
+struct Position {
+  int lane, team, warp;
 };
 
+template <int DT, int VEC>
+__device__ __forceinline__ Position position() {
+  constexpr int TEAM = SHARERS<DT, VEC>;
+  const int lane = threadIdx.x % TEAM, team = threadIdx.x / TEAM, warp = threadIdx.x / LANES;
+  return {lane, team, warp};
+}
+
 // Attends to the tokens begin to end - 1 of one query, into the sums of each warp. shared_query has
-// room for DT floats unless EARLY. The largest index of S or more, plus 1, goes to *beyond, unless that
-// is null. The caller must set a barrier before it reads the sums.
+// room for DT floats unless EARLY. The largest index of S or more, plus 1, goes to *beyond, unless
+// that is null. The caller must set a barrier before it reads the sums.
 template <typename TQ, typename TK, int DT, int VEC>
 __device__ __forceinline__ void attend_tokens(
-    const TQ* q_row, const HeadRows<TK>& keys, const HeadRows<TK>& values, const Tokens& tokens,
-    int begin, int end, Int D, float scale, float* shared_query, const WarpSums<DT>& out,
+    Position at, const TQ* q_row, Strided<TK> keys, Strided<TK> values, int b, int head,
+    Tokens tokens, int begin, int end, Int D, float scale, float* shared_query, WarpSums<DT> out,
     unsigned* beyond) {
-  constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // lanes that share a token: a team
-  constexpr int PER = DT / (VEC * SHARERS);                     // vectors per lane
-  constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens per block at a time
-  constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // tokens per team at a time
+  constexpr int TEAM = SHARERS<DT, VEC>;
+  constexpr int PER = DT / (VEC * TEAM);           // vectors per lane
+  constexpr int TEAMS = ATTEND_THREADS / TEAM;     // tokens per block at a time
+  constexpr int AHEAD = PER < 4 ? 4 / PER : 1;     // tokens per team at a time
   constexpr bool IN_REGISTERS = EARLY<DT, VEC>;
-  const int lane = threadIdx.x % SHARERS, team = threadIdx.x / SHARERS, warp = threadIdx.x / LANES;
+  const int lane = at.lane, team = at.team, warp = at.warp;
   int largest = -1;  // index that this thread has met
   float query[IN_REGISTERS ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
   for (int i = 0; i < PER; ++i) {
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
-      const int d = (i * SHARERS + lane) * VEC + j;
+      const int d = (i * TEAM + lane) * VEC + j;
       float& mine = IN_REGISTERS ? query[IN_REGISTERS ? i : 0][j] : shared_query[IN_REGISTERS ? 0 : d];
       mine = d < D ? to_float(q_row[d]) : 0.0f;
       sum[i][j] = 0;
@@ -106,11 +115,11 @@ __device__ __forceinline__ void attend_tokens(
   using Part = Packed<TK, VEC>;
   // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
   // Above Dt = 1024 that would need more registers than there are.
-  const auto load = [&](const HeadRows<TK>& rows, int token, Part (&parts)[PER]) {
-    const TK* const from = rows.first + max(token, 0) * rows.step;
+  const auto load = [&](const Strided<TK>& rows, int token, Part (&parts)[PER]) {
+    const TK* const from = rows.row(b, head, max(token, 0));
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
-      const int d = (i * SHARERS + lane) * VEC;
+      const int d = (i * TEAM + lane) * VEC;
       const bool there = token >= 0 && d < D;
       if (IN_REGISTERS || there) parts[i] = *reinterpret_cast<const Part*>(from + (d < D ? d : 0));
       if (!there) parts[i] = Part{};
@@ -121,8 +130,8 @@ __device__ __forceinline__ void attend_tokens(
     int token[AHEAD];
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
-      const int at = start + a * TEAMS + team;
-      const int named = at < end ? tokens.named(at) : -1;
+      const int place = start + a * TEAMS + team;
+      const int named = place < end ? tokens.named(place) : -1;
       largest = max(largest, named);
       token[a] = named < tokens.S ? named : -1;
     }
@@ -141,12 +150,12 @@ __device__ __forceinline__ void attend_tokens(
 #pragma unroll
         for (int j = 0; j < VEC; ++j) {
           const float x = IN_REGISTERS ? query[IN_REGISTERS ? i : 0][j]
-                                : shared_query[IN_REGISTERS ? 0 : (i * SHARERS + lane) * VEC + j];
+                                : shared_query[IN_REGISTERS ? 0 : (i * TEAM + lane) * VEC + j];
           dot += x * to_float(key[a][i].element(j));
         }
       }
 #pragma unroll
-      for (int stride = SHARERS / 2; stride > 0; stride /= 2) {
+      for (int stride = TEAM / 2; stride > 0; stride /= 2) {
         dot += __shfl_xor_sync(ALL_LANES, dot, stride);
       }
       logit[a] = scale * dot;
@@ -178,7 +187,7 @@ __device__ __forceinline__ void attend_tokens(
 
   // Merge the teams of the warp.
 #pragma unroll
-  for (int stride = SHARERS; stride < LANES; stride *= 2) {
+  for (int stride = TEAM; stride < LANES; stride *= 2) {
     const float other_top = __shfl_xor_sync(ALL_LANES, top, stride);
     const float larger = fmaxf(top, other_top);
     const float own = share(top, larger), other = share(other_top, larger);
@@ -192,11 +201,11 @@ __device__ __forceinline__ void attend_tokens(
       }
     }
   }
-  if (threadIdx.x % LANES < SHARERS) {
+  if (threadIdx.x % LANES < TEAM) {
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
 #pragma unroll
-      for (int j = 0; j < VEC; ++j) out.sums[warp * DT + (i * SHARERS + lane) * VEC + j] = sum[i][j];
+      for (int j = 0; j < VEC; ++j) out.sums[warp * DT + (i * TEAM + lane) * VEC + j] = sum[i][j];
     }
   }
   if (threadIdx.x % LANES == 0) {

@@ -123,20 +123,23 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   __shared__ float sums[ATTEND_WARPS * DT];
   __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS];
   __shared__ int last;
+  // Where the row belongs, for after the sums. In registers it would be too much at Dt = 2048.
+  __shared__ int of_batch, of_head, of_query;
+  const Position at = position<DT, VEC>();
   const Int row = blockIdx.x;
   const int l = row % L, h = row / L % H, b = row / (L * H);
   const int head = h / (H / H_kv);
   const int splits = gridDim.y, exact = exact_splits, split = blockIdx.y;
   const WarpSums<DT> warps{sums, tops, masses};
   const Strided<TK> values{v, v_batch, v_head, v_token};
+  if (threadIdx.x == 0) of_batch = b, of_head = head, of_query = l;
   if (split < exact) {
     const int count = S == 0 ? 0 : K;
     const Tokens tokens{indices + row * K, false, count, 0, static_cast<int>(S)};
     const int size = (count + exact - 1) / exact, begin = min(split * size, count);
     attend_tokens<TQ, TK, DT, VEC>(
-        q + b * q_batch + h * q_head + l * q_token,
-        {k + b * k_batch + head * k_head, k_token}, {values.row(b, head, 0), v_token}, tokens, begin,
-        min(begin + size, count), D, scale, shared_query, warps, nullptr);
+        at, q + b * q_batch + h * q_head + l * q_token, {k, k_batch, k_head, k_token}, values, b, head,
+        tokens, begin, min(begin + size, count), D, scale, shared_query, warps, nullptr);
   } else {
     const int parts = splits - exact, count = M;
     const int size = (count + parts - 1) / parts, begin = min((split - exact) * size, count);
@@ -186,15 +189,15 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   }
   __syncthreads();
   // `total` has the values of tokens after the query too.
-  const int n = lengths ? min(static_cast<Int>(lengths[b]), length) : length;
-  const int seen = visible_tokens(n, l, L);
-  total += (b * H_kv + head) * D;
+  const int n = lengths ? min(static_cast<Int>(lengths[of_batch]), length) : length;
+  const int seen = visible_tokens(n, of_query, L);
+  total += (of_batch * H_kv + of_head) * D;
   for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
     float sum = sum_of(0, exact, d) + sums[d];
     if (others > 0) {
       float of_values = total[d];
       for (int token = seen; token < n; ++token) {
-        of_values -= to_float(values.row(b, head, token)[d]);
+        of_values -= to_float(values.row(of_batch, of_head, token)[d]);
       }
       sum += others * (of_values / static_cast<float>(seen));
     }
