@@ -28,10 +28,11 @@ def attend_tail(
 ) -> Array:
     """Attention to all tokens in three tiers: exact, by codes, and by a mean.
 
-    The `budget` tokens that `select_topk` takes count by their keys and values. The next
-    `selection.tail` tokens count by estimated logits, and by values that are read back from their
-    codes. All other tokens count by the sum of their estimated weights, at the mean of the values.
-    One softmax covers the three.
+    Two bits per coordinate of the keys find the budget + tail best tokens, and three bits rank
+    them. The `budget` best of these count by their keys and values. The others count by estimated
+    logits, and by values that are read back from their codes. All tokens of the sequence after them
+    count by the sum of their estimated weights, at the mean of the values. One softmax covers the
+    three.
 
     Parameters
     ----------

@@ -285,7 +285,7 @@ load_uint64, store_uint64 = _scalar(types.uint64, I64, 8)
 load_uint32, store_uint32 = _scalar(types.uint32, I32, 4)
 load_uint16, store_uint16 = _scalar(types.uint16, I16, 2)
 load_int16, _ = _scalar(types.int16, I16, 2)
-_, store_uint8 = _scalar(types.uint8, I8, 1)
+load_uint8, store_uint8 = _scalar(types.uint8, I8, 1)
 load_scalar_float32, store_scalar_float32 = _scalar(types.float32, F32, 4)
 load_float64, store_float64 = _scalar(types.float64, F64, 8)
 

@@ -32,6 +32,7 @@ from ._simd import (
     I32x16,
     call,
     constant,
+    first_lanes,
     join_masks,
     larger_number,
     largest_of,
@@ -199,6 +200,27 @@ def add_and_test(builder: Any, *arguments: Any) -> None:
         return builder.fadd(sums, builder.fadd(builder.fadd(a, b), builder.fadd(c, d)))
 
     _for_rows(builder, tile, rows, use)
+
+
+@operation(F32x16, types.int64, types.int64, *[types.float32] * 3, types.int64)
+def weights_of_ranks(
+    builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, start: Any, count: Any
+) -> Any:
+    """The weights of up to sixteen tokens, of which there are `count`; 0 in the other lanes.
+
+    `ranks` is the address of their ranks, and `scales` that of the bytes of their scales. Memory
+    of sixteen is read. The numbers are a row's slope, its noise and its start.
+    """
+    vector = F32x16.ir
+    word = load(builder, ranks, I32x16)
+    positive = builder.icmp_signed(">=", word, constant(I32x16, 0))
+    upside_down = builder.xor(word, constant(I32x16, 0x7FFFFFFF))
+    estimate = builder.bitcast(builder.select(positive, upside_down, word), vector)
+    slope, noise, start = (splat(builder, vector, x) for x in (slope, noise, start))
+    s = load_scales(builder, scales)
+    rest = multiply_add(builder, builder.fmul(s, s), noise, start)
+    weight = power_of_two(builder, multiply_add(builder, estimate, slope, rest))
+    return builder.select(first_lanes(builder, vector, count), weight, constant(vector, 0.0))
 
 
 @inlined

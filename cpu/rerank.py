@@ -233,7 +233,7 @@ def _largest_at_most(ranks, n, bound):
         largest = max(largest, _largest_of_mask(ranks + 4 * i, bound))
     for i in range(whole, n):
         rank = np.int64(load_uint32(ranks + 4 * i))
-        largest = max(largest, rank if rank <= bound else 0)
+        largest = max(largest, rank if rank <= bound else np.int64(0))
     return largest
 
 

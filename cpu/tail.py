@@ -31,6 +31,7 @@ from ._simd import (
     load_int32,
     load_int64,
     load_scalar_float32,
+    load_uint8,
     load_uint32,
     load_uint64,
     operation,
@@ -42,13 +43,14 @@ from ._simd import (
     store_int32,
     store_int64,
     store_scalar_float32,
+    store_uint8,
     store_uint32,
     sum_of,
     to_all,
 )
 from ._step import step_at
 from ._visible import visible_tokens
-from ._weights import HIGHEST, LEAST, LOG2_E, power_of_two
+from ._weights import HIGHEST, LEAST, LOG2_E, weights_of_ranks
 from .attend import attention_fields
 from .center import load_mean, load_scale
 from .estimate import gathered, least_of, on_mean, prepare_estimates, rank_of, weigh_again
@@ -57,7 +59,7 @@ from .rerank import MASK_RANKS, keep_best
 from .score import table_bytes
 from .select import attend_topk, run_step
 
-CHOSEN = 1024  # tokens whose logits are in memory at a time
+CHOSEN = 1024  # tokens whose weights are added up at a time
 AHEAD = 8  # coded tokens asked for before they are read
 LEAST_UNIT = np.float32(2.0**-100)  # products above it have all their bits
 MOST_ON_MEAN = np.float32(2.0**20)  # half of the last bit of a sum is 1/8 below 2^21
@@ -333,21 +335,21 @@ def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
     `of_keys` is the address of the tokens' scales, and their noise. Distances are free by now.
     """
     (start, end), (scales, noise) = part, of_keys
-    logits = scratch + layout.distances
+    own_ranks = scratch + layout.distances
+    own_scales = own_ranks + 4 * CHOSEN
+    slope, less = np.float32(step.scale) * LOG2_E, np.float32(-noise) * LOG2_E
     total = 0.0
     for first in range(0, n, CHOSEN):
-        count = min(n - first, CHOSEN)
-        for i in range(count):
-            token = load_int32(tokens + 4 * (first + i))
-            rank = load_uint32(ranks + 4 * (first + i))
-            x = (logit_of(step, rank, scales + token, noise) - shift) * LOG2_E
-            inside = (start <= token) & (token < end)
-            store_scalar_float32(logits + 4 * i, np.float32(x if inside else -np.inf))
-        for i in range(count, count + LANES):
-            store_scalar_float32(logits + 4 * i, np.float32(-np.inf))
+        count = 0
+        for i in range(first, min(first + CHOSEN, n)):
+            token = load_int32(tokens + 4 * i)
+            store_uint32(own_ranks + 4 * count, load_uint32(ranks + 4 * i))
+            store_uint8(own_scales + count, load_uint8(scales + token))
+            count += (start <= token) & (token < end)
         sums = to_all(np.float32(0))
         for i in range(0, count, LANES):
-            sums += power_of_two(load_float32(logits + 4 * i))
+            at = own_ranks + 4 * i, own_scales + i
+            sums += weights_of_ranks(*at, slope, less, np.float32(-shift) * LOG2_E, count - i)
         total += np.float64(sum_of(sums))
     return total
 

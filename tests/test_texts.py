@@ -9,6 +9,8 @@ from adamas_core.lab.texts import digest, middle, named
 
 def test_windows_of_all_contexts_end_at_the_same_token() -> None:
     class Letters:
+        adds_bos, bos = False, None
+
         def encode(self, text: str, bos: bool, special: bool) -> list[int]:
             return [ord(letter) for letter in text]
 
@@ -30,6 +32,18 @@ def test_windows_of_all_contexts_end_at_the_same_token() -> None:
         name, rest = part.split("?", 1)
         key = rest.split(" is ")[1].split(".")[0]
         assert text.index(f"The pass key of {name} is {key}. ") < text.index("What is the pass")
+
+
+def test_a_window_begins_with_bos_if_the_model_expects_it() -> None:
+    class Expecting:
+        adds_bos, bos = True, 1
+
+        def encode(self, text: str, bos: bool, special: bool) -> list[int]:
+            return [ord(letter) for letter in text]
+
+    windows = named("source").windows(Expecting(), [300, 4000])  # type: ignore[arg-type]
+    assert windows[300][0] == windows[4000][0] == 1
+    assert windows[300][1:] == windows[4000][-300:]
 
 
 def test_digest() -> None:

@@ -59,7 +59,7 @@ def judge(
         if not missing:
             continue
         head = f"{done + 1} of {len(prompts)}: {prompt.task}, {prompt.length} tokens"
-        text = encoded(tokenizer, prompt.text)
+        text = tokenizer.encode(prompt.text, special=False)  # with BOS if the model expects that
         pairs = [
             (encoded(tokenizer, q.text), encoded(tokenizer, q.answer)) for q in prompt.questions
         ]

@@ -21,13 +21,24 @@ NEEDLES = 10
 class Text:
     """A text and its windows, the parts that a model reads.
 
-    `windows` takes a tokenizer and contexts, and gives each context's window: context + 1 tokens.
-    The windows of all contexts end at the same token, so that the same positions are compared with
-    more and with fewer tokens before them.
+    `cut` takes a tokenizer and contexts, and gives each context's part of the text: context + 1
+    tokens. The parts of all contexts end at the same token, so that the same positions are compared
+    with more and with fewer tokens before them.
     """
 
     name: str
-    windows: Callable[[Tokenizer, list[int]], dict[int, list[int]]]
+    cut: Callable[[Tokenizer, list[int]], dict[int, list[int]]]
+
+    def windows(self, tokenizer: Tokenizer, contexts: list[int]) -> dict[int, list[int]]:
+        """The part of each context. It begins with BOS if the model expects that.
+
+        BOS takes the place of the first token. Models that were trained with BOS put much of their
+        attention on it, and are not themselves without it.
+        """
+        parts = self.cut(tokenizer, contexts)
+        if tokenizer.adds_bos and tokenizer.bos is not None:
+            return {context: [tokenizer.bos, *part[1:]] for context, part in parts.items()}
+        return parts
 
 
 def named(name: str) -> Text:
