@@ -9,7 +9,7 @@ import numpy as np
 
 from . import checks
 from .codes import KeyCodes
-from .dispatch import Array, load, load_tail, returner, views
+from .dispatch import Array, load, returner, views
 from .selection import DEFAULT, Selection
 from .values import ValueCodes
 
@@ -74,8 +74,7 @@ def attend_tail(
         has another dtype, a number is not an integer, or there is no such option.
     ValueError
         Shapes or numbers of tokens do not fit each other. The codes are empty, plain or of 2 bits.
-        An option is out of range. The budget is below 1 or above the number of coded tokens. The
-        backend has no tail.
+        An option is out of range. The budget is below 1 or above the number of coded tokens.
 
     See Also
     --------
@@ -121,12 +120,11 @@ def attend_tail(
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
     checks.scale(where, scale)
-    rows, K = (q4, k4, v4, codes.record), int(budget)
+    home, rows, K = load(codes.backend), (q4, k4, v4, codes.record), int(budget)
     if selection.tail:
-        home = load_tail(where, codes.backend)
         found, lse = home.attend_tail(*rows, values.record, K, selection, scale)
     else:
-        found, lse = load(codes.backend).attend_topk(*rows, K, selection, scale)
+        found, lse = home.attend_topk(*rows, K, selection, scale)
     give = returner(q)
     out = give(found.reshape(a.shape))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

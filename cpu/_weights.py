@@ -202,6 +202,15 @@ def add_and_test(builder: Any, *arguments: Any) -> None:
     _for_rows(builder, tile, rows, use)
 
 
+@operation(F32x16, types.int64)
+def load_estimates(builder: Any, ranks: Any) -> Any:
+    """The estimates of sixteen ranks."""
+    word = load(builder, ranks, I32x16)
+    positive = builder.icmp_signed(">=", word, constant(I32x16, 0))
+    upside_down = builder.xor(word, constant(I32x16, 0x7FFFFFFF))
+    return builder.bitcast(builder.select(positive, upside_down, word), F32x16.ir)
+
+
 @operation(F32x16, types.int64, types.int64, *[types.float32] * 3, types.int64)
 def weights_of_ranks(
     builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, start: Any, count: Any
@@ -212,10 +221,7 @@ def weights_of_ranks(
     of sixteen is read. The numbers are a row's slope, its noise and its start.
     """
     vector = F32x16.ir
-    word = load(builder, ranks, I32x16)
-    positive = builder.icmp_signed(">=", word, constant(I32x16, 0))
-    upside_down = builder.xor(word, constant(I32x16, 0x7FFFFFFF))
-    estimate = builder.bitcast(builder.select(positive, upside_down, word), vector)
+    estimate = load_estimates(builder, ranks)
     slope, noise, start = (splat(builder, vector, x) for x in (slope, noise, start))
     s = load_scales(builder, scales)
     rest = multiply_add(builder, builder.fmul(s, s), noise, start)

@@ -7,25 +7,26 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numpy.typing import NDArray
 
 from adamas_core.reference.center import FINE_NOISE, NOISE
-from adamas_core.reference.layout import TILE, Codes, Selection, Values
+from adamas_core.reference.layout import Codes, Selection, Values
 
 from ._array import FLOAT32, LINE, address_of
+from ._coded_sum import sum_codes
 from ._exp import exp
 from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
 from ._jit import inlined, opaque, outlined
 from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
-from ._scratch import TOTAL, UNIT, layout_of, sought
+from ._scratch import ROWS, layout_of, sought
 from ._simd import (
-    I1,
-    I16,
-    I64,
+    F64,
     F32x16,
     constant,
-    count_bits,
+    first_lanes,
+    larger_number,
+    largest_of,
     load_float32,
     load_float64,
     load_int32,
@@ -33,11 +34,8 @@ from ._simd import (
     load_scalar_float32,
     load_uint8,
     load_uint32,
-    load_uint64,
     operation,
-    prefetch,
     splat,
-    store,
     store_float32,
     store_float64,
     store_int32,
@@ -49,20 +47,17 @@ from ._simd import (
     to_all,
 )
 from ._step import step_at
+from ._third_bits import rank_by_three_bits
 from ._visible import visible_tokens
-from ._weights import HIGHEST, LEAST, LOG2_E, weights_of_ranks
+from ._weights import HIGHEST, LEAST, LOG2_E, load_estimates, weights_of_ranks
 from .attend import attention_fields
-from .center import load_mean, load_scale
-from .estimate import gathered, least_of, on_mean, prepare_estimates, rank_of, weigh_again
+from .center import load_scales
+from .estimate import gathered, least_of, prepare_estimates, weigh_again
 from .hadamard import scratch_floats, transform
 from .rerank import MASK_RANKS, keep_best
-from .score import table_bytes
 from .select import attend_topk, run_step
 
 CHOSEN = 1024  # tokens whose weights are added up at a time
-AHEAD = 8  # coded tokens asked for before they are read
-LEAST_UNIT = np.float32(2.0**-100)  # products above it have all their bits
-MOST_ON_MEAN = np.float32(2.0**20)  # half of the last bit of a sum is 1/8 below 2^21
 
 
 def attend_tail(
@@ -146,8 +141,8 @@ def _choose_row(step, layout, scratch, row):
     count, _ = keep_best(own, ranks, count, sought(step) - forced_count)
     coded = step.coded + 4 * step.coded_room * row
     fine = step.coded_ranks + 4 * step.coded_room * row
-    prepare_estimates(step, layout, scratch, row, 0)
-    _rank_by_three_bits(step, layout, scratch, row, own, ranks, count, fine)
+    i = _prepared(step, layout, scratch, row)
+    rank_by_three_bits(step, layout, scratch, row, i, own, ranks, count, fine)
     # The places of candidates of a search are free.
     exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
     for i in range(count):
@@ -165,18 +160,32 @@ def _choose_row(step, layout, scratch, row):
     others = next_exact = 0
     for i in range(count):
         token, rank = load_int32(own + 4 * i), load_uint32(ranks + 4 * i)
-        if next_exact < n and load_int32(exact + 4 * next_exact) == token:
-            store_uint32(exact_ranks + 4 * next_exact, rank)
-            next_exact += 1
-        else:
-            store_int32(coded + 4 * others, token)
-            store_uint32(fine + 4 * others, load_uint32(fine + 4 * i))
-            store_uint32(ranks + 4 * others, rank)
-            others += 1
+        # No branch decides where it goes.
+        is_exact = (next_exact < n) & (load_int32(exact + 4 * next_exact) == token)
+        store_uint32(exact_ranks + 4 * next_exact, rank)
+        store_int32(coded + 4 * others, token)
+        store_uint32(fine + 4 * others, load_uint32(fine + 4 * i))
+        store_uint32(ranks + 4 * others, rank)
+        next_exact += is_exact
+        others += not is_exact
     if others > step.tail:
         others = _keep_tail(step, coded, fine, own, ranks, others)
     store_int64(step.coded_counts + 8 * row, others)
     _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
+
+
+@inlined
+def _prepared(step, layout, scratch, row):
+    """The number of a row's query in the scratch, where it is prepared if it is not there yet.
+
+    The search leaves its queries there if it was for all rows of the head, on this thread. Then
+    the head's rows follow one another, and `weigh_again` changes only the first one's.
+    """
+    rows = step.H // step.H_kv * step.L
+    if step.splits == 1 and rows <= ROWS:
+        return row % rows
+    prepare_estimates(step, layout, scratch, row, 0)
+    return 0
 
 
 @outlined
@@ -192,71 +201,6 @@ def _keep_tail(step, coded, fine, left, ranks, count):
     return kept
 
 
-@outlined
-def _rank_by_three_bits(step, layout, scratch, row, tokens, ranks, n, target):
-    """The ranks of n tokens by estimates from three bits, from their ranks by two.
-
-    An estimate of two bits is n s unit + the product with the mean, so n is found again from it: an
-    integer of at most 2^18. In units of s unit, the rounding errors stay below 1/4 up to
-    MOST_ON_MEAN. Else n is counted again.
-    """
-    b, h, _, _ = locate(step, row)
-    P, Dt, weights = step.P, step.Dt, step.weights
-    means = step.means + b * step.means_b + h * step.means_h
-    scales = step.scales + b * step.scales_b + h * step.scales_h
-    third = step.third + b * step.third_b + h * step.third_h
-    finer = step.finer + b * step.finer_b + h * step.finer_h
-    planes = step.planes + b * step.planes_b + h * step.planes_h
-    words = scratch + layout.queries + table_bytes(P, weights)
-    x = scratch + layout.x
-    unit = load_scalar_float32(scratch + layout.terms + UNIT)
-    W = np.int64(load_scalar_float32(scratch + layout.terms + TOTAL)) // 3
-    tile, on_tile = np.int64(-1), np.float32(0)
-    for i in range(n):
-        token = np.int64(load_int32(tokens + 4 * i))
-        prefetch(third + 8 * P * np.int64(load_int32(tokens + 4 * min(i + AHEAD, n - 1))))
-        if token // TILE != tile:
-            tile = token // TILE
-            on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
-        one = load_scale(scales + token) * unit
-        away = least_of(np.int64(load_uint32(ranks + 4 * i))) - on_tile
-        if one >= LEAST_UNIT and abs(on_tile) <= MOST_ON_MEAN * one and abs(away) < np.inf:
-            two = np.int64(np.rint(away / one))
-        else:
-            at = planes + 64 * P * (token // 8) + 8 * (token % 8)
-            two = 3 * W - 2 * _distance(words, at, step.to_low, P, weights)
-        N = _on_third_bits(words, third + 8 * P * token, P, weights) - W
-        y = np.float32(2 * two + N) * load_scale(finer + token)
-        estimate = y * (unit / np.float32(2)) + on_tile
-        store_uint32(target + 4 * i, rank_of(estimate))
-
-
-@inlined
-def _on_third_bits(words, third, P, weights):
-    """Twice the sum of the query's weights over the coordinates with the sign of the third bit."""
-    total = 0
-    for plane in range(1, weights + 1):
-        total *= 2
-        for p in range(P):
-            differ = load_uint64(words + 8 * p) ^ load_uint64(third + 8 * p)
-            total += count_bits(load_uint64(words + 8 * (plane * P + p)) & ~differ)
-    return 2 * total
-
-
-@inlined
-def _distance(words, high, to_low, P, weights):
-    """The distance of one token, whose first words are at `high` and to_low after it."""
-    total = 0
-    for plane in range(1, weights + 1):
-        total *= 2
-        for p in range(P):
-            sign = load_uint64(words + 8 * p)
-            weight = load_uint64(words + 8 * (plane * P + p))
-            total += 2 * count_bits(weight & (sign ^ load_uint64(high + 64 * p)))
-            total += count_bits(weight & (sign ^ load_uint64(high + to_low + 64 * p)))
-    return total
-
-
 @inlined
 def noise_of(step, row, scratch):
     """What the square of a token's scale takes from its logit, in nats."""
@@ -269,11 +213,21 @@ def noise_of(step, row, scratch):
     return 0.5 * NOISE * step.scale * step.scale * np.float64(sum_of(squares))
 
 
-@inlined
-def logit_of(step, rank, scale, noise):
-    """The logit of a token with an estimate of this rank."""
-    s = np.float64(load_scale(scale))
-    return step.scale * np.float64(least_of(np.int64(rank))) - noise * s * s
+@operation(F32x16, types.int64, types.int64, types.float64, types.float64, types.int64)
+def logits_of(builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, count: Any) -> Any:
+    """The logits of up to sixteen tokens, of which there are `count`; -inf in the other lanes.
+
+    `ranks` is the address of their ranks, and `scales` that of the bytes of their scales. Memory
+    of sixteen is read. `slope` is a logit per estimate, `noise` what the square of a scale takes.
+    """
+    wide = ir.VectorType(F64, LANES)
+    estimates = builder.fpext(load_estimates(builder, ranks), wide)
+    s = builder.fpext(load_scales(builder, scales), wide)
+    less = builder.fmul(builder.fmul(splat(builder, wide, noise), s), s)
+    logits = builder.fsub(builder.fmul(splat(builder, wide, slope), estimates), less)
+    vector = F32x16.ir
+    lanes, lowest = first_lanes(builder, vector, count), constant(vector, float("-inf"))
+    return builder.select(lanes, builder.fptrunc(logits, vector), lowest)
 
 
 @outlined
@@ -292,7 +246,7 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
     b, h, _, _ = locate(step, row)
     head = b * step.H_kv + h
     scales = step.scales + b * step.scales_b + h * step.scales_h
-    noise = noise_of(step, row, scratch + layout.x)
+    noise = noise_of(step, row, scratch + layout.products)
     sums = step.sums + 16 * step.splits * row
     lists = (scratch + layout.near, step.coded + 4 * step.coded_room * row)
     ranks = (scratch + layout.near_ranks, step.ranks + 4 * step.row_room * row)
@@ -357,54 +311,6 @@ def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
 # ---- the sum of three tiers --------------------------------------------------------------------
 
 
-def _sum_block(vectors: int) -> Any:
-    """The weighted sum over tokens of up to 64 coordinates: those of one word, in registers."""
-
-    @operation(types.void, *[types.int64] * 6)
-    def sum_block(
-        builder: Any, tokens: Any, n: Any, scaled: Any, words: Any, P: Any, sums: Any
-    ) -> None:
-        """sums (16 * vectors,) = sum of scaled[i] code_i, in float32.
-
-        `words` is the address of token 0. The words of a token are P high ones, then P low ones.
-        """
-        vector = F32x16.ir
-        zero = constant(vector, 0.0)
-        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
-        last = builder.sub(n, I64(1))
-        to_low, row = builder.mul(P, I64(8)), builder.mul(P, I64(16))
-
-        def at(i: Any) -> Any:
-            token = load_int32(builder, builder.add(tokens, builder.mul(i, I64(4))))
-            return builder.add(words, builder.mul(builder.zext(token, I64), row))
-
-        with cgutils.for_range(builder, n) as loop:
-            ahead = builder.add(loop.index, I64(AHEAD))
-            ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
-            prefetch(builder, at(ahead))
-            word = at(loop.index)
-            offset = builder.add(scaled, builder.mul(loop.index, I64(4)))
-            share = splat(builder, vector, load_scalar_float32(builder, offset))
-            planes = (
-                (load_uint64(builder, word), builder.fadd(share, share)),
-                (load_uint64(builder, builder.add(word, to_low)), share),
-            )
-            for v, total in enumerate(totals):
-                y = builder.load(total)
-                for bits, part in planes:
-                    lanes = builder.trunc(builder.lshr(bits, I64(16 * v)), I16)
-                    mask = builder.bitcast(lanes, ir.VectorType(I1, 16))
-                    y = builder.fadd(y, builder.select(mask, part, zero))
-                builder.store(y, total)
-        for v, total in enumerate(totals):
-            store(builder, builder.add(sums, I64(64 * v)), builder.load(total))
-
-    return sum_block
-
-
-sum_block1, sum_block2, sum_block4 = map(_sum_block, (1, 2, 4))
-
-
 @opaque
 def add_tail(at, start, end, scratch):
     """Add the coded tier and the rest to the exact tier of rows start .. end."""
@@ -429,7 +335,7 @@ def _add_row(step, row, scratch):
     back = sums + 4 * scratch_floats(Dt)
     weights = back + 4 * scratch_floats(Dt)
     n = load_int64(step.coded_counts + 8 * row)
-    scaled = weights + 4 * (max(step.tail, scratch_floats(Dt)) + LINE)
+    scales = weights + 4 * (max(step.tail, scratch_floats(Dt)) + LINE)
     noise = noise_of(step, row, sums) * (FINE_NOISE / NOISE)
     tokens = step.coded + 4 * step.coded_room * row
     ranks = step.coded_ranks + 4 * step.coded_room * row
@@ -440,19 +346,20 @@ def _add_row(step, row, scratch):
     largest = lse
     if rest > 0:
         largest = max(largest, shift)
+    most = to_all(np.float32(largest))
     for i in range(n):
-        token = load_int32(tokens + 4 * i)
-        logit = logit_of(step, load_uint32(ranks + 4 * i), key_scales + token, noise)
-        store_scalar_float32(weights + 4 * i, np.float32(logit))
-        largest = max(largest, logit)
-    for i in range(n, n + LANES):
-        store_scalar_float32(weights + 4 * i, np.float32(-np.inf))
+        store_uint8(scales + i, load_uint8(key_scales + load_int32(tokens + 4 * i)))
+    for i in range(0, n, LANES):
+        logits = logits_of(ranks + 4 * i, scales + i, step.scale, noise, n - i)
+        store_float32(weights + 4 * i, logits)
+        most = larger_number(most, logits)
+    largest = np.float64(largest_of(most))
     mass = to_all(np.float32(0))
     for i in range(0, n, LANES):
         share = exp(load_float32(weights + 4 * i) - to_all(np.float32(largest)))
         store_float32(weights + 4 * i, share)
         mass += share
-    _sum_codes(step, b, h, tokens, n, weights, scaled, sums)
+    sum_codes(step, b, h, tokens, n, weights, sums)
     transform(sums, FLOAT32, Dt, Dt, back)
     exact = math.exp(lse - largest)
     rest *= math.exp(shift - largest) if rest > 0 else 0.0
@@ -473,44 +380,3 @@ def _add_row(step, row, scratch):
         store_float32(sums + 4 * d, y)
     narrow_row(sums, D, target, step.q_dtype)
     store_scalar_float32(step.lse + 4 * row, np.float32(largest + math.log(whole)))
-
-
-@inlined
-def _sum_codes(step, b, h, tokens, n, weights, scaled, sums):
-    """sums (Dt,) = the weighted sum of the transformed values that codes stand for."""
-    P, Dt = step.P, step.Dt
-    codes = step.v_codes + b * step.v_codes_b + h * step.v_codes_h
-    scales = step.v_scales + b * step.v_scales_b + h * step.v_scales_h
-    means = step.v_means + b * step.v_means_b + h * step.v_means_h
-    along = np.float32(0)  # 1.5 times this is in all sums, because a code stands for u + 1.5
-    for i in range(n):
-        scale = load_scale(scales + np.int64(load_int32(tokens + 4 * i)))
-        share = load_scalar_float32(weights + 4 * i) * scale
-        store_scalar_float32(scaled + 4 * i, share)
-        along += share
-    if Dt <= 16:
-        sum_block1(tokens, n, scaled, codes, P, sums)
-    elif Dt == 32:
-        sum_block2(tokens, n, scaled, codes, P, sums)
-    else:
-        for p in range(P):
-            sum_block4(tokens, n, scaled, codes + 8 * p, P, sums + 256 * p)
-    for d in range(0, Dt, LANES):
-        y = load_float32(sums + 4 * d) - to_all(np.float32(1.5) * along)
-        store_float32(sums + 4 * d, y)
-    # Tokens come newest first, so those of a tile follow each other.
-    first = 0
-    while first < n:
-        tile = np.int64(load_int32(tokens + 4 * first)) // TILE
-        share = np.float32(0)
-        while first < n and np.int64(load_int32(tokens + 4 * first)) // TILE == tile:
-            share += load_scalar_float32(weights + 4 * first)
-            first += 1
-        mean = means + 2 * Dt * tile
-        if first < n:
-            later = means + 2 * Dt * (np.int64(load_int32(tokens + 4 * first)) // TILE)
-            for at in range(0, 2 * Dt, LINE):
-                prefetch(later + at)
-        for d in range(0, Dt, LANES):
-            y = load_float32(sums + 4 * d) + to_all(share) * load_mean(mean + 2 * d, Dt - d)
-            store_float32(sums + 4 * d, y)
