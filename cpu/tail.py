@@ -19,7 +19,7 @@ from ._exp import exp
 from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
 from ._jit import inlined, opaque, outlined
 from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
-from ._scratch import ROWS, layout_of, sought
+from ._scratch import layout_of, sought, stay_prepared
 from ._simd import (
     F64,
     F32x16,
@@ -141,7 +141,11 @@ def _choose_row(step, layout, scratch, row):
     count, _ = keep_best(own, ranks, count, sought(step) - forced_count)
     coded = step.coded + 4 * step.coded_room * row
     fine = step.coded_ranks + 4 * step.coded_room * row
-    i = _prepared(step, layout, scratch, row)
+    i = 0
+    if stay_prepared(step):  # `weigh_again` changes only those of the head's first row
+        i = row % (step.H // step.H_kv * step.L)
+    else:
+        prepare_estimates(step, layout, scratch, row, 0)
     rank_by_three_bits(step, layout, scratch, row, i, own, ranks, count, fine)
     # The places of candidates of a search are free.
     exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
@@ -172,20 +176,6 @@ def _choose_row(step, layout, scratch, row):
         others = _keep_tail(step, coded, fine, own, ranks, others)
     store_int64(step.coded_counts + 8 * row, others)
     _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
-
-
-@inlined
-def _prepared(step, layout, scratch, row):
-    """The number of a row's query in the scratch, where it is prepared if it is not there yet.
-
-    The search leaves its queries there if it was for all rows of the head, on this thread. Then
-    the head's rows follow one another, and `weigh_again` changes only the first one's.
-    """
-    rows = step.H // step.H_kv * step.L
-    if step.splits == 1 and rows <= ROWS:
-        return row % rows
-    prepare_estimates(step, layout, scratch, row, 0)
-    return 0
 
 
 @outlined
