@@ -72,6 +72,7 @@ from ._simd import (
     operation,
     picked,
     pointer,
+    prefetch,
     splat,
     store,
     store_float32,
@@ -581,7 +582,11 @@ def _append_chunk(step, layout, scratch, i, chunk, first, stop, scales, state):
 def store_candidates(step, row, split, near, near_ranks, count):
     """Store the candidates of a row from one part where `choose_estimated` finds them."""
     to = row * step.row_room + split * sought(step)
+    b, h, _, _ = locate(step, row)
+    third = step.third + b * step.third_b + h * step.third_h
     for j in range(count):
+        if step.tail > 0:
+            prefetch(third + 8 * step.P * np.int64(load_int32(near + 4 * j)))  # for the choice
         store_int32(step.candidates + 4 * (to + j), load_int32(near + 4 * j))
         store_uint32(step.ranks + 4 * (to + j), load_uint32(near_ranks + 4 * j))
     store_int64(step.counts + 8 * (row * step.splits + split), np.int64(count))

@@ -35,6 +35,7 @@ from ._simd import (
     load_uint8,
     load_uint32,
     operation,
+    prefetch,
     splat,
     store_float32,
     store_float64,
@@ -162,7 +163,10 @@ def _choose_row(step, layout, scratch, row):
     # Ranks by two bits go with the exact tier, and with the others, which are the coded tier if
     # nothing is refined. All lists are newest first.
     others = next_exact = 0
+    b, h, _, _ = locate(step, row)
+    values = step.v_codes + b * step.v_codes_b + h * step.v_codes_h
     for i in range(count):
+        prefetch(values + 16 * step.P * np.int64(load_int32(own + 4 * i)))
         token, rank = load_int32(own + 4 * i), load_uint32(ranks + 4 * i)
         # No branch decides where it goes.
         is_exact = (next_exact < n) & (load_int32(exact + 4 * next_exact) == token)
