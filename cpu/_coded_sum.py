@@ -21,6 +21,7 @@ from ._simd import (
     constant,
     load_int32,
     load_scalar_float32,
+    multiply_add,
     operation,
     prefetch,
     splat,
@@ -54,8 +55,8 @@ def _sum_block(vectors: int) -> Any:
         """
         vector = F32x16.ir
         zero = constant(vector, 0.0)
-        highs, lows, on_means = (
-            [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(3)
+        on_codes, on_means = (
+            [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(2)
         )
         along = cgutils.alloca_once_value(builder, F32(0.0))
         last = builder.sub(n, I64(1))
@@ -72,11 +73,6 @@ def _sum_block(vectors: int) -> Any:
                 builder.add(means, builder.mul(tile, mean_row)),
             )
 
-        def add(total: Any, x: Any, mask: Any = None) -> None:
-            old = builder.load(total)
-            new = builder.fadd(old, x)
-            builder.store(builder.select(mask, new, old) if mask else new, total)
-
         with cgutils.for_range(builder, n) as loop:
             ahead = builder.add(loop.index, I64(AHEAD))
             ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
@@ -92,20 +88,29 @@ def _sum_block(vectors: int) -> Any:
             builder.store(builder.fadd(builder.load(along), share), along)
             weight, share = splat(builder, vector, weight), splat(builder, vector, share)
             for v in range(vectors):
-                for totals, words in ((highs, code), (lows, builder.add(code, to_low))):
-                    add(totals[v], share, _mask_at(builder, builder.add(words, I64(2 * v))))
+                high, low = (
+                    _mask_at(builder, builder.add(words, I64(2 * v)))
+                    for words in (code, builder.add(code, to_low))
+                )
+                # A processor has units that multiply and add, and others that only add.
+                total = builder.load(on_codes[v])
+                more = multiply_add(builder, share, constant(vector, 2.0), total)
+                total = builder.select(high, more, total)
+                total = builder.select(low, builder.fadd(total, share), total)
+                builder.store(total, on_codes[v])
                 place = builder.add(mean, I64(32 * v))
                 if vectors == 1:
                     few = builder.select(builder.icmp_signed("<", Dt, I64(16)), Dt, I64(16))
                     y = load_first_float16(builder, place, few)
                 else:
                     y = load_float16(builder, place)
-                add(on_means[v], builder.fmul(weight, y))
+                total = multiply_add(builder, weight, y, builder.load(on_means[v]))
+                builder.store(total, on_means[v])
         less = splat(builder, vector, builder.fmul(builder.load(along), F32(1.5)))
         for v in range(vectors):
-            high, low, mean = (builder.load(totals[v]) for totals in (highs, lows, on_means))
-            y = builder.fsub(builder.fadd(builder.fadd(high, high), low), less)
-            store(builder, builder.add(sums, I64(64 * v)), builder.fadd(y, mean))
+            y = builder.fsub(builder.load(on_codes[v]), less)
+            y = builder.fadd(y, builder.load(on_means[v]))
+            store(builder, builder.add(sums, I64(64 * v)), y)
 
     return sum_block
 

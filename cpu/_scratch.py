@@ -94,7 +94,7 @@ class Layout(NamedTuple):
     queries: int  # prepared
     x: int  # transformed queries: of all rows if there are estimates, else of one
     terms: int  # of each row, if there are estimates
-    on_means: int  # products with the means of a chunk's tiles, float32, ROWS per tile
+    on_means: int  # products with the means of tiles, float32, ROWS per tile, see on_means_of
     tests: int  # see Tests
     weights: int  # see Weights
     ranks: int  # of a tile's tokens or a sample, uint32
@@ -110,6 +110,22 @@ class Layout(NamedTuple):
 def estimated(step):
     """Whether tokens are ranked by estimates, in 32 bits, and not by distances, in 16."""
     return step.scales != 0 or step.group != 0
+
+
+@inlined
+def on_means_of(step, layout, scratch, chunk):
+    """Where the products with the means of a chunk's tiles begin. With a tail those of all stay."""
+    return scratch + layout.on_means + (4 * ROWS * (chunk // TILE) if step.tail > 0 else 0)
+
+
+@inlined
+def stay_prepared(step):
+    """Whether the queries of a head and their products with means stay from search to choice.
+
+    They do where a thread searches all tokens of a head for all its rows at once. Row i of the head
+    is the i-th in the scratch.
+    """
+    return (step.splits == 1) & (step.H // step.H_kv * step.L <= ROWS)
 
 
 @inlined
@@ -140,7 +156,10 @@ def layout_of(step):
     tests = weights = ranks = on_means
     sample = TILE
     if step.scales != 0 and step.group == 0:  # a group uses each product with a mean at once
-        tests = on_means + 4 * ROWS * (CHUNK // TILE)
+        tiles = CHUNK // TILE
+        if step.tail > 0:
+            tiles = max(tiles, step.slots // TILE)
+        tests = on_means + 4 * ROWS * (tiles + tiles % 2)
         weights = tests_of(tests).end
         ranks = weights_of(weights).end if step.tail > 0 else weights
         sample = SAMPLE_TILES * TILE

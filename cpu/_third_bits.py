@@ -18,7 +18,7 @@ from adamas_core.reference.layout import TILE
 from ._float_rows import LANES
 from ._jit import inlined, outlined
 from ._queries import locate
-from ._scratch import TERMS_BYTES, TOTAL, UNIT
+from ._scratch import ROWS, TERMS_BYTES, TOTAL, UNIT, stay_prepared
 from ._simd import (
     F32x16,
     call,
@@ -108,11 +108,19 @@ def rank_by_three_bits(step, layout, scratch, row, i, tokens, ranks, n, target):
         count = min(BATCH, n - first)
         own = tokens + 4 * first
         if step.P == 2 and step.weights == 3:  # constants unroll the loops over words
-            _look_up(step, row, 2, 3, words, x, W, own, count, thirds)
+            _look_up(step, row, 2, 3, words, W, own, count, thirds)
         elif step.P == 1 and step.weights == 3:
-            _look_up(step, row, 1, 3, words, x, W, own, count, thirds)
+            _look_up(step, row, 1, 3, words, W, own, count, thirds)
         else:
-            _look_up(step, row, step.P, step.weights, words, x, W, own, count, thirds)
+            _look_up(step, row, step.P, step.weights, words, W, own, count, thirds)
+        if stay_prepared(step):
+            on_means = scratch + layout.on_means + 4 * i
+            for j in range(count):
+                tile = np.int64(load_int32(own + 4 * j)) // TILE
+                product = load_scalar_float32(on_means + 4 * ROWS * tile)
+                store_scalar_float32(products + 4 * j, product)
+        else:
+            _multiply_means(step, row, x, own, count, products)
         for j in range(0, count, LANES):
             to = target + 4 * (first + j)
             mask = _rank_sixteen(
@@ -131,31 +139,39 @@ def rank_by_three_bits(step, layout, scratch, row, i, tokens, ranks, n, target):
 
 
 @inlined
-def _look_up(step, row, P, weights, words, x, W, tokens, count, thirds):
-    """Everything that a rank needs of up to BATCH tokens, as `_rank_sixteen` takes it."""
+def _look_up(step, row, P, weights, words, W, tokens, count, thirds):
+    """The third bits and the scales of up to BATCH tokens, as `_rank_sixteen` takes them."""
     b, h, _, _ = locate(step, row)
-    Dt = step.Dt
-    means = step.means + b * step.means_b + h * step.means_h
     scales = step.scales + b * step.scales_b + h * step.scales_h
     third = step.third + b * step.third_b + h * step.third_h
     finer = step.finer + b * step.finer_b + h * step.finer_h
-    products, own_scales = thirds + 4 * BATCH, thirds + 8 * BATCH
+    own_scales = thirds + 8 * BATCH
     own_finer = own_scales + BATCH
-    tile, on_tile = np.int64(-1), np.float32(0)
     for i in range(count):
         token = np.int64(load_int32(tokens + 4 * i))
         ahead = np.int64(load_int32(tokens + 4 * min(i + AHEAD, count - 1)))
         prefetch(third + 8 * P * ahead)
         prefetch(finer + ahead)
         prefetch(scales + ahead)
-        if token // TILE != tile:
-            tile = token // TILE
-            on_tile = on_mean(x, means + 2 * Dt * tile, Dt)
         on_third = _on_third_bits(words, third + 8 * P * token, P, weights)
         store_scalar_float32(thirds + 4 * i, np.float32(on_third - W))
-        store_scalar_float32(products + 4 * i, on_tile)
         store_uint8(own_scales + i, load_uint8(scales + token))
         store_uint8(own_finer + i, load_uint8(finer + token))
+
+
+@outlined
+def _multiply_means(step, row, x, tokens, count, products):
+    """The products of a query with the means of some tokens' tiles."""
+    b, h, _, _ = locate(step, row)
+    Dt = step.Dt
+    means = step.means + b * step.means_b + h * step.means_h
+    tile, product = np.int64(-1), np.float32(0)
+    for i in range(count):
+        own = np.int64(load_int32(tokens + 4 * i)) // TILE
+        if own != tile:
+            tile = own
+            product = on_mean(x, means + 2 * Dt * tile, Dt)
+        store_scalar_float32(products + 4 * i, product)
 
 
 @inlined

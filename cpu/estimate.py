@@ -42,6 +42,7 @@ from ._scratch import (
     TOTAL,
     UNIT,
     layout_of,
+    on_means_of,
     sought,
     tests_of,
     weights_of,
@@ -71,6 +72,7 @@ from ._simd import (
     operation,
     picked,
     pointer,
+    prefetch,
     splat,
     store,
     store_float32,
@@ -407,7 +409,8 @@ def _guess_bounds(step, layout, scratch, part, state):
     for j in range(tiles):
         tile = _sampled(first_tile, count, j, tiles)
         _score_tile(step, layout, scratch, part, tile, j, len(state))
-        _multiply_mean(step, layout, scratch, part, tile, j, len(state))
+        products = scratch + layout.on_means + 4 * ROWS * j
+        _multiply_mean(step, layout, scratch, part, tile, products, len(state))
     for i in range(len(state)):
         terms = scratch + layout.terms + TERMS_BYTES * i
         for j in range(tiles):
@@ -437,25 +440,25 @@ def _search_chunks(step, layout, scratch, part, state, known):
     last_chunk = part.start + (part.end - 1 - part.start) // CHUNK * CHUNK
     for chunk in range(last_chunk, part.start - 1, -CHUNK):
         chunk_end = min(chunk + CHUNK, part.end)
+        on_means = on_means_of(step, layout, scratch, chunk)
         for tile in range(chunk, chunk_end, TILE):
             _score_tile(step, layout, scratch, part, tile // TILE, (tile - chunk) // TILE, rows)
         # A loop of its own: the processor then makes the sums of several tiles at the same time.
         for tile in range(chunk, chunk_end, TILE):
-            _multiply_mean(step, layout, scratch, part, tile // TILE, (tile - chunk) // TILE, rows)
+            at = on_means + 4 * ROWS * ((tile - chunk) // TILE)
+            _multiply_mean(step, layout, scratch, part, tile // TILE, at, rows)
         tests = tests_of(scratch + layout.tests)
-        _store_limits(tests, scratch + layout.on_means, chunk_end - chunk)
+        _store_limits(tests, on_means, chunk_end - chunk)
         if known:
             _weigh_and_test(
                 tests, weights_of(scratch + layout.weights), scratch + layout.distances,
-                scales + chunk, scratch + layout.on_means, scratch + layout.state, chunk,
-                chunk_end, rows,
+                scales + chunk, on_means, scratch + layout.state, chunk, chunk_end, rows,
             )  # fmt: skip
         else:
             if step.tail > 0:
                 weigh_chunk(
                     weights_of(scratch + layout.weights), scratch + layout.distances,
-                    scales + chunk, scratch + layout.on_means, scratch + layout.state, chunk,
-                    chunk_end, rows,
+                    scales + chunk, on_means, scratch + layout.state, chunk, chunk_end, rows,
                 )  # fmt: skip
             for tile in range(chunk, chunk_end, TILE):
                 _test_tile(tests, scratch + layout.distances, scales + chunk, tile - chunk, rows)
@@ -480,10 +483,9 @@ def _score_tile(step, layout, scratch, part, tile, j, rows):
 
 
 @inlined
-def _multiply_mean(step, layout, scratch, part, tile, j, rows):
-    """Products with the mean of a tile, as the j-th of a chunk."""
+def _multiply_mean(step, layout, scratch, part, tile, products, rows):
+    """Products with the mean of a tile."""
     mean = step.means + part.b * step.means_b + part.h * step.means_h + 2 * step.Dt * tile
-    products = scratch + layout.on_means + 4 * ROWS * j
     store_on_mean(scratch + layout.x, 4 * scratch_floats(step.Dt), rows, mean, step.Dt, products)
 
 
@@ -533,7 +535,7 @@ def _weigh_and_test(tests, weights, distances, scales, on_means, state, chunk, c
 def _append_chunk(step, layout, scratch, i, chunk, first, stop, scales, state):
     """Candidates of row i among the tokens first .. stop of a chunk that has been tested."""
     distances = scratch + layout.distances + 2 * CHUNK * i
-    on_means = scratch + layout.on_means + 4 * i
+    on_means = on_means_of(step, layout, scratch, chunk) + 4 * i
     tests = tests_of(scratch + layout.tests)
     near = scratch + layout.near + 4 * step.part_room * i
     near_ranks = scratch + layout.near_ranks + 4 * step.part_room * i
@@ -580,7 +582,11 @@ def _append_chunk(step, layout, scratch, i, chunk, first, stop, scales, state):
 def store_candidates(step, row, split, near, near_ranks, count):
     """Store the candidates of a row from one part where `choose_estimated` finds them."""
     to = row * step.row_room + split * sought(step)
+    b, h, _, _ = locate(step, row)
+    third = step.third + b * step.third_b + h * step.third_h
     for j in range(count):
+        if step.tail > 0:
+            prefetch(third + 8 * step.P * np.int64(load_int32(near + 4 * j)))  # for the choice
         store_int32(step.candidates + 4 * (to + j), load_int32(near + 4 * j))
         store_uint32(step.ranks + 4 * (to + j), load_uint32(near_ranks + 4 * j))
     store_int64(step.counts + 8 * (row * step.splits + split), np.int64(count))
@@ -604,13 +610,15 @@ def weigh_again(step, layout, scratch, row):
     scales = step.scales + b * step.scales_b + h * step.scales_h
     for chunk in range(0, everything.end, CHUNK):
         chunk_end = min(chunk + CHUNK, everything.end)
+        on_means = on_means_of(step, layout, scratch, chunk)
         for tile in range(chunk, chunk_end, TILE):
             j = (tile - chunk) // TILE
             _score_tile(step, layout, scratch, everything, tile // TILE, j, 1)
-            _multiply_mean(step, layout, scratch, everything, tile // TILE, j, 1)
+            at = on_means + 4 * ROWS * j
+            _multiply_mean(step, layout, scratch, everything, tile // TILE, at, 1)
         weigh_chunk(
-            weights, scratch + layout.distances, scales + chunk, scratch + layout.on_means,
-            scratch + layout.state, chunk, chunk_end, 1,
+            weights, scratch + layout.distances, scales + chunk, on_means, scratch + layout.state,
+            chunk, chunk_end, 1,
         )  # fmt: skip
     store_float64(sums, load_float64(weights.shifts))
     store_float64(sums + 8, load_float64(weights.masses))

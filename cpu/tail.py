@@ -19,7 +19,7 @@ from ._exp import exp
 from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
 from ._jit import inlined, opaque, outlined
 from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
-from ._scratch import ROWS, layout_of, sought
+from ._scratch import layout_of, sought, stay_prepared
 from ._simd import (
     F64,
     F32x16,
@@ -35,6 +35,7 @@ from ._simd import (
     load_uint8,
     load_uint32,
     operation,
+    prefetch,
     splat,
     store_float32,
     store_float64,
@@ -141,7 +142,11 @@ def _choose_row(step, layout, scratch, row):
     count, _ = keep_best(own, ranks, count, sought(step) - forced_count)
     coded = step.coded + 4 * step.coded_room * row
     fine = step.coded_ranks + 4 * step.coded_room * row
-    i = _prepared(step, layout, scratch, row)
+    i = 0
+    if stay_prepared(step):  # `weigh_again` changes only those of the head's first row
+        i = row % (step.H // step.H_kv * step.L)
+    else:
+        prepare_estimates(step, layout, scratch, row, 0)
     rank_by_three_bits(step, layout, scratch, row, i, own, ranks, count, fine)
     # The places of candidates of a search are free.
     exact, exact_ranks = scratch + layout.near, scratch + layout.near_ranks
@@ -158,7 +163,10 @@ def _choose_row(step, layout, scratch, row):
     # Ranks by two bits go with the exact tier, and with the others, which are the coded tier if
     # nothing is refined. All lists are newest first.
     others = next_exact = 0
+    b, h, _, _ = locate(step, row)
+    values = step.v_codes + b * step.v_codes_b + h * step.v_codes_h
     for i in range(count):
+        prefetch(values + 16 * step.P * np.int64(load_int32(own + 4 * i)))
         token, rank = load_int32(own + 4 * i), load_uint32(ranks + 4 * i)
         # No branch decides where it goes.
         is_exact = (next_exact < n) & (load_int32(exact + 4 * next_exact) == token)
@@ -172,20 +180,6 @@ def _choose_row(step, layout, scratch, row):
         others = _keep_tail(step, coded, fine, own, ranks, others)
     store_int64(step.coded_counts + 8 * row, others)
     _weigh_rest(step, layout, scratch, row, n, others, visible - forced_count)
-
-
-@inlined
-def _prepared(step, layout, scratch, row):
-    """The number of a row's query in the scratch, where it is prepared if it is not there yet.
-
-    The search leaves its queries there if it was for all rows of the head, on this thread. Then
-    the head's rows follow one another, and `weigh_again` changes only the first one's.
-    """
-    rows = step.H // step.H_kv * step.L
-    if step.splits == 1 and rows <= ROWS:
-        return row % rows
-    prepare_estimates(step, layout, scratch, row, 0)
-    return 0
 
 
 @outlined

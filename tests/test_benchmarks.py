@@ -36,6 +36,11 @@ CPU = [
     ("cpu_call.py --repeats 1 --busy 0", [], "cpu_call"),
     ("cpu_gather.py --tokens 200 --budgets 8 --repeats 1", [], "cpu_gather"),
     ("cpu_score.py --tokens 640 --repeats 1", [], "cpu_score"),
+    (
+        "cpu_tail.py --cases 4/2/300 --head-dim 32 --budget 16 --tails 8 64 --repeats 1",
+        [],
+        "cpu_tail",
+    ),
 ]
 
 

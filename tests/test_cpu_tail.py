@@ -72,3 +72,25 @@ def test_no_token() -> None:
     out, lse = cpu.attend_tail(q, k, v, codes, values, 1, Selection(tail=1), None)
     assert (out == 0).all()
     assert (lse == -np.inf).all()
+
+
+@pytest.mark.parametrize("heads", [2, 9])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_means_far_above_the_spread(spread: float, heads: int) -> None:
+    """Estimates of two bits no longer tell the distance, which is counted again.
+
+    The offset is a float16 after the transform, so it is the mean of each tile exactly.
+    """
+    q, k, v = _inputs(600, heads)
+    offset = 64.0 * np.random.default_rng(1).integers(-500, 500, 16)
+    k = (spread * k + reference.hadamard(offset.astype(np.float32))).astype(np.float32)
+    on_mean, s_unit = np.abs(reference.hadamard(q) @ offset), spread * np.abs(q).max() / 14
+    assert (on_mean > 2.0**20 * s_unit).any() == (spread < 1)
+    _assert_equal(q, k, v, 24, Selection(tail=200), 1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-34, 1e-40])
+def test_queries_of_tiny_numbers(size: float) -> None:
+    """Products with the unit lose bits, so distances are counted again."""
+    q, k, v = _inputs(600, 2)
+    _assert_equal((size * q).astype(np.float32), k, v, 24, Selection(tail=200), None)
