@@ -395,8 +395,8 @@ def plot(lines: list[Line], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     budget = 128 if any(x.shape.budget == 128 for x in lines) else lines[0].shape.budget
-    form = ("weighted", "centered")
-    lines = [x for x in lines if (x.shape.metric, x.shape.codes) == form]
+    form = lines[0].shape[5:]  # the metric and the codes that stand first
+    lines = [x for x in lines if x.shape[5:] == form]
     lines = [x for x in lines if x.shape.budget == budget]
     panels = sorted({(x.shape.heads, x.shape.kv_heads) for x in lines})
     figure, axes = plt.subplots(

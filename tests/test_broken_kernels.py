@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, encode_values, gpu, reference
 from adamas_core.gpu import estimate, group
+from adamas_core.gpu import tail as tail_of_gpu
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import FOLDER, HADAMARD, Kernel, headers
 from adamas_core.gpu.rerank import rerank_below
@@ -29,6 +31,7 @@ from adamas_core.reference.estimate import rank
 from adamas_core.reference.group import levels as reference_levels
 from adamas_core.reference.group import pool as reference_pool
 from adamas_core.reference.layout import INVISIBLE, Centers, Codes, Fine, Values
+from adamas_core.reference.tail import tiers
 
 pytestmark = BUILDS_PROGRAMS
 
@@ -192,7 +195,7 @@ def compare_selection(G: int, L: int, D: int) -> None:
 
 
 def compare_tail(refine: int, tail: int) -> None:
-    """Two queries of sequences of 300 and 97 tokens, as test_tail does."""
+    """Two heads of sequences of 300 and 97 tokens: both tiers to the bit, and the attention."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, H, n, 40)).astype(np.float32) for H, n in TAIL_SIZES)
     codes = encode(k, length=TAIL_LENGTHS, backend="reference", bits=3).record
@@ -201,7 +204,13 @@ def compare_tail(refine: int, tail: int) -> None:
     centers = Centers(*map(DeviceArray, values.centers))
     there = Values(DeviceArray(values.planes), centers, DeviceArray(values.total))
     rows = [DeviceArray(x) for x in (q, k, v)]
-    got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)
+    with patch.object(tail_of_gpu, "attend_tiers", wraps=tail_of_gpu.attend_tiers) as attend:
+        got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)
+    room = attend.call_args.args[5]
+    for tier, wanted in zip(
+        (room.indices, room.coded), tiers(q, codes, 6, selection, k), strict=True
+    ):
+        assert_same_bits(tier.get().reshape(wanted.shape), wanted)
     expected = reference.attend_tail(q, k, v, codes, values, 6, selection)
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x.get(), y, rtol=2e-6, atol=4e-6)
@@ -319,10 +328,10 @@ MISTAKES = [
     ("tail.cuh", "LANES] = own;\n  __syncthreads();", "LANES] = own;", TAIL),
     ("tiers.cu", "2 * far + 2 * __popcll", "2 * far + __popcll", TAIL),
     ("tiers.cu", "- weights / 3", "", TAIL),
-    ("tiers.cu", "  __syncthreads();\n  if (nearest)", "  if (nearest)", TAIL),
+    ("tiers.cu", "  __syncthreads();\n  if (nearest)", "  if (nearest)", LONG_TAIL),
     ("tiers.cu", "first = middle + 1", "first = middle + 2", REFINED_TAIL),
     ("tiers.cu", "i < M; i += blockDim.x) coded", "i < M - 1; i += blockDim.x) coded", LONG_TAIL),
-    ("tiers.cu", "others.add(list.logits[i]);", "", REFINED_TAIL),
+    ("tiers.cu", "others.add(list.logits[i]);", ";", REFINED_TAIL),
     ("attend_tail.cu", "sum[j] - 1.5f * along", "sum[j] - along", TAIL),
     ("attend_tail.cu", "int token = seen;", "int token = seen + 1;", TAIL),
     ("attend_tail.cu", "at < end ?", "at <= end ?", TAIL),

@@ -149,6 +149,22 @@ def test_four_launches(device: Any) -> None:
         assert [call.args[0].name for call in launch.call_args_list] == names
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_prompt(device: Any, centered: bool) -> None:
+    """It replaces what the cache held, and each sequence takes its own number of tokens."""
+    rng = np.random.default_rng(0)
+    k, v = (rng.standard_normal((2, 2, 150, 32)).astype(np.float32) for _ in "kv")
+    t = None if centered else np.array([-1, 0, 1], np.float32)
+    cache = device_cache(2, 2, 32, k.dtype, 200, t)
+    for rows, n in (((v, k), 150), ((k, v), np.array([130, 20]))):
+        fill(cache, *map(device.asarray, rows), n)
+        assert on_host(cache.lengths).tolist() == np.broadcast_to(n, 2).tolist()
+    for b, n in enumerate((130, 20)):
+        np.testing.assert_array_equal(on_host(cache.v)[b, :, :n], v[b, :, :n])
+        own = encode(k[b : b + 1, :, :n], t, backend="reference", centered=centered).record
+        assert_codes_of(cache, b, own)
+
+
 # ---- with a tail --------------------------------------------------------------------------------
 
 

@@ -398,6 +398,7 @@ SMALL = (
     ("attend", "MIN_SPLIT", 5),
     ("tail", "MIN_CODED", 5),
     ("tail", "MERGE_SHARED", 400),
+    ("tail", "MERGE_THREADS", 64),
     ("rerank", "SHARED_PRODUCTS", 100),
     ("rerank", "THREADS", 64),
 )
