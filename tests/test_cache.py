@@ -111,7 +111,7 @@ def test_codes_are_centered_unless_something_asks_for_plain_ones(place: Place) -
 def test_decode_is_select_then_attend(place: Place, G: int, metric: str) -> None:
     k, v = place(normal(2, 2, 400, 64)), place(normal(2, 2, 400, 64, seed=1))
     q = place(normal(2, 2 * G, 1, 64, seed=2))
-    selection = Selection(metric, query_bits=3, sinks=2, recent=3)
+    selection = Selection(metric, query_bits=3, sinks=2, recent=3, tail=0)
     cache = KVCache(1, selection)
     cache.append(k, v)
     out, lse = decode_attention(q, cache, 32, return_lse=True)
@@ -192,7 +192,7 @@ def test_several_new_tokens_are_causal(place: Place) -> None:
 def test_refine_of_a_cache(place: Place, tmp_path: Path) -> None:
     k, v, q = (place(normal(n, 300, 64, seed=n)) for n in (2, 3, 6))
     q, v = q[:, :1], v[:2]
-    selection = Selection(refine=2, sinks=1, recent=2)
+    selection = Selection(refine=2, sinks=1, recent=2, tail=0)
     cache = KVCache(1, selection, thresholds=[-1, 0, 1])
     cache.append(k, v)
     indices = select_topk(q, cache[0].codes, 9, selection, k)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adamas_core import KVCache, Selection, cache_file, decode_attention
 
 KINDS: dict[str, dict[str, Any]] = {
-    "centered": {"centered": True},
+    "centered": {"centered": True, "selection": Selection(tail=0)},
     "tail": {"selection": Selection(tail=9)},
     "plain": {"centered": False, "thresholds": [-1, 0, 1]},
     "calibrated": {"centered": False},

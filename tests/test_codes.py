@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from oracles import assert_same_bits
 
-from adamas_core import KVCache, calibrate, decode_attention, encode
+from adamas_core import KVCache, Selection, calibrate, decode_attention, encode
 from adamas_core.codes import KeyCodes
 from adamas_core.dispatch import on_host
 from adamas_core.reference.layout import Centers
@@ -51,7 +51,7 @@ def of_tokens(codes: KeyCodes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
 
 def test_centered_codes_of_a_cache(place: Place, tmp_path: Path) -> None:
     k, v, q = normal(2, 300, 48), normal(2, 300, 48, seed=1), normal(4, 1, 48, seed=2)
-    cache = KVCache()
+    cache = KVCache(selection=Selection(tail=0))
     done = 0
     for n in (1, 62, 1, 100, 64, 72):
         cache.append(place(k[:, done : done + n]), place(v[:, done : done + n]))

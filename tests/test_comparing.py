@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_a_plan_is_measured_once(tmp_path: Path) -> None:
 
     def run(plan: Any) -> list[dict[str, Any]]:
         record = Record(tmp_path / "cells.jsonl", {}, KEY)
-        tokenizer: Any = None
+        tokenizer: Any = SimpleNamespace(adds_bos=False, bos=None)
         compare(tiny(), tokenizer, [text], plan, 16, record, lambda *call: calls.append(call))
         return list(record)
 

@@ -50,7 +50,7 @@ def test_codes_of_values_are_changed_by_the_cache_alone(name: str) -> None:
 def test_codes_of_values_follow_the_cache() -> None:
     cache = filled(selection=Selection(tail=5), layers=3, dense_layers=[1], windows=[None, None, 9])
     assert [cache[i].value_codes is None for i in range(3)] == [False, True, True]
-    assert filled()[0].value_codes is None
+    assert filled(selection=Selection(tail=0))[0].value_codes is None
     values, v = cache[0].value_codes, normal(1, 2, 200, 48, seed=1)
     assert values is not None
     cache.append(v, v)
@@ -72,7 +72,7 @@ def test_values_that_have_no_code_are_refused() -> None:
     k = normal(1, 2, 5, 8)
     bad = k.copy()
     bad[0, 0, 3, 0] = np.inf
-    KVCache().append(k, bad)
+    KVCache(selection=Selection(tail=0)).append(k, bad)
     cache = KVCache(2, selection=Selection(tail=5), dense_layers=[1])
     cache.append(k, bad, 1)
     with pytest.raises(ValueError, match=r"KVCache.append: v is .*; expected finite numbers"):
@@ -85,7 +85,7 @@ def test_codes_of_a_cache_follow_it() -> None:
     codes, k, q = cache[0].codes, normal(1, 2, 200, 48, seed=1), normal(1, 2, 1, 48, seed=2)
     assert codes is not None
     cache.append(k, k)
-    whole = encode(cache[0].k, centered=True)
+    whole = encode(cache[0].k, bits=3)
     assert (codes.tokens, codes.shape, codes.nbytes) == (300, whole.shape, whole.nbytes)
     found = select_topk(q, codes, 20)
     np.testing.assert_array_equal(found, select_topk(q, whole, 20))

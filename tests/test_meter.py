@@ -14,7 +14,7 @@ def test_meter_counts_the_bytes_of_decode_steps(centered: bool, codes: int) -> N
     rng = np.random.default_rng(0)
     k = rng.standard_normal((2, 200, 64)).astype(np.float32)
     q = rng.standard_normal((6, 200, 64)).astype(np.float32)
-    meter = Meter(KVCache(centered=centered), 16)
+    meter = Meter(KVCache(selection=Selection(tail=0), centered=centered), 16)
     meter(0, q, k, k)
     assert (meter.calls, meter.bytes) == (0, 0)
     meter(0, q[:, :1], k[:, :1], k[:, :1])
