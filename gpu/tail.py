@@ -61,7 +61,8 @@ def make_room(
     xp = _launch.device().xp
     B, H, L, D = shape
     _, _, H_kv, T, *_ = codes.planes.shape
-    rows, tail = B * H * L, min(selection.tail, capacity)
+    rows = B * H * L
+    tail = max(min(selection.tail, capacity - budget), 1)  # no more tokens can be left
     refined = min(selection.refine * budget, capacity)
     sought = max(min(budget + selection.tail, capacity), refined)
     plan = make_plan(selection, codes, H // H_kv * L, capacity, sought, one=True)

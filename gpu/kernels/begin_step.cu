@@ -37,10 +37,20 @@ __device__ __forceinline__ void add_values(
   }
 }
 
-// encode_open_tile as a function of its own. Inlined above Dt = 1024 it would spill registers.
+// Codes the new tokens of one head.
 template <int N, typename T>
-__device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span) {
+__device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span span, float* rows) {
+  for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
+    encode_full_tile<N>(head, span, tile, rows);
+    __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
+  }
   encode_open_tile<N>(head, span);
+}
+
+// encode_new as a function of its own. Inlined above Dt = 1024 it would spill registers.
+template <int N, typename T>
+__device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span, float* rows) {
+  encode_new<N>(head, span, rows);
 }
 
 // Grid: H_kv blocks for keys and values, H_kv more for values where v_planes is not null, then blocks
@@ -138,14 +148,10 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
       add_values(
           v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, dims);
     }
-    for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
-      encode_full_tile<N>(mine, span, tile, rows);
-      __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
-    }
     if constexpr (N <= 32) {
-      encode_open_tile<N>(mine, span);
+      encode_new<N>(mine, span, rows);
     } else {
-      encode_apart<N>(mine, span);
+      encode_apart<N>(mine, span, rows);
     }
   } else {
     planes += b * planes_batch + head * planes_head;
