@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .dispatch import load, load_tail
+from .dispatch import load
 from .layers import Layer
 from .selection import Selection
 from .window_layer import WindowLayer
@@ -67,6 +67,5 @@ def attend_layer(
     checks.searchable(where, selection, q.shape[-1], centered)
     rows, K = (q, *layer.keys_values(), layer.codes.record()), int(budget)
     if layer.values is not None:
-        home = load_tail(where, str(layer.backend))
         return home.attend_tail(*rows, layer.values.record(), K, selection, scale)  # type: ignore[no-any-return]
     return home.attend_topk(*rows, K, selection, scale)  # type: ignore[no-any-return]

@@ -48,17 +48,6 @@ def load(backend: str) -> ModuleType:
     return home
 
 
-def load_tail(where: str, backend: str) -> ModuleType:
-    """The module of a backend that has a tail; a ValueError says that there is none."""
-    home = load(backend)
-    if not hasattr(home, "attend_tail"):
-        raise ValueError(
-            f"{where}: tail is not available on the {backend} backend yet; expected tail=0, or "
-            "backend='reference'"
-        )
-    return home
-
-
 @cache
 def _module(backend: str) -> ModuleType:
     return import_module(f"adamas_core.{backend}")

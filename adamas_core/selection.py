@@ -38,9 +38,10 @@ class Selection:
         tokens. At an equal number of rows read, it gains.
     tail : int
         How many tokens after the `budget` best count by their codes, 0 for none. Their logits are
-        estimates, and their values are read back from 2-bit codes. All tokens after them count
-        together: their estimated weights are added up, at the mean of the values. So no token is
-        dropped. With 0 the tokens that are not selected are dropped.
+        estimates from three bits, and their values are read back from 2-bit codes. Three bits also
+        choose the `budget` tokens, among the budget + tail best by two bits. All tokens after them
+        count together: their estimated weights are added up, at the mean of the values. So no token
+        is dropped. With 0 the tokens that are not selected are dropped.
 
     Raises
     ------

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import checks
 from .codes import KeyCodes
-from .dispatch import Array, load, load_tail, returner, views
+from .dispatch import Array, load, returner, views
 from .selection import DEFAULT, Selection
 from .values import ValueCodes
 
@@ -28,10 +28,11 @@ def attend_tail(
 ) -> Array:
     """Attention to all tokens in three tiers: exact, by codes, and by a mean.
 
-    The `budget` tokens that `select_topk` takes count by their keys and values. The next
-    `selection.tail` tokens count by estimated logits, and by values that are read back from their
-    codes. All other tokens count by the sum of their estimated weights, at the mean of the values.
-    One softmax covers the three.
+    Two bits per coordinate of the keys find the budget + tail best tokens, and three bits rank
+    them. The `budget` best of these count by their keys and values. The others count by estimated
+    logits, and by values that are read back from their codes. All tokens of the sequence after them
+    count by the sum of their estimated weights, at the mean of the values. One softmax covers the
+    three.
 
     Parameters
     ----------
@@ -73,8 +74,7 @@ def attend_tail(
         has another dtype, a number is not an integer, or there is no such option.
     ValueError
         Shapes or numbers of tokens do not fit each other. The codes are empty, plain or of 2 bits.
-        An option is out of range. The budget is below 1 or above the number of coded tokens. The
-        backend has no tail.
+        An option is out of range. The budget is below 1 or above the number of coded tokens.
 
     See Also
     --------
@@ -119,12 +119,11 @@ def attend_tail(
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
     checks.scale(where, scale)
-    rows, K = (q4, k4, v4, codes.record), int(budget)
+    home, rows, K = load(codes.backend), (q4, k4, v4, codes.record), int(budget)
     if selection.tail:
-        home = load_tail(where, codes.backend)
         found, lse = home.attend_tail(*rows, values.record, K, selection, scale)
     else:
-        found, lse = load(codes.backend).attend_topk(*rows, K, selection, scale)
+        found, lse = home.attend_topk(*rows, K, selection, scale)
     give = returner(q)
     out = give(found.reshape(a.shape))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

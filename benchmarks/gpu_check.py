@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SANITIZER = ("memcheck", "initcheck", "synccheck", "racecheck")
 TESTS = (  # the tests that run kernels
     *("attend", "cache", "cache_file", "center", "codes", "contract", "decode_step", "dispatch"),
-    *("gpu", "hadamard", "quantize", "rerank", "score", "select", "topk"),
+    *("gpu", "hadamard", "quantize", "rerank", "score", "select", "tail", "topk"),
 )
 ONE_KERNEL = """
 import cupy, numpy as np

@@ -6,8 +6,8 @@
     python benchmarks/gpu_decode.py --dry
 
 The first command writes JSON into benchmarks/results, and next to it a table and a plot of the time
-over the tokens. The second measures six shapes in about two minutes. The third writes the table and
-the plot again, from the JSON.
+over the tokens. The second measures six shapes in about three minutes. The third writes the table
+and the plot again, from the JSON.
 
 Every time is the median over replays of one CUDA graph, between CUDA events. A graph holds at least
 16 calls, so that its launch from the host does not count. The inputs rotate through several caches
@@ -36,15 +36,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamas_core import Selection, gpu
+from adamas_core import Selection
 from adamas_core.gpu import _launch
 from adamas_core.gpu._arrays import sequence_lengths
-from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
+from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache, fill
 from adamas_core.gpu.quantize import code_query, empty_coded_query
 from adamas_core.gpu.select import make_plan, select_coded
+from adamas_core.gpu.tail import choose_tiers, make_room
 
 RESULTS = Path(__file__).parent / "results"
 HEAD_DIM = 128
+TAIL = 1024  # tokens of the coded tier
 FLOAT16 = np.dtype(np.float16)
 THRESHOLDS = np.array([-1, 0, 1], np.float32)  # about 0.996 rms of the normal keys below
 ROTATED = 256 << 20  # bytes of codes to read before a cache is used again; an H200's L2 has 60 MB
@@ -73,7 +75,7 @@ class Shape(NamedTuple):
     tokens: int
     budget: int
     metric: str
-    codes: str  # "centered" or "plain"
+    codes: str  # "tail", "centered" or "plain"; a tail has centered codes
 
     @property
     def code_bytes(self) -> int:
@@ -81,16 +83,27 @@ class Shape(NamedTuple):
 
         For centered codes also a byte of scale per token and a mean in float16 per 64 tokens.
         """
-        per_token = HEAD_DIM // 4 + (1 + 2 * HEAD_DIM // 64 if self.codes == "centered" else 0)
+        per_token = HEAD_DIM // 4 + (1 + 2 * HEAD_DIM // 64 if self.codes != "plain" else 0)
         return self.batch * self.kv_heads * self.tokens * per_token
 
     @property
     def step_bytes(self) -> int:
         """Bytes that a step must read: the codes, and the chosen rows of k and v, float16.
 
-        This is an upper bound, because the query heads of a group may choose the same rows.
+        This is an upper bound, because the query heads of a group may choose the same rows. With a
+        tail also three bits of all candidates, and codes of values with the means of their tiles.
         """
-        return self.code_bytes + 4 * self.batch * self.heads * self.budget * HEAD_DIM
+        per_query = 4 * self.budget * HEAD_DIM
+        if self.codes == "tail":
+            tail = min(TAIL, self.tokens - self.budget)
+            per_query += (self.budget + tail) * (3 * HEAD_DIM // 8 + 1)
+            per_query += tail * (HEAD_DIM // 4 + 1 + 2 * HEAD_DIM)
+        return self.code_bytes + self.batch * self.heads * per_query
+
+    @property
+    def selection(self) -> Selection:
+        """The options of a step."""
+        return Selection(metric=self.metric, tail=TAIL if self.codes == "tail" else 0)
 
     @property
     def dense_bytes(self) -> int:
@@ -192,39 +205,37 @@ def normal(xp: Any, seed: int, size: tuple[int, ...]) -> Any:
 def filled(xp: Any, shape: Shape, seed: int) -> DeviceCache:
     """A cache of normal keys and values, with room for the tokens that the steps append."""
     thresholds = THRESHOLDS if shape.codes == "plain" else None
-    cache = device_cache(
-        shape.batch, shape.kv_heads, HEAD_DIM, FLOAT16, shape.tokens + GROWTH, thresholds
-    )
+    sizes = shape.batch, shape.kv_heads, HEAD_DIM, FLOAT16, shape.tokens + GROWTH
+    cache = device_cache(*sizes, thresholds, tail=shape.codes == "tail")
     for i, x in enumerate((cache.k, cache.v)):
         for b in range(shape.batch):  # one at a time, because the numbers are float32 first
             x[b] = normal(xp, (seed * 2 + i) * shape.batch + b, x.shape[1:])
-    written = cache.k[:, :, : shape.tokens - 1]
-    if cache.centers is None:
-        gpu.encode(written, cache.thresholds, cache.planes, 0)
-    else:
-        gpu.encode_centered(written, cache.thresholds, cache.planes, cache.centers)
-    cache.lengths[...] = shape.tokens - 1
+    fill(cache, *(x[:, :, : shape.tokens - 1] for x in (cache.k, cache.v)))
     return cache
 
 
 def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> dict[str, Any]:
     """All times of one shape, in milliseconds, on inputs of at least `rotated` bytes."""
-    B, H, H_kv, S, K, metric, _ = shape
+    B, H, H_kv, S, K, *_ = shape
     layers = shape.layers(rotated)
     caches = [filled(xp, shape, i) for i in range(layers)]
     q = normal(xp, 10**6, (B, H, 1, HEAD_DIM))
     k = normal(xp, 10**6 + 1, (B, H_kv, 1, HEAD_DIM))
-    selection = Selection(metric=metric)
+    selection = shape.selection
     step = DecodeStep(H, 1, caches[0], K, selection)
 
     query = empty_coded_query(q.shape, selection, caches[0].codes)
     code_query(q, caches[0].thresholds, H_kv, selection, query)
     plan = make_plan(selection, caches[0].codes, H // H_kv, S, K)
+    room = make_room(selection, caches[0].codes, q.shape, S, K) if selection.tail else None
     indices = xp.empty((B, H, 1, K), np.int32)
     counts = sequence_lengths(S)
 
     def select(cache: DeviceCache) -> None:
-        select_coded(query, cache.codes, counts, plan, indices, selection)
+        if room is None:
+            select_coded(query, cache.codes, counts, plan, indices, selection)
+        else:
+            choose_tiers(query, cache.codes, counts, room, selection, HEAD_DIM**-0.5)
 
     copies = [xp.empty_like(cache.planes) for cache in caches]
 
@@ -429,7 +440,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--budget", type=int, nargs="+", default=[64, 128, 256, 1024])
     parser.add_argument("--metric", nargs="+", default=["weighted", "manhattan"])
-    parser.add_argument("--codes", nargs="+", default=["centered", "plain"])
+    parser.add_argument("--codes", nargs="+", default=["tail", "centered", "plain"])
     parser.add_argument("--heads", nargs="+", default=["32/32", "32/8"], help="query/KV heads")
     parser.add_argument("--short", action="store_true", help="six shapes, budget 128, weighted")
     parser.add_argument("--replays", type=int, default=50)
@@ -508,7 +519,7 @@ def shapes(options: argparse.Namespace) -> list[Shape]:
             *(options.heads, options.batch, options.tokens, options.budget, options.metric),
             options.codes,
         )
-        if budget <= tokens and (metric, codes) != ("manhattan", "centered")
+        if budget <= tokens and (metric == "weighted" or codes == "plain")
     ]
 
 

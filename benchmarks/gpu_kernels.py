@@ -15,7 +15,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from adamas_core import Selection
 from adamas_core.gpu import _launch
 from adamas_core.gpu.decode_step import DecodeStep
 from gpu_decode import HEAD_DIM, ROTATED, SHORT, Shape, filled, normal
@@ -28,7 +27,7 @@ def kernels(xp: Any, torch: Any, shape: Shape) -> dict[str, float]:
     caches = [filled(xp, shape, i) for i in range(shape.layers(ROTATED))]
     q = normal(xp, 10**6, (shape.batch, shape.heads, 1, HEAD_DIM))
     k = normal(xp, 10**6 + 1, (shape.batch, shape.kv_heads, 1, HEAD_DIM))
-    step = DecodeStep(shape.heads, 1, caches[0], shape.budget, Selection(metric=shape.metric))
+    step = DecodeStep(shape.heads, 1, caches[0], shape.budget, shape.selection)
 
     def run(steps: int) -> None:
         for i in range(steps):
@@ -55,7 +54,7 @@ def main() -> None:
     torch.zeros(1, device="cuda")
     results = []
     for heads, kv_heads, batch, tokens in SHORT:
-        for codes in ("centered", "plain"):
+        for codes in ("tail", "centered", "plain"):
             shape = Shape(batch, heads, kv_heads, tokens, 128, "weighted", codes)
             results.append({**shape._asdict(), "us": kernels(xp, torch, shape)})
             print(json.dumps(results[-1]), flush=True)

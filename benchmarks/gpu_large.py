@@ -18,13 +18,16 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
-from adamas_core import Selection, encode, gpu, reference
+from adamas_core import Selection, encode, encode_values, gpu, reference
 from adamas_core.dispatch import on_host
-from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
+from adamas_core.gpu import tail
+from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache, fill
 from adamas_core.reference.layout import Codes
+from adamas_core.reference.tail import tiers
 from gpu_decode import device
 
 THRESHOLDS = np.array([-1, 0, 1], np.float32)
@@ -36,6 +39,7 @@ class Sizes(NamedTuple):
     """Sizes of the checks."""
 
     shapes: tuple[tuple[int, int, int, int, int, int], ...]  # B, H, H_kv, S, D, K
+    tails: tuple[tuple[int, int, int, int, int, int], ...]  # the same, with a tail of 8 K
     capacity: int  # of the cache that a graph steps through
     steps: int
     rounds: int  # of two streams
@@ -49,11 +53,14 @@ LARGE = Sizes(
         (16, 4, 1, 8192, 128, 256),
         (2, 4, 1, 40000, 256, 64),
     ),
+    ((1, 4, 1, 32768, 128, 128), (4, 4, 2, 3000, 64, 64)),
     40_000,
     50,
     50,
 )
-TINY = Sizes(((2, 4, 2, 300, 64, 20), (1, 4, 1, 2500, 128, 64)), 400, 3, 3)
+TINY = Sizes(
+    ((2, 4, 2, 300, 64, 20), (1, 4, 1, 2500, 128, 64)), ((1, 4, 2, 400, 64, 20),), 400, 3, 3
+)
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> Any:
@@ -109,24 +116,61 @@ def selects_as_the_reference(xp: Any, shape: tuple[int, int, int, int, int, int]
     close(on_host(out), exact(q, k, v, expected))
 
 
-def filled(xp: Any, seed: int, capacity: int, lengths: Any) -> DeviceCache:
+def chooses_tiers_as_the_reference(xp: Any, shape: tuple[int, int, int, int, int, int]) -> None:
+    """Codes of values and indices of both tiers to the bit, and attention within the tolerance."""
+    B, H, H_kv, S, D, K = shape
+    q, k, v = normal(1, (B, H, 1, D)), normal(2, (B, H_kv, S, D)), normal(3, (B, H_kv, S, D))
+    there = [xp.asarray(x) for x in (q, k, v)]
+    codes, values = (
+        [
+            encode(x, backend=home, bits=3).record
+            for home, x in (("gpu", there[1]), ("reference", k))
+        ],
+        [
+            encode_values(x, backend=home).record
+            for home, x in (("gpu", there[2]), ("reference", v))
+        ],
+    )
+    np.testing.assert_array_equal(on_host(values[0].planes), values[1].planes)
+    np.testing.assert_array_equal(on_host(values[0].total), values[1].total)
+    for got, expected in zip(codes[0].fine, codes[1].fine, strict=True):
+        np.testing.assert_array_equal(on_host(got), expected)
+    selection = Selection(tail=8 * K)
+    chosen: list[Any] = []
+    attend = tail.attend_tiers
+
+    def kept(q: Any, k: Any, v: Any, values: Any, lengths: Any, room: Any, *rest: Any) -> None:
+        chosen.extend((room.indices, room.coded))
+        attend(q, k, v, values, lengths, room, *rest)
+
+    with patch.object(tail, "attend_tiers", kept):
+        out, _ = gpu.attend_tail(*there, codes[0], values[0], K, selection)
+    for got, expected in zip(chosen, tiers(q, codes[1], K, selection), strict=True):
+        np.testing.assert_array_equal(on_host(got).reshape(expected.shape), expected)
+    wide = q.astype(np.float32)
+    close(on_host(out), reference.attend_tail(wide, k, v, codes[1], values[1], K, selection)[0])
+
+
+def filled(xp: Any, seed: int, capacity: int, lengths: Any, tail: bool = False) -> DeviceCache:
     """A cache 16/4 of sequences of these lengths."""
     B, H_kv, D = len(lengths), 4, 128
-    cache = device_cache(B, H_kv, D, FLOAT16, capacity)
-    cache.k[...] = xp.asarray(normal(seed, cache.k.shape))
-    cache.v[...] = xp.asarray(normal(seed + 1, cache.v.shape))
-    gpu.encode_centered(
-        *(cache.k, cache.thresholds, cache.planes, cache.centers), 0, np.asarray(lengths)
-    )
-    cache.lengths[...] = xp.asarray(lengths, np.int32)
+    cache = device_cache(B, H_kv, D, FLOAT16, capacity, tail=tail)
+    k, v = (xp.asarray(normal(seed + i, cache.k.shape)) for i in range(2))
+    fill(cache, k, v, np.asarray(lengths))
     return cache
+
+
+def arrays_of(cache: DeviceCache) -> list[Any]:
+    """All arrays of a cache; the sums hold those of its values."""
+    found = [*cache[:5], *(cache.centers or ()), *(cache.fine or ())]
+    if cache.values is not None:
+        found += [cache.values.planes, *cache.values.centers, cache.sums]
+    return found
 
 
 def restore(cache: DeviceCache, old: DeviceCache) -> None:
     """Put the arrays of another cache into this one, in place."""
-    for x, y in zip(
-        (*cache[:5], *(cache.centers or ())), (*old[:5], *(old.centers or ())), strict=True
-    ):
+    for x, y in zip(arrays_of(cache), arrays_of(old), strict=True):
         x[...] = y
 
 
@@ -137,18 +181,19 @@ def new_tokens(xp: Any, step: int, B: int) -> list[Any]:
     ]
 
 
-def replays_as_eager(xp: Any, sizes: Sizes) -> None:
+def replays_as_eager(xp: Any, sizes: Sizes, tail: int) -> None:
     """A captured step over a ragged cache that grows: the bits of eager steps."""
     capacity = sizes.capacity
     lengths = [capacity - sizes.steps - 1, capacity // 3, 1]
-    captured, eager = (filled(xp, 7, capacity, lengths) for _ in range(2))
-    steps = [DecodeStep(16, 1, c, 128, Selection()) for c in (captured, eager)]
+    captured, eager = (filled(xp, 7, capacity, lengths, tail > 0) for _ in range(2))
+    selection = Selection(tail=tail)
+    steps = [DecodeStep(16, 1, c, 128, selection) for c in (captured, eager)]
     inputs = new_tokens(xp, 0, 3)
     stream = xp.cuda.Stream(non_blocking=True)
     xp.cuda.get_current_stream().synchronize()  # before the other stream reads the caches
     with stream:
         steps[0](*inputs, captured)  # compiles
-        restore(captured, filled(xp, 7, capacity, lengths))
+        restore(captured, filled(xp, 7, capacity, lengths, tail > 0))
         stream.synchronize()
         stream.begin_capture()
         steps[0](*inputs, captured)
@@ -165,14 +210,25 @@ def replays_as_eager(xp: Any, sizes: Sizes) -> None:
             np.testing.assert_array_equal(on_host(captured.lengths), on_host(eager.lengths))
             grown = np.add(lengths, i + 1)
             np.testing.assert_array_equal(on_host(captured.lengths), grown)
-    compare_with_reference(captured, steps[0], inputs[0], xp)
+    for x, y in zip(arrays_of(captured)[2:], arrays_of(eager)[2:], strict=True):
+        np.testing.assert_array_equal(on_host(x), on_host(y))
+    compare_with_reference(captured, steps[0], inputs[0], selection)
 
 
-def compare_with_reference(cache: DeviceCache, step: DecodeStep, q: Any, xp: Any) -> None:
+def compare_with_reference(
+    cache: DeviceCache, step: DecodeStep, q: Any, selection: Selection
+) -> None:
     """The last result of a step against the reference's selection and float64."""
     k, v, q, out = (on_host(x) for x in (cache.k, cache.v, q, step.out))
     for b, n in enumerate(on_host(cache.lengths)):
         rows = k[b : b + 1, :, :n], v[b : b + 1, :, :n]
+        if selection.tail:
+            codes = encode(rows[0], backend="reference", bits=3).record
+            values = encode_values(rows[1], backend="reference").record
+            wide = q[b : b + 1].astype(np.float32)
+            expected, _ = reference.attend_tail(wide, *rows, codes, values, 128, selection)
+            close(out[b : b + 1], expected)
+            continue
         codes = coded("reference", rows[0], True)
         indices = reference.select_topk(q[b : b + 1], codes, 128, Selection())
         close(out[b : b + 1], exact(q[b : b + 1], *rows, indices))
@@ -208,8 +264,15 @@ def checks(xp: Any, sizes: Sizes, streams: bool) -> dict[str, Callable[[], None]
         )
         for s in sizes.shapes
     }
+    all_ |= {
+        f"tail B={s[0]} {s[1]}/{s[2]} S={s[3]} D={s[4]} K={s[5]}": partial(
+            chooses_tiers_as_the_reference, xp, s
+        )
+        for s in sizes.tails
+    }
     if streams:
-        all_["graph"] = partial(replays_as_eager, xp, sizes)
+        all_["graph"] = partial(replays_as_eager, xp, sizes, 0)
+        all_["graph with a tail"] = partial(replays_as_eager, xp, sizes, 1024)
         all_["two streams"] = partial(overlaps, xp, sizes)
     return all_
 

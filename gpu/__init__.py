@@ -12,12 +12,13 @@ from . import _launch
 from ._available import why_not
 from .attend import attend
 from .center import encode_centered
-from .decode_step import DecodeStep, DeviceCache, device_cache
+from .decode_step import DecodeStep, DeviceCache, device_cache, fill
 from .hadamard import hadamard
 from .quantize import encode, encode_query, quantize, quantize_query
 from .rerank import rerank
 from .score import score
 from .select import attend_topk, select_topk
+from .tail import attend_tail
 from .topk import topk
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "DeviceCache",
     "array_module",
     "attend",
+    "attend_tail",
     "attend_topk",
     "current_device",
     "device_cache",
     "encode",
     "encode_centered",
     "encode_query",
+    "fill",
     "hadamard",
     "quantize",
     "quantize_query",

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from adamas_core.reference.layout import Centers
+from adamas_core.reference.layout import Centers, Fine
 
 from . import _launch
 from ._kernels import ELEMENTS
@@ -72,11 +72,29 @@ def key_planes(planes: Array) -> dict[str, Argument]:
     return strides("planes", planes, ("plane", "batch", "head"))
 
 
-def head_centers(centers: Centers, *more: str) -> dict[str, Argument]:
-    """The means and scales of centered codes, and `more` of their arrays, with their strides."""
+def coded_planes(planes: Array, name: str = "planes") -> dict[str, Argument]:
+    """Planes (2, B, H_kv, T, 8, P, 8) with all strides but that of a tile, which is 8 groups."""
+    *_, group, word, token = (step // planes.itemsize for step in planes.strides)
+    own = strides(name, planes, ("plane", "batch", "head"))
+    return own | {f"{name}_group": group, f"{name}_word": word, f"{name}_token": token}
+
+
+def third_bits(fine: Fine | None) -> dict[str, Argument]:
+    """Third bits and their scales with their strides; nothing if there are none."""
+    if fine is None:
+        return {}
+    axes = ("batch", "head")
+    return strides("bits", fine.bits, axes) | strides("finer", fine.scales, axes)
+
+
+def head_centers(centers: Centers, *more: str, of: str = "") -> dict[str, Argument]:
+    """The means and scales of centered codes, and `more` of their arrays, with their strides.
+
+    Their names begin with `of`.
+    """
     named: dict[str, Argument] = {}
     for name in ("means", "scales", *more):
-        named |= strides(name, getattr(centers, name), ("batch", "head"))
+        named |= strides(of + name, getattr(centers, name), ("batch", "head"))
     return named
 
 

@@ -124,8 +124,8 @@ _SCORE = tuple(
     if (P <= 4 or queries == 1) and (planes, P) != (8, 32)
 )
 
-# TQ, TK, DT, VEC of attend.cu: vectors of 16 bytes up to head_dim 256, where the rows are aligned.
-# Single elements elsewhere, and where q is float32 and k is not.
+# TQ, TK, DT, VEC of attend.cu and attend_tail.cu: vectors of 16 bytes up to head_dim 256, where the
+# rows are aligned. Single elements elsewhere, and where q is float32 and k is not.
 _ATTEND = tuple(
     (q, k, DT, vector)
     for q, k, DT in product(
@@ -156,7 +156,10 @@ WEIGH = Kernel("group.cu", "weigh")
 POOL = Kernel("group.cu", "pool")
 RERANK = Kernel("rerank.cu", "rerank", _RERANK)
 BEGIN_STEP = Kernel("begin_step.cu", "begin_step", _ELEMENT_AND_LANE)
+CHOOSE_TIERS = Kernel("tiers.cu", "choose_tiers")
+DIVIDE = Kernel("tiers.cu", "divide")
 ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
+ATTEND_TAIL = Kernel("attend_tail.cu", "attend_tail", _ATTEND, exact=False)
 
 KERNELS = (
     HADAMARD,
@@ -174,6 +177,9 @@ KERNELS = (
     WEIGH,
     POOL,
     RERANK,
+    CHOOSE_TIERS,
+    DIVIDE,
     ATTEND,
+    ATTEND_TAIL,
     BEGIN_STEP,
 )

@@ -1,13 +1,20 @@
-"""Codes of keys relative to the mean of their tile."""
+"""Codes of keys or values relative to the mean of their tile."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from adamas_core.reference.layout import TILE, Centers, padded
+from adamas_core.reference.layout import TILE, Centers, Fine, padded
 
 from . import _launch
-from ._arrays import element, head_centers, head_thresholds, key_planes, strides
+from ._arrays import (
+    coded_planes,
+    element,
+    head_centers,
+    head_thresholds,
+    strides,
+    third_bits,
+)
 from ._kernels import ENCODE_FULL, ENCODE_LAST
 from ._launch import Argument, Array
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
@@ -20,11 +27,13 @@ def encode_centered(
     centers: Centers,
     start: int | Array = 0,
     count: int | Array | None = None,
+    fine: Fine | None = None,
 ) -> Array:
     """Code keys k (B, H_kv, S, D) as tokens start, start + 1, ... of planes and centers, in place.
 
     Each sequence takes its first `count` keys, or all if count is not given. start and count are
-    ints or arrays (B,) on the host. Returns planes.
+    ints or arrays (B,) on the host. With `fine`, third bits and their scales are written
+    too. Returns planes.
     """
     device = _launch.device()
     B, H_kv, S, D = k.shape
@@ -40,8 +49,9 @@ def encode_centered(
     arguments = {
         **strides("k", k),
         **spans,
-        **key_planes(planes),
+        **coded_planes(planes),
         **head_centers(centers, "open_tile"),
+        **third_bits(fine),
         **head_thresholds(thresholds),
         "D": D,
         "Dt": padded(D),

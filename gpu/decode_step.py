@@ -7,16 +7,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adamas_core.reference.center import CENTERED_THRESHOLDS
-from adamas_core.reference.layout import TILE, Centers, Codes, Selection, padded, tiles, words
+from adamas_core.reference.layout import (
+    TILE,
+    Centers,
+    Codes,
+    Fine,
+    Selection,
+    Values,
+    padded,
+    tiles,
+    words,
+)
 
 from . import _launch
-from ._arrays import element, head_centers, head_thresholds, key_planes, strides
+from ._arrays import (
+    coded_planes,
+    element,
+    head_centers,
+    head_thresholds,
+    strides,
+    third_bits,
+)
 from ._kernels import BEGIN_STEP
 from ._launch import Argument, Array
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
 from .attend import attend_into, empty_splits
-from .quantize import CodedQuery, empty_coded_query, query_bits
+from .center import encode_centered
+from .quantize import CodedQuery, empty_coded_query, encode, query_bits
 from .select import make_plan, select_coded
+from .tail import attend_tiers, choose_tiers, make_room
 
 
 class DeviceCache(NamedTuple):
@@ -28,43 +47,112 @@ class DeviceCache(NamedTuple):
     thresholds: Array  # (H_kv, 3), float32
     lengths: Array  # (B,), int32
     centers: Centers | None = None  # None: the codes are plain
+    fine: Fine | None = None  # this and all below: None where there is no room for a tail
+    values: Values | None = None
+    sums: Array | None = None  # (3, B, H_kv, D), float32: of full tiles, of the open tile, of both
 
     @property
     def codes(self) -> Codes:
         """The codes, with their lengths on the device."""
-        return Codes(self.planes, self.lengths, self.thresholds, self.centers)
+        return Codes(self.planes, self.lengths, self.thresholds, self.centers, self.fine)
 
 
 def device_cache(
-    B: int, H_kv: int, D: int, dtype: Any, capacity: int, thresholds: Array | None = None
+    B: int,
+    H_kv: int,
+    D: int,
+    dtype: Any,
+    capacity: int,
+    thresholds: Array | None = None,
+    tail: bool = False,
 ) -> DeviceCache:
     """A cache without tokens.
 
     Its codes are centered, as those of `encode`. If thresholds (3,) or (H_kv, 3) are given, the
-    codes are plain.
+    codes are plain. With `tail` it keeps what selections with a tail need: third bits of the keys,
+    codes of the values, and their sums. A ValueError says that plain codes have no tail.
     """
+    if tail and thresholds is not None:
+        raise ValueError(
+            "device_cache: tail=True with thresholds; expected no thresholds, because plain codes "
+            "have no tail"
+        )
     xp = _launch.device().xp
     shape = (B, H_kv, capacity, D)
-    T, Dt = tiles(capacity), padded(D)
-    centers = None
+    T, P = tiles(capacity), words(D)
+    centers = fine = values = sums = None
     if thresholds is None:
         thresholds = CENTERED_THRESHOLDS
-        centers = Centers(
-            xp.zeros((B, H_kv, T, Dt), np.float16),
-            xp.zeros((B, H_kv, T, TILE), np.uint8),
-            xp.zeros((B, H_kv, TILE, Dt), np.float32),
+        centers = _empty_centers(B, H_kv, D, T)
+    if tail:
+        fine = Fine(
+            xp.zeros((B, H_kv, T, TILE, P), np.uint64), xp.zeros((B, H_kv, T, TILE), np.uint8)
         )
-    planes = xp.zeros((2, B, H_kv, T, 8, words(D), 8), np.uint64)
+        rows = xp.zeros((B, H_kv, T, 8, 8, 2, P), np.uint64)  # a token's words side by side
+        sums = xp.zeros((3, B, H_kv, D), np.float32)
+        own = _empty_centers(B, H_kv, D, T)
+        values = Values(rows.transpose(5, 0, 1, 2, 3, 6, 4), own, sums[2])
+    planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
     t = xp.ascontiguousarray(xp.broadcast_to(xp.asarray(thresholds, np.float32), (H_kv, 3)))
     return DeviceCache(
         *(xp.empty(shape, dtype), xp.empty(shape, dtype), planes, t),
         xp.zeros((B,), np.int32),
-        centers,
+        *(centers, fine, values, sums),
     )
+
+
+def _empty_centers(B: int, H_kv: int, D: int, T: int) -> Centers:
+    """Centers of T tiles without tokens."""
+    xp, Dt = _launch.device().xp, padded(D)
+    return Centers(
+        xp.zeros((B, H_kv, T, Dt), np.float16),
+        xp.zeros((B, H_kv, T, TILE), np.uint8),
+        xp.zeros((B, H_kv, TILE, Dt), np.float32),
+    )
+
+
+def fill(cache: DeviceCache, k: Array, v: Array, count: int | Array | None = None) -> None:
+    """Make k and v (B, H_kv, S, D), as of a prompt, the tokens of a cache, and code them.
+
+    Each sequence takes its first `count` rows, or all if count is not given; count is an int or
+    (B,), on the host. Tokens that the cache has already are replaced.
+    """
+    B, _, S, _ = k.shape
+    each = np.array(np.broadcast_to(S if count is None else count, (B,)))
+    cache.k[:, :, :S] = k
+    cache.v[:, :, :S] = v
+    if cache.centers is None:
+        encode(k, cache.thresholds, cache.planes, 0)
+    else:
+        encode_centered(k, cache.thresholds, cache.planes, cache.centers, 0, each, cache.fine)
+    if cache.values is not None:
+        planes, centers, _ = cache.values
+        encode_centered(v, cache.thresholds, planes, centers, 0, each)
+        for b, n in enumerate(map(int, each)):
+            _sum(v[b, :, :n], cache.sums[:, b])  # type: ignore[index]
+    cache.lengths[...] = _launch.device().xp.asarray(each, np.int32)
+
+
+def _sum(v: Array, sums: Array) -> None:
+    """Write the sums (3, H_kv, D) of values (H_kv, n, D), in the order of `total_of`."""
+    n = v.shape[1]
+    whole = n // TILE
+    end = whole * TILE
+    sums[...] = 0
+    full = _launch.device().xp.zeros((v.shape[0], whole, v.shape[2]), np.float32)
+    for slot in range(TILE):  # in each tile token by token, in all tiles at once
+        full += v[:, slot:end:TILE].astype(np.float32)
+    for t in range(whole):
+        sums[0] += full[:, t]
+    for i in range(end, n):
+        sums[1] += v[:, i].astype(np.float32)
+    sums[2] = sums[0] + sums[1]
 
 
 class DecodeStep:
     """Append the keys and values of L new tokens, and attend to `budget` tokens per query.
+
+    With selection.tail it attends to all tokens, as `attend_tail` does.
 
     A call allocates nothing and does not wait for the device, so a CUDA graph can capture it. It
     takes four launches. The grids are made for the capacity, and the kernels read the lengths on
@@ -87,8 +175,8 @@ class DecodeStep:
     Raises
     ------
     ValueError
-        selection.refine, selection.group or selection.tail is set, or the codes are centered and
-        selection.metric is "manhattan".
+        selection.refine or selection.group is set, selection.tail is set and the cache has no room
+        for a tail, or the codes are centered and selection.metric is "manhattan".
     """
 
     def __init__(
@@ -100,10 +188,10 @@ class DecodeStep:
                 "expected refine=0 and group=False, because a step selects by codes alone and for "
                 "each query head"
             )
-        if selection.tail:
+        if selection.tail and cache.values is None:
             raise ValueError(
-                f"DecodeStep: selection has tail={selection.tail}; expected tail=0, because a step "
-                "attends to selected tokens alone"
+                f"DecodeStep: selection has tail={selection.tail} and the cache has no codes of "
+                "values; expected tail=0, or a cache of device_cache(..., tail=True)"
             )
         if cache.centers is not None and selection.metric != "weighted":
             raise ValueError(
@@ -116,9 +204,13 @@ class DecodeStep:
         self._selection = selection
         self._query = empty_coded_query((B, H, L, D), selection, cache.codes)
         self._finished = xp.zeros((B,), np.uint32)
-        self._plan = make_plan(selection, cache.codes, H // H_kv * L, capacity, budget)
-        self._indices = xp.empty((B, H, L, budget), np.int32)
-        self._splits = empty_splits(B * H * L, budget, D)
+        self._room = None
+        if selection.tail:
+            self._room = make_room(selection, cache.codes, (B, H, L, D), capacity, budget)
+        else:
+            self._plan = make_plan(selection, cache.codes, H // H_kv * L, capacity, budget)
+            self._indices = xp.empty((B, H, L, budget), np.int32)
+            self._splits = empty_splits(B * H * L, budget, D)
         self.out = xp.empty((B, H, L, D), cache.k.dtype)
         self.lse = xp.empty((B, H, L), np.float32)
 
@@ -138,8 +230,14 @@ class DecodeStep:
         new = {**strides("q", q), **strides("k_new", k), **strides("v_new", v)}
         _begin(new, cache, self._query, query_bits(self._selection), self._finished)
         counts = {"lengths": cache.lengths, "length": cache.k.shape[2]}
-        select_coded(self._query, cache.codes, counts, self._plan, self._indices, self._selection)
-        attend_into(*(q, cache.k, cache.v, self._indices, scale, self.out, self.lse, self._splits))
+        rows, selection = (q, cache.k, cache.v), self._selection
+        if self._room is not None and cache.values is not None:
+            scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+            choose_tiers(self._query, cache.codes, counts, self._room, selection, scale)
+            attend_tiers(*rows, cache.values, counts, self._room, scale, self.out, self.lse)
+        else:
+            select_coded(self._query, cache.codes, counts, self._plan, self._indices, selection)
+            attend_into(*rows, self._indices, scale, self.out, self.lse, self._splits)
         return self.out
 
 
@@ -151,26 +249,31 @@ def _begin(
     _, H_kv, capacity, D = cache.k.shape
     warps = THREADS // LANES
     centers: dict[str, Argument] = {}
+    values: dict[str, Argument] = {}
     shared = 0
     if cache.centers is not None:
-        centers = head_centers(cache.centers, "open_tile")
+        centers = head_centers(cache.centers, "open_tile") | third_bits(cache.fine)
         shared = 4 * padded(D) * (warps + 1)
+    if cache.values is not None:
+        values = coded_planes(cache.values.planes, "v_planes") | {"sums": cache.sums}
+        values |= head_centers(cache.values.centers, "open_tile", of="v_")
     _launch.device().launch(
         BEGIN_STEP,
         (element(cache.k), per_lane(D)),
-        (H_kv + -(-H * L // warps), B),
+        ((2 if values else 1) * H_kv + -(-H * L // warps), B),
         THREADS,
         {
             **new,
             "H": H,
             "L": L,
-            "bits": bits,
+            "query_bits": bits,
             "query": query.planes,
             "x": query.x,
             **strides("k", cache.k),
             **strides("v", cache.v),
-            **key_planes(cache.planes),
+            **coded_planes(cache.planes),
             **centers,
+            **values,
             **head_thresholds(cache.thresholds),
             "lengths": cache.lengths,
             "finished": finished,

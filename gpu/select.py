@@ -39,8 +39,13 @@ class Plan(NamedTuple):
     candidates: Candidates
 
 
-def make_plan(selection: Selection, codes: Codes, rows: int, capacity: int, K: int) -> Plan:
-    """For `rows` queries per KV head of `codes`, with up to `capacity` tokens."""
+def make_plan(
+    selection: Selection, codes: Codes, rows: int, capacity: int, K: int, one: bool = False
+) -> Plan:
+    """For `rows` queries per KV head of `codes`, with up to `capacity` tokens.
+
+    There are candidates even of one chunk if `one` is true.
+    """
     _, B, H_kv, _, _, P, _ = codes.planes.shape
     centered = codes.centers is not None
     groups = query_groups(selection.metric, query_parts(selection), P, rows)
@@ -56,7 +61,7 @@ def make_plan(selection: Selection, codes: Codes, rows: int, capacity: int, K: i
     if codes.centers is not None:
         Dt = codes.centers.means.shape[-1]
         shared += queries * (Dt + size // TILE) * np.dtype(np.float32).itemsize + size
-    candidates = empty_candidates(B * H_kv * rows, chunks, K, size, dtype)
+    candidates = empty_candidates(B * H_kv * rows, chunks, K, size, dtype, one)
     return Plan(groups, chunks, stride, shared, candidates)
 
 
@@ -73,9 +78,22 @@ def select_coded(
     The queries are the last L tokens. `lengths` are the kernel's arguments `lengths` and `length`;
     the length of `codes` is not read.
     """
+    K = indices.shape[-1]
+    select_chunks(query, codes, lengths, plan, taken(K, selection) | {"indices": indices})
+    if plan.chunks > 1:
+        merge_candidates(plan.candidates, indices, K, selection)
+
+
+def select_chunks(
+    query: CodedQuery,
+    codes: Codes,
+    lengths: dict[str, Argument],
+    plan: Plan,
+    more: dict[str, Argument],
+) -> None:
+    """The first launch of `select_coded`; `more` are the other arguments of the kernel."""
     _, H, L, _ = query.planes.shape
     _, B, H_kv, *_ = codes.planes.shape
-    K = indices.shape[-1]
     kernel = SELECT_CHUNKS
     centers: dict[str, Argument] = {}
     if codes.centers is not None:
@@ -100,14 +118,11 @@ def select_coded(
             "G": H // H_kv,
             "L": L,
             "stride": plan.stride,
-            **taken(K, selection),
             **plan.candidates.arguments(),
-            "indices": indices,
+            **more,
         },
         shared=plan.shared,
     )
-    if plan.chunks > 1:
-        merge_candidates(plan.candidates, indices, K, selection)
 
 
 def select_topk(

@@ -36,11 +36,14 @@ class Candidates(NamedTuple):
 
 
 def empty_candidates(
-    rows: int, chunks: int, K: int, size: int, dtype: Any = np.uint16
+    rows: int, chunks: int, K: int, size: int, dtype: Any = np.uint16, one: bool = False
 ) -> Candidates:
-    """Room for the selections of `chunks` chunks of at most `size` tokens. One chunk needs none."""
+    """Room for the selections of `chunks` chunks of at most `size` tokens.
+
+    One chunk needs none, unless `one` is true.
+    """
     xp = _launch.device().xp
-    slots = min(K, size) if chunks > 1 else 0
+    slots = min(K, size) if chunks > 1 or one else 0
     shape = (rows, chunks, slots)
     return Candidates(xp.empty(shape, dtype), xp.empty(shape, np.int32), slots)
 

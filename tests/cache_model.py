@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core import KVCache, Selection, cpu, decode_attention
+from adamas_core import KVCache, Selection, decode_attention
 
 Tokens = NDArray[np.float32]  # (2, H_kv, n, D): keys and values
 THRESHOLDS = np.array([-0.9, 0, 0.9], np.float32)
-TAIL_BACKEND = "cpu" if hasattr(cpu, "attend_tail") else "reference"
 KINDS: dict[str, dict[str, Any]] = {
     "centered": {"centered": True},
-    "tail": {"selection": Selection(tail=30), "backend": TAIL_BACKEND},
+    "tail": {"selection": Selection(tail=30)},
     "plain": {"thresholds": THRESHOLDS, "centered": False},
     "calibrated": {"centered": False},
 }

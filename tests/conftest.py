@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import adamas_core.gpu
 from adamas_core.dispatch import load, on_host
-from adamas_core.reference.layout import Centers, Codes
+from adamas_core.reference.layout import Centers, Codes, Fine, Values
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=200, derandomize=True, **_common)
@@ -127,11 +127,12 @@ class OnDevice:
         def call(*arguments: Any, **named: Any) -> Any:
             given = [x for x in (*arguments, *named.values()) if isinstance(x, np.ndarray)]
             given = [x for x in given if x.dtype != np.int64]
-            centers = [x for x in arguments if isinstance(x, Centers)]
-            given += [x for group in centers for x in group]
+            groups = [x for x in (*arguments, *named.values()) if isinstance(x, (Centers, Fine))]
+            given += [x for group in groups for x in group]
             there = {id(x): moved(x) for x in given}
-            there |= {id(x): moved_centers(x, there) for x in centers}
+            there |= {id(group): type(group)(*(there[id(x)] for x in group)) for group in groups}
             there |= {id(x): moved_codes(x) for x in arguments if isinstance(x, Codes)}
+            there |= {id(x): moved_values(x) for x in arguments if isinstance(x, Values)}
             result = function(
                 *(there.get(id(x), x) for x in arguments),
                 **{name: there.get(id(x), x) for name, x in named.items()},
@@ -169,12 +170,14 @@ def moved(x: np.ndarray[Any, Any]) -> Any:
 def moved_codes(codes: Codes) -> Codes:
     """Codes whose arrays are on the device; the length stays on the host."""
     centers = codes.centers and Centers(*map(moved, codes.centers))
-    return Codes(moved(codes.planes), codes.length, moved(codes.thresholds), centers)
+    fine = codes.fine and Fine(*map(moved, codes.fine))
+    return Codes(moved(codes.planes), codes.length, moved(codes.thresholds), centers, fine)
 
 
-def moved_centers(centers: Centers, there: dict[int, Any]) -> Centers:
-    """Centers of the device arrays that stand for these arrays."""
-    return Centers(*(there[id(x)] for x in centers))
+def moved_values(values: Values) -> Values:
+    """Coded values whose arrays are on the device."""
+    centers = Centers(*map(moved, values.centers))
+    return Values(moved(values.planes), centers, moved(values.total))
 
 
 def _bytes_at(first: int, end: int) -> memoryview:

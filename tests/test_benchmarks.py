@@ -165,16 +165,15 @@ def test_dry(device: Any) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{")]
-    assert len(results) == 2 * 2 * 2 * 3
+    assert len(results) == 2 * 2 * 2 * 4
     assert {name for result in results for name in result["ms"]} == {
         "step",
         "selection",
         "copy_of_codes",
     }
-    assert (
-        sum(line.startswith("| 4/1 | 2 | 200 | 16 | weighted | centered | - |") for line in lines)
-        == 1
-    )
+    for codes in ("tail", "centered", "plain"):
+        start = f"| 4/1 | 2 | 200 | 16 | weighted | {codes} | - |"
+        assert sum(line.startswith(start) for line in lines) == 1
     assert lines[-1].startswith("dry: every shape ran")
 
 

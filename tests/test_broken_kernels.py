@@ -18,7 +18,7 @@ from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
 from cuda_on_cpu.marks import BUILDS_PROGRAMS
 from oracles import assert_attention, assert_same_bits
 
-from adamas_core import Selection, encode, gpu, reference
+from adamas_core import Selection, encode, encode_values, gpu, reference
 from adamas_core.gpu import estimate, group
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import FOLDER, HADAMARD, Kernel, headers
@@ -28,12 +28,14 @@ from adamas_core.reference.estimate import estimate as reference_estimate
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.group import levels as reference_levels
 from adamas_core.reference.group import pool as reference_pool
-from adamas_core.reference.layout import INVISIBLE, Centers, Codes
+from adamas_core.reference.layout import INVISIBLE, Centers, Codes, Fine, Values
 
 pytestmark = BUILDS_PROGRAMS
 
 LENGTHS = np.array([150, 97])
 FORCED = Selection(sinks=1, recent=2)
+TAIL_LENGTHS = np.array([300, 97])
+TAIL_SIZES = [(2, 2), (1, 300), (1, 300)]  # heads and tokens of q, k and v
 
 
 class Edited(Cpu):
@@ -131,15 +133,19 @@ def compare_centered() -> None:
         np.full((2, 1, 6, 64), 7, np.uint8),
         np.full((2, 1, 64, 16), 7, np.float32),
     )
+    fine = Fine(np.full((2, 1, 6, 64, 1), 7, np.uint64), np.full((2, 1, 6, 64), 7, np.uint8))
     expected = [x.copy() for x in (planes, *centers)]
+    third = Fine(*(x.copy() for x in fine))
     starts = np.zeros(2, np.int64)
     for S, counts in [(150, [150, 30]), (42, [42, 34]), (70, [70, 64])]:
         k = rng.standard_normal((2, 1, S, 12)).astype(np.float32) + np.float32(1)
         at = starts, np.array(counts)
-        reference.encode_centered(k, CENTERED_THRESHOLDS, expected[0], Centers(*expected[1:]), *at)
-        there = [DeviceArray(x) for x in (k, CENTERED_THRESHOLDS, planes, *centers)]
-        gpu.encode_centered(*there[:3], Centers(*there[3:]), *at)
-        for got, wanted in zip((planes, *centers), expected, strict=True):
+        t = CENTERED_THRESHOLDS
+        reference.encode_centered(k, t, expected[0], Centers(*expected[1:]), *at, third)
+        there = [DeviceArray(x) for x in (k, t, planes, *centers)]
+        own = Fine(*map(DeviceArray, fine))
+        gpu.encode_centered(*there[:3], Centers(*there[3:]), *at, own)
+        for got, wanted in zip((planes, *centers, *fine), (*expected, *third), strict=True):
             assert_same_bits(got, wanted)
         starts += counts
 
@@ -159,7 +165,9 @@ def estimated(D: int, size: float) -> tuple[Any, ...]:
 
 def on_device(codes: Codes) -> Codes:
     centers = codes.centers and Centers(*map(DeviceArray, codes.centers))
-    return Codes(DeviceArray(codes.planes), codes.length, DeviceArray(codes.thresholds), centers)
+    fine = codes.fine and Fine(*map(DeviceArray, codes.fine))
+    t = DeviceArray(codes.thresholds)
+    return Codes(DeviceArray(codes.planes), codes.length, t, centers, fine)
 
 
 def compare_levels(D: int, size: float) -> None:
@@ -181,6 +189,22 @@ def compare_selection(G: int, L: int, D: int) -> None:
     codes = encode(k, length=np.array([300, 97]), backend="reference", centered=True).record
     got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
     assert_same_bits(got.get(), reference.select_topk(q, codes, 9, FORCED))
+
+
+def compare_tail(refine: int, tail: int) -> None:
+    """Two queries of sequences of 300 and 97 tokens, as test_tail does."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, H, n, 40)).astype(np.float32) for H, n in TAIL_SIZES)
+    codes = encode(k, length=TAIL_LENGTHS, backend="reference", bits=3).record
+    values = encode_values(v, length=TAIL_LENGTHS, backend="reference").record
+    selection = Selection(sinks=1, recent=2, refine=refine, tail=tail)
+    centers = Centers(*map(DeviceArray, values.centers))
+    there = Values(DeviceArray(values.planes), centers, DeviceArray(values.total))
+    rows = [DeviceArray(x) for x in (q, k, v)]
+    got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)
+    expected = reference.attend_tail(q, k, v, codes, values, 6, selection)
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x.get(), y, rtol=2e-6, atol=4e-6)
 
 
 def compare_pool(size: float) -> None:
@@ -207,6 +231,9 @@ SHORT_LEVELS = partial(compare_levels, 12, 1)
 FAR_LEVELS = partial(compare_levels, 40, 100)
 POOL = partial(compare_pool, 5)
 CLOSE_POOL = partial(compare_pool, 0.1)
+TAIL = partial(compare_tail, 0, 30)
+LONG_TAIL = partial(compare_tail, 0, 200)
+REFINED_TAIL = partial(compare_tail, 4, 10)
 
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
 TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
@@ -218,7 +245,8 @@ SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
 QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
 PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
 QUERIES_BARRIER = "  __syncthreads();\n  for (int q = threadIdx"
-RANKS_BARRIER = "  __syncthreads();\n\n  const unsigned char"
+RANKS_BARRIER = "  __syncthreads();\n  if (rests) {\n    for"
+TIERS_BARRIER = "  __syncthreads();\n  if (threadIdx.x < LANES)"
 SUMS_BARRIER = "  __syncthreads();\n\n  // Merge the warps"
 
 MISTAKES = [
@@ -230,9 +258,9 @@ MISTAKES = [
     ("score.cuh", "+ 2 * g + word", "+ 2 * g + 2 + word", PRODUCTS),
     ("attend.cu", SUMS_BARRIER, "  // Merge the warps", ONE_BLOCK),
     ("attend.cu", "== splits - 1u", "== splits - 2u", SPLITS),
-    ("attend.cu", "named < tokens.S ?", "named < tokens.S - 1 ?", ONE_BLOCK),
+    ("attend.cuh", "named < tokens.S ?", "named < tokens.S - 1 ?", ONE_BLOCK),
     ("attend.cu", "min(begin + size, count)", "min(begin + size + 1, count)", SPLITS),
-    ("attend.cu", "stride = SHARERS; stride < LANES;", "stride = SHARERS; stride < 16;", SPLITS),
+    ("attend.cuh", "stride = TEAM; stride < LANES;", "stride = TEAM; stride < 16;", SPLITS),
     ("rerank.cu", QUERY_BARRIER, "  using Part", RERANK),
     ("rerank.cu", PRODUCTS_BARRIER, "  const int taken", RERANK),
     ("rerank.cu", PRODUCTS_BARRIER, "  const int taken", RERANK_MANY),
@@ -281,6 +309,26 @@ MISTAKES = [
     ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", POOL),
     ("group.cu", "visible_tokens(n, l, L)", "n", POOL),
     ("group.cu", "min(first + size, S)", "first + size", POOL),
+    ("center.cuh", "? 0.25f : -0.25f", "? 0.25f : 0.5f", compare_centered),
+    ("center.cuh", "head.bits[token * words", "head.bits[words", compare_centered),
+    ("select_centered.cu", "noise, squares[q]", "noise, squares[0]", TAIL),
+    ("select_centered.cu", "* T + first_tile + i", "* T + i", TAIL),
+    ("select_centered.cu", "rests != nullptr", "false", TAIL),
+    ("tail.cuh", "other.sum, __fmul_rn(share, sum)", "other.sum, sum", TAIL),
+    ("tail.cuh", "int w = 1; w <", "int w = 2; w <", TAIL),
+    ("tail.cuh", "LANES] = own;\n  __syncthreads();", "LANES] = own;", TAIL),
+    ("tiers.cu", "2 * far + 2 * __popcll", "2 * far + __popcll", TAIL),
+    ("tiers.cu", "- weights / 3", "", TAIL),
+    ("tiers.cu", "  __syncthreads();\n  if (nearest)", "  if (nearest)", TAIL),
+    ("tiers.cu", "first = middle + 1", "first = middle + 2", REFINED_TAIL),
+    ("tiers.cu", "i < M; i += blockDim.x) coded", "i < M - 1; i += blockDim.x) coded", LONG_TAIL),
+    ("tiers.cu", "others.add(list.logits[i]);", "", REFINED_TAIL),
+    ("attend_tail.cu", "sum[j] - 1.5f * along", "sum[j] - along", TAIL),
+    ("attend_tail.cu", "int token = seen;", "int token = seen + 1;", TAIL),
+    ("attend_tail.cu", "at < end ?", "at <= end ?", TAIL),
+    ("attend_tail.cu", "other / TILE) * Dt", "0) * Dt", TAIL),
+    ("attend_tail.cu", "== splits - 1u", "== splits - 2u", TAIL),
+    ("attend_tail.cu", TIERS_BARRIER, "  if (threadIdx.x < LANES)", TAIL),
 ]  # fmt: skip
 
 
@@ -289,7 +337,7 @@ MISTAKES = [
     [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
         *(compare_centered, FEW, MANY, SHORT, WIDE, LEVELS, SHORT_LEVELS, FAR_LEVELS),
-        *(POOL, CLOSE_POOL),
+        *(POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:

@@ -13,10 +13,17 @@ from oracles import assert_same_bits
 from strategies import DTYPES, FINITE, VALUES, head_dims, laid_out, layouts, seeds, values
 
 from adamas_core import reference
+from adamas_core.code_store import as_planes
 from adamas_core.reference.center import CENTERED_THRESHOLDS as T3
 from adamas_core.reference.center import scale_byte, scale_of
-from adamas_core.reference.layout import Centers, padded, tiles, words
+from adamas_core.reference.layout import Centers, Fine, padded, tiles, words
 from adamas_core.reference.quantize import from_planes, unpack_bits
+
+
+def third(B: int, H_kv: int, S: int, D: int) -> Fine:
+    """Room for third bits of S tokens, filled with other numbers."""
+    bits = np.full((B, H_kv, tiles(S), 64, words(D)), 7, np.uint64)
+    return Fine(bits, np.full((B, H_kv, tiles(S), 64), 7, np.uint8))
 
 
 def empty(B: int, H_kv: int, S: int, D: int) -> tuple[NDArray[np.uint64], Centers]:
@@ -53,17 +60,21 @@ def appends(
 
 
 @settings(max_examples=100)
-@given(calls=appends())
-def test_bits(kernels: ModuleType, calls: list[Any]) -> None:
-    """Planes and centers, and nothing else is written."""
+@given(calls=appends(), fine=st.booleans(), by_token=st.booleans())
+def test_bits(kernels: ModuleType, calls: list[Any], fine: bool, by_token: bool) -> None:
+    """Planes, centers and third bits, and nothing else is written."""
     B, H_kv, _, D = calls[0][0].shape
     room = sum(k.shape[2] for k, _, _ in calls) + 70
     mine, expected = empty(B, H_kv, room, D), empty(B, H_kv, room, D)
+    bits, wanted_bits = third(B, H_kv, room, D), third(B, H_kv, room, D)
+    if by_token:
+        rows = as_planes(np.full((B, H_kv, tiles(room), 64, 2, words(D)), 7, np.uint64))
+        mine = (rows, mine[1])
     for k, start, count in calls:
-        kernels.encode_centered(k, T3, mine[0], mine[1], start, count)
-        reference.encode_centered(k, T3, expected[0], expected[1], start, count)
+        kernels.encode_centered(k, T3, *mine, start, count, bits if fine else None)
+        reference.encode_centered(k, T3, *expected, start, count, wanted_bits if fine else None)
     assert_same_bits(mine[0], expected[0])
-    for got, wanted in zip(mine[1], expected[1], strict=True):
+    for got, wanted in zip((*mine[1], *bits), (*expected[1], *wanted_bits), strict=True):
         assert_same_bits(got, wanted)
 
 

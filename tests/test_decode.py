@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_model import TAIL_BACKEND
 from numpy.typing import NDArray
 
 from adamas_core import KVCache, Selection, attend, decode_attention, reference
@@ -79,7 +78,7 @@ def test_scale_reaches_the_choice_of_a_group(place: Place) -> None:
 
 
 def with_tail(k: NDArray[np.float32], v: NDArray[np.float32], tail: int = 30) -> KVCache:
-    cache = KVCache(selection=Selection(tail=tail, sinks=2), backend=TAIL_BACKEND)
+    cache = KVCache(selection=Selection(tail=tail, sinks=2))
     cache.append(k, v)
     return cache
 
@@ -109,24 +108,12 @@ def test_a_budget_for_all_tokens_leaves_no_tail(budget: int | None) -> None:
 
 def test_a_tail_of_sequences_of_other_lengths() -> None:
     k, v, q = normal(3, 2, 200, 32), normal(3, 2, 200, 32, seed=1), normal(3, 4, 1, 32, seed=2)
-    cache = KVCache(selection=Selection(tail=20), backend=TAIL_BACKEND)
+    cache = KVCache(selection=Selection(tail=20))
     cache.append(k, v, count=np.array([200, 0, 30]))
     out, lse = decode_attention(q, cache, 12, return_lse=True)
     assert not out[1].any()
     assert (lse[1] == -np.inf).all()
     for b, n in ((0, 200), (2, 30)):
-        alone = KVCache(selection=Selection(tail=20), backend=TAIL_BACKEND)
+        alone = KVCache(selection=Selection(tail=20))
         alone.append(k[b, :, :n], v[b, :, :n])
         np.testing.assert_allclose(out[b], decode_attention(q[b], alone, 12), atol=4e-6)
-
-
-def test_a_backend_without_a_tail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("adamas_core.cpu.attend_tail", raising=False)
-    k, q = normal(1, 2, 50, 16), normal(1, 4, 1, 16, seed=1)
-    cache = KVCache(selection=Selection(tail=5))
-    cache.append(k, k)
-    with pytest.raises(ValueError, match="decode_attention: tail is not available on the cpu back"):
-        decode_attention(q, cache, 8)
-    with pytest.raises(ValueError, match=r"KVCache.attention: tail is not available on the cpu ba"):
-        cache.attention(8)(0, q, k[:, :, :1], k[:, :, :1])
-    assert cache[0].tokens == 50

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from oracles import assert_attention, assert_same_bits, exact_attention
 from strategies import dtypes, seeds
 
-from adamas_core import Selection, encode, gpu, reference
+from adamas_core import Selection, encode, encode_values, gpu, reference
 from adamas_core.dispatch import on_host
-from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache
-from adamas_core.reference.layout import Centers, Codes
+from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache, fill
+from adamas_core.reference.layout import Centers, Codes, Values
 from adamas_core.reference.quantize import from_planes
 
 SELECTIONS = [
@@ -134,16 +134,84 @@ def test_four_launches(device: Any) -> None:
     """With several chunks; also the one that brings the last token of a tile."""
     from adamas_core.gpu import _launch
 
-    for t in (None, np.array([-1, 0, 1], np.float32)):
-        cache = device_cache(1, 1, 32, np.dtype(np.float32), 300, t)
+    plain = np.array([-1, 0, 1], np.float32)
+    for t, tail, names in (
+        (None, 0, ["begin_step", "select_centered", "merge_candidates", "attend"]),
+        (plain, 0, ["begin_step", "select_chunks", "merge_candidates", "attend"]),
+        (None, 30, ["begin_step", "select_centered", "choose_tiers", "attend_tail"]),
+    ):
+        cache = device_cache(1, 1, 32, np.dtype(np.float32), 300, t, tail > 0)
         cache.lengths[:] = 63
-        step = DecodeStep(1, 1, cache, 9, Selection())
+        step = DecodeStep(1, 1, cache, 9, Selection(tail=tail))
         x = device.zeros((1, 1, 1, 32), np.float32)
         with patch.object(_launch.device(), "launch") as launch:
             step(x, x, x, cache)
-        names = [call.args[0].name for call in launch.call_args_list]
-        selects = "select_chunks" if t is not None else "select_centered"
-        assert names == ["begin_step", selects, "merge_candidates", "attend"]
+        assert [call.args[0].name for call in launch.call_args_list] == names
+
+
+# ---- with a tail --------------------------------------------------------------------------------
+
+
+def test_steps_with_a_tail(device: Any) -> None:
+    """A cache that is filled and then grows: codes and sums to the bit, and the attention."""
+    rng = np.random.default_rng(0)
+    selection = Selection(sinks=1, tail=40)
+    for L, capacity, prompt, steps in [(1, 200, [62, 125], 4), (70, 300, [3, 0], 3)]:
+        n = np.array(prompt)
+        k, v = (rng.standard_normal((2, 2, 300, 48)).astype(np.float16) for _ in "kv")
+        cache = device_cache(2, 2, 48, k.dtype, capacity, tail=True)
+        S = max(prompt)
+        fill(cache, device.asarray(k[:, :, :S]), device.asarray(v[:, :, :S]), n)
+        step = DecodeStep(4, L, cache, 9, selection)
+        for _ in range(steps):
+            q = rng.standard_normal((2, 4, L, 48)).astype(np.float16)
+            new = [
+                device.asarray(np.stack([x[b, :, i : i + L] for b, i in enumerate(n)]))
+                for x in (k, v)
+            ]
+            given_q = device.asarray(q)
+            with patch.multiple(device, empty=no_memory, zeros=no_memory):
+                step(given_q, *new, cache)
+            n = n + L
+            assert on_host(cache.lengths).tolist() == n.tolist()
+        for b, end in enumerate(map(int, n)):
+            rows = k[b : b + 1, :, :end], v[b : b + 1, :, :end]
+            codes = encode(rows[0], backend="reference", bits=3).record
+            values = encode_values(rows[1], backend="reference").record
+            assert_codes_of(cache, b, codes)
+            assert_tail_of(cache, b, codes, values)
+            expected, lse = reference.attend_tail(
+                q[b : b + 1].astype(np.float32), *rows, codes, values, 9, selection
+            )
+            got = on_host(step.out)[b : b + 1]
+            assert_attention(got, expected.astype(np.float64), k.dtype, 4e-6)
+            np.testing.assert_allclose(on_host(step.lse)[b : b + 1], lse, rtol=4e-6, atol=8e-6)
+
+
+def assert_tail_of(cache: DeviceCache, b: int, codes: Codes, values: Values) -> None:
+    """Sequence b has these third bits, codes of values and sums, to the bit."""
+    assert cache.fine is not None
+    assert cache.values is not None
+    assert codes.fine is not None
+    S = int(codes.length)
+    for got, wanted in zip(cache.fine, codes.fine, strict=True):
+        tokens = (1, codes.fine.bits.shape[1], -1, *wanted.shape[4:])
+        own = on_host(got)[b : b + 1].reshape(tokens)
+        assert_same_bits(own[:, :, :S], wanted.reshape(tokens)[:, :, :S])
+    planes, centers, total = cache.values
+    record = Codes(values.planes, codes.length, codes.thresholds, values.centers)
+    assert_codes_of(cache._replace(planes=planes, centers=centers), b, record)
+    assert_same_bits(on_host(total)[b : b + 1], values.total)
+
+
+def test_a_tail_needs_a_cache_with_room_for_it(device: Any) -> None:
+    cache = device_cache(1, 1, 32, np.dtype(np.float32), 64)
+    with pytest.raises(
+        ValueError, match=r"DecodeStep: selection has tail=9 and the cache has no c"
+    ):
+        DecodeStep(2, 1, cache, 8, Selection(tail=9))
+    with pytest.raises(ValueError, match=r"device_cache: tail=True with thresholds; expected no"):
+        device_cache(1, 1, 32, np.dtype(np.float32), 64, np.array([-1, 0, 1], np.float32), True)
 
 
 @pytest.mark.parametrize("selection", [Selection(refine=2), Selection(group=True)])
@@ -151,12 +219,6 @@ def test_unsupported_options_are_refused(device: Any, selection: Selection) -> N
     cache = device_cache(1, 1, 32, np.dtype(np.float32), 64, np.array([-1, 0, 1], np.float32))
     with pytest.raises(ValueError, match=r"DecodeStep: .* expected refine=0 and group=False"):
         DecodeStep(2, 1, cache, 8, selection)
-
-
-def test_a_tail_is_refused(device: Any) -> None:
-    cache = device_cache(1, 1, 32, np.dtype(np.float32), 64)
-    with pytest.raises(ValueError, match=r"DecodeStep: selection has tail=9; expected tail=0"):
-        DecodeStep(2, 1, cache, 8, Selection(tail=9))
 
 
 def test_manhattan_needs_plain_codes(device: Any) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from oracles import assert_attention, assert_same_bits, exact_attention, exact_tail, noise
 from strategies import UNIT, VALUES, Case, cases, coded_values, selections
 
-from adamas_core import Selection, attend_tail, cpu, encode, encode_values, merge, reference
+from adamas_core import Selection, attend_tail, encode, encode_values, merge, reference
 from adamas_core.reference.center import (
     CENTERED_THRESHOLDS,
     FINE_NOISE,
@@ -28,14 +28,6 @@ from adamas_core.reference.estimate import rank
 from adamas_core.reference.layout import Codes, Values
 from adamas_core.reference.score import visible_tokens
 from adamas_core.reference.tail import estimated, tiers, total_of
-
-
-@pytest.fixture(scope="session")
-def tailed(every: Any) -> Any:
-    """Each backend that has a tail."""
-    if not hasattr(every, "attend_tail"):
-        pytest.skip("this backend has no tail yet")
-    return every
 
 
 @st.composite
@@ -54,11 +46,11 @@ def assert_lse(got: NDArray[Any], exact: NDArray[np.float64], error: NDArray[np.
 
 
 @given(case=cases(UNIT, centered=True), data=st.data())
-def test_within_tolerance(tailed: ModuleType, case: Case, data: st.DataObject) -> None:
+def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
     budget, selection = data.draw(tails(case.tokens))
     scale = data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]]))
     values = coded_values(case.v, case.length)
-    out, lse = tailed.attend_tail(*case[:3], case.codes, values, budget, selection, scale)
+    out, lse = every.attend_tail(*case[:3], case.codes, values, budget, selection, scale)
     known = tiers(case.q, case.codes, budget, selection, case.k)
     both = tuple(estimated(case.q, case.codes, selection, fine)[0] for fine in (False, True))
     scale = case.q.shape[-1] ** -0.5 if scale is None else scale
@@ -100,11 +92,11 @@ def test_tiers_by_sorting(case: Case, data: st.DataObject) -> None:
 
 
 @given(case=cases(UNIT, centered=True), data=st.data())
-def test_no_tail_is_pure_selection(tailed: ModuleType, case: Case, data: st.DataObject) -> None:
+def test_no_tail_is_pure_selection(every: ModuleType, case: Case, data: st.DataObject) -> None:
     budget, selection = data.draw(selections(case.tokens))
     values = coded_values(case.v, case.length)
-    got = tailed.attend_tail(*case[:3], case.codes, values, budget, selection)
-    expected = tailed.attend_topk(*case[:3], case.codes, budget, selection)
+    got = every.attend_tail(*case[:3], case.codes, values, budget, selection)
+    expected = every.attend_topk(*case[:3], case.codes, budget, selection)
     for x, y in zip(got, expected, strict=True):
         assert_same_bits(x, y)
 
@@ -119,41 +111,41 @@ def made(S: int, length: Any = None, L: int = 1, seed: int = 0) -> tuple[Case, V
     return Case(q, k, v, codes, length), coded_values(v, length)
 
 
-def test_a_budget_for_all_is_dense(tailed: ModuleType) -> None:
+def test_a_budget_for_all_is_dense(every: ModuleType) -> None:
     case, values = made(100, L=3)
-    out, lse = tailed.attend_tail(*case[:4], values, 100, Selection(tail=5))
+    out, lse = every.attend_tail(*case[:4], values, 100, Selection(tail=5))
     expected, expected_lse = exact_attention(*case[:3], None, 48**-0.5)
     assert_attention(out, expected, np.dtype(np.float32))
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 
 
-def test_a_tail_for_all_needs_no_mean(tailed: ModuleType) -> None:
+def test_a_tail_for_all_needs_no_mean(every: ModuleType) -> None:
     """With no token left for the last tier, the sum of values changes nothing."""
     case, values = made(200)
     selection = Selection(tail=190)
     other = values._replace(total=values.total + np.float32(1e6))
-    got = tailed.attend_tail(*case[:4], values, 10, selection)
-    expected = tailed.attend_tail(*case[:4], other, 10, selection)
+    got = every.attend_tail(*case[:4], values, 10, selection)
+    expected = every.attend_tail(*case[:4], other, 10, selection)
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x, y, atol=2e-6)
-    short = tailed.attend_tail(*case[:4], other, 10, replace(selection, tail=189))
+    short = every.attend_tail(*case[:4], other, 10, replace(selection, tail=189))
     assert np.abs(short[0] - got[0]).max() > 0.01
 
 
-def test_a_tail_may_be_longer_than_any_cache(tailed: ModuleType) -> None:
+def test_a_tail_may_be_longer_than_any_cache(every: ModuleType) -> None:
     case, values = made(200)
-    got = tailed.attend_tail(*case[:4], values, 10, Selection(tail=2**40))
-    expected = tailed.attend_tail(*case[:4], values, 10, Selection(tail=190))
+    got = every.attend_tail(*case[:4], values, 10, Selection(tail=2**40))
+    expected = every.attend_tail(*case[:4], values, 10, Selection(tail=190))
     for x, y in zip(got, expected, strict=True):
         assert_same_bits(x, y)
 
 
-def test_closer_to_full_attention_than_selection(tailed: ModuleType) -> None:
+def test_closer_to_full_attention_than_selection(every: ModuleType) -> None:
     case, values = made(1000)
     full, full_lse = exact_attention(*case[:3], None, 48**-0.5)
 
     def error(tail: int) -> tuple[float, float]:
-        out, lse = tailed.attend_tail(*case[:4], values, 32, Selection(tail=tail))
+        out, lse = every.attend_tail(*case[:4], values, 32, Selection(tail=tail))
         return float(np.linalg.norm(out - full)), float(np.abs(lse - full_lse).max())
 
     (nothing, no_mass), (few, mass), (many, _) = map(error, (0, 1, 500))
@@ -161,26 +153,26 @@ def test_closer_to_full_attention_than_selection(tailed: ModuleType) -> None:
     assert mass < no_mass / 10
 
 
-def test_a_block_is_single_steps(tailed: ModuleType) -> None:
+def test_a_block_is_single_steps(every: ModuleType) -> None:
     """Each query sees the tokens up to itself, in a tile that does not become full."""
     case, _ = made(125, L=5)
     selection = Selection(tail=40)
     values = coded_values(case.v, 125)
-    out, lse = tailed.attend_tail(*case[:4], values, 16, selection)
+    out, lse = every.attend_tail(*case[:4], values, 16, selection)
     for l in range(5):
         n = 121 + l
         codes = encode(case.k[:, :, :n], backend="reference", bits=3).record
         step = (case.q[:, :, l : l + 1], case.k[:, :, :n], case.v[:, :, :n], codes)
         own = coded_values(case.v[:, :, :n], n)
-        expected, expected_lse = tailed.attend_tail(*step, own, 16, selection)
+        expected, expected_lse = every.attend_tail(*step, own, 16, selection)
         np.testing.assert_allclose(out[:, :, l : l + 1], expected, atol=4e-6)
         np.testing.assert_allclose(lse[:, :, l : l + 1], expected_lse, rtol=2e-6, atol=4e-6)
 
 
-def test_empty_sequences_and_one_token(tailed: ModuleType) -> None:
+def test_empty_sequences_and_one_token(every: ModuleType) -> None:
     length = np.array([0, 1])
     case, values = made(70, length, L=2)
-    out, lse = tailed.attend_tail(*case[:4], values, 3, Selection(tail=2))
+    out, lse = every.attend_tail(*case[:4], values, 3, Selection(tail=2))
     assert not out[0].any()
     assert (lse[0] == -np.inf).all()
     assert (lse[1, :, 0] == -np.inf).all()
@@ -193,7 +185,7 @@ def shard(case: Case, part: slice) -> tuple[Codes, Values, NDArray[Any], NDArray
     return encode(k, backend="reference", bits=3).record, coded_values(v, n), k, v
 
 
-def test_shards_merge(tailed: ModuleType) -> None:
+def test_shards_merge(every: ModuleType) -> None:
     """Two shards, cut between tiles, of which each has the whole's tokens in each tier.
 
     The second half repeats the values of the first, so the means of all values are equal.
@@ -215,10 +207,10 @@ def test_shards_merge(tailed: ModuleType) -> None:
             assert min(first, second) > 0
             codes, coded, k, v = shard(own, part)
             of_part = replace(selection, tail=second)
-            parts.append(tailed.attend_tail(q, k, v, codes, coded, first, of_part))
+            parts.append(every.attend_tail(q, k, v, codes, coded, first, of_part))
         out, lse = merge(*zip(*parts, strict=True))
         codes, coded, k, v = shard(own, slice(256))
-        expected, expected_lse = tailed.attend_tail(q, k, v, codes, coded, budget, selection)
+        expected, expected_lse = every.attend_tail(q, k, v, codes, coded, budget, selection)
         np.testing.assert_allclose(out, expected, atol=4e-6)
         np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
     assert values.total.shape == (2, 2, 48)
@@ -323,15 +315,3 @@ def test_arrays_of_torch() -> None:
     values = encode_values(v, backend="reference")
     expected = attend_tail(q, k, v, codes, values, 12, tail=30)
     np.testing.assert_allclose(out.float().numpy(), expected, atol=0.02)
-
-
-def test_a_backend_without_a_tail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not compute by another backend."""
-    monkeypatch.delattr("adamas_core.cpu.attend_tail", raising=False)
-    case, _ = made(100)
-    codes, values = encode(case.k, bits=3), encode_values(case.v)
-    message = "attend_tail: tail is not available on the cpu backend yet; expected tail=0, or"
-    with pytest.raises(ValueError, match=message):
-        attend_tail(*case[:3], codes, values, 12, tail=30)
-    expected = cpu.attend_topk(*case[:3], codes.record, 12, Selection())
-    assert_same_bits(attend_tail(*case[:3], codes, values, 12), expected[0])

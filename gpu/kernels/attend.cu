@@ -5,40 +5,7 @@
 // rows alone would not fill the GPU, the tokens of a row are split over several blocks, and the
 // block that finishes last merges their partial sums.
 
-#include "score.cuh"
-
-constexpr int ATTEND_THREADS = 128;
-constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
-
-// -inf: the largest logit where there is no token.
-__device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
-
-// The tokens of one query: those of `indices`, or `count` from `first` on if attention is dense. An
-// index below 0 means no token. An index of S or more counts as none, so that nothing outside k and
-// v is read. A branch in here would keep the compiler from loading several indices at a time.
-struct Tokens {
-  const int* indices;
-  bool dense;
-  int count, first, S;
-
-  __device__ int named(int i) const {
-    int token = -1;
-    if (i < count) token = dense ? first + i : indices[i];
-    return token;
-  }
-
-  __device__ int operator()(int i) const {
-    const int token = named(i);
-    return token < S ? token : -1;
-  }
-};
-
-__device__ __forceinline__ bool is_finite(float x) { return x - x == 0; }
-
-// exp(x - top), where `top` is the largest of several x. If there is no token, both are -inf.
-__device__ __forceinline__ float share(float x, float top) {
-  return x == top ? 1.0f : expf(x - top);
-}
+#include "attend.cuh"
 
 // One row in float64, by the whole block: for results that float32 cannot hold. Then a result is
 // NaN or infinite exactly where it is so in the reference, which sums in float64.
@@ -110,21 +77,13 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
     const TK* v, Int v_batch, Int v_head, Int v_token,
     const int* indices, Int H, Int H_kv, Int L, Int S, Int window, Int K, Int D, float scale,
     TQ* out, float* lse, float* partial, unsigned* finished, unsigned* beyond) {
-  constexpr int SHARERS = DT / VEC < LANES ? DT / VEC : LANES;  // lanes that share a token: a team
-  constexpr int PER = DT / (VEC * SHARERS);                     // vectors per lane
-  constexpr int TEAMS = ATTEND_THREADS / SHARERS;               // tokens per block at a time
-  constexpr int AHEAD = PER < 4 ? 4 / PER : 1;                  // tokens per team at a time
-  // Up to Dt = 1024 the registers hold the query, a key and its value together. Above, the query
-  // stays in shared memory, where each thread writes its own part, and a value is loaded after its
-  // key has been used.
-  constexpr bool EARLY = PER * VEC < 64;
-  __shared__ float shared_query[EARLY ? 1 : DT];
+  __shared__ float shared_query[EARLY<DT, VEC> ? 1 : DT];
   __shared__ double shared_sums[ATTEND_WARPS * DT / 2];  // float (ATTEND_WARPS, DT), or double (DT)
   __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS];
   __shared__ int last, not_finite;
   float* sums = reinterpret_cast<float*>(shared_sums);
-  const int lane = threadIdx.x % SHARERS, team = threadIdx.x / SHARERS, warp = threadIdx.x / LANES;
 
+  const Position at = position<DT, VEC>();
   const Int row = blockIdx.x;
   const int l = row % L, h = row / L % H, b = row / (L * H);
   const int head = h / (H / H_kv);
@@ -134,146 +93,27 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const int count = S == 0 ? 0 : dense ? min(visible, static_cast<int>(window)) : K;
   const Tokens tokens{
       indices + (dense ? 0 : row * K), dense, count, visible - count, static_cast<int>(S)};
-  int largest = -1;  // index that this thread has met
   const int splits = gridDim.y;
   const int size = (count + splits - 1) / splits;
   const int begin = min(static_cast<int>(blockIdx.y) * size, count), end = min(begin + size, count);
 
   const Strided<TK> keys{k, k_batch, k_head, k_token}, values{v, v_batch, v_head, v_token};
   const TQ* const q_row = q + b * q_batch + h * q_head + l * q_token;
-  float query[EARLY ? PER : 1][VEC], sum[PER][VEC];
-#pragma unroll
-  for (int i = 0; i < PER; ++i) {
-#pragma unroll
-    for (int j = 0; j < VEC; ++j) {
-      const int d = (i * SHARERS + lane) * VEC + j;
-      float& mine = EARLY ? query[EARLY ? i : 0][j] : shared_query[EARLY ? 0 : d];
-      mine = d < D ? to_float(q_row[d]) : 0.0f;
-      sum[i][j] = 0;
-    }
-  }
-
-  // Online softmax: `top` is the largest logit so far, mass = sum of exp(logit - top) and
-  // sum = sum of exp(logit - top) v.
-  float top = no_token(), mass = 0;
-  using Part = Packed<TK, VEC>;
-  // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
-  // Above Dt = 1024 that would need more registers than there are.
-  const auto load = [&](const Strided<TK>& rows, int token, Part (&parts)[PER]) {
-    const TK* const from = rows.row(b, head, max(token, 0));
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-      const int d = (i * SHARERS + lane) * VEC;
-      const bool there = token >= 0 && d < D;
-      if (EARLY || there) parts[i] = *reinterpret_cast<const Part*>(from + (d < D ? d : 0));
-      if (!there) parts[i] = Part{};
-    }
-  };
-  for (int start = begin; start < end; start += TEAMS * AHEAD) {
-    Part key[AHEAD][PER], value[AHEAD][PER];
-    int token[AHEAD];
-#pragma unroll
-    for (int a = 0; a < AHEAD; ++a) {
-      const int at = start + a * TEAMS + team;
-      const int named = at < end ? tokens.named(at) : -1;
-      largest = max(largest, named);
-      token[a] = named < tokens.S ? named : -1;
-    }
-#pragma unroll
-    for (int a = 0; a < AHEAD; ++a) {
-      load(keys, token[a], key[a]);
-      if (EARLY) load(values, token[a], value[a]);
-    }
-    float logit[AHEAD];
-    float larger = top;
-#pragma unroll
-    for (int a = 0; a < AHEAD; ++a) {
-      float dot = 0;
-#pragma unroll
-      for (int i = 0; i < PER; ++i) {
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) {
-          const float x = EARLY ? query[EARLY ? i : 0][j]
-                                : shared_query[EARLY ? 0 : (i * SHARERS + lane) * VEC + j];
-          dot += x * to_float(key[a][i].element(j));
-        }
-      }
-#pragma unroll
-      for (int stride = SHARERS / 2; stride > 0; stride /= 2) {
-        dot += __shfl_xor_sync(ALL_LANES, dot, stride);
-      }
-      logit[a] = scale * dot;
-      if (token[a] >= 0) larger = fmaxf(larger, logit[a]);
-    }
-    const float shrink = share(top, larger);  // the sums so far are relative to the old top
-    top = larger;
-    mass *= shrink;
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-#pragma unroll
-      for (int j = 0; j < VEC; ++j) sum[i][j] *= shrink;
-    }
-#pragma unroll
-    for (int a = 0; a < AHEAD; ++a) {
-      if (!EARLY) load(values, token[a], value[a]);
-      // expf and not `share`: an infinite logit must become NaN.
-      const float p = token[a] >= 0 ? expf(logit[a] - top) : 0.0f;
-      mass += p;
-#pragma unroll
-      for (int i = 0; i < PER; ++i) {
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) sum[i][j] += p * to_float(value[a][i].element(j));
-      }
-    }
-  }
-  if (beyond && largest >= tokens.S) atomicMax(beyond, largest + 1u);
-
-  // Merge the teams of a warp, then the warps.
-#pragma unroll
-  for (int stride = SHARERS; stride < LANES; stride *= 2) {
-    const float other_top = __shfl_xor_sync(ALL_LANES, top, stride);
-    const float larger = fmaxf(top, other_top);
-    const float own = share(top, larger), other = share(other_top, larger);
-    mass = own * mass + other * __shfl_xor_sync(ALL_LANES, mass, stride);
-    top = larger;
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-#pragma unroll
-      for (int j = 0; j < VEC; ++j) {
-        sum[i][j] = own * sum[i][j] + other * __shfl_xor_sync(ALL_LANES, sum[i][j], stride);
-      }
-    }
-  }
-  if (threadIdx.x % LANES < SHARERS) {
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-#pragma unroll
-      for (int j = 0; j < VEC; ++j) sums[warp * DT + (i * SHARERS + lane) * VEC + j] = sum[i][j];
-    }
-  }
-  if (threadIdx.x % LANES == 0) {
-    tops[warp] = top;
-    masses[warp] = mass;
-  }
+  const WarpSums<DT> warps{sums, tops, masses};
+  attend_tokens<TQ, TK, DT, VEC>(
+      at, q_row, keys, values, b, head, tokens, begin, end, D, scale, shared_query, warps, beyond);
   if (threadIdx.x == 0) not_finite = 0;
   __syncthreads();
 
   // Merge the warps into the sums of the row, or of this split of it.
-  float row_top = no_token(), row_mass = 0;
-  for (int w = 0; w < ATTEND_WARPS; ++w) row_top = fmaxf(row_top, tops[w]);
-  for (int w = 0; w < ATTEND_WARPS; ++w) row_mass += share(tops[w], row_top) * masses[w];
-  auto sum_of_warps = [&](int d) {
-    float total = 0;
-    for (int w = 0; w < ATTEND_WARPS; ++w) total += share(tops[w], row_top) * sums[w * DT + d];
-    return total;
-  };
+  float row_top = warps.top(), row_mass = warps.mass(row_top);
 
   // With several splits, each writes its sums, its top and its mass, and the last block merges
   // them.
   float* parts = partial + row * splits * (D + 2);
   if (splits > 1) {
     float* part = parts + blockIdx.y * (D + 2);
-    for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) part[d] = sum_of_warps(d);
+    for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) part[d] = warps.sum(d, row_top);
     if (threadIdx.x == 0) {
       part[D] = row_top;
       part[D + 1] = row_mass;
@@ -295,7 +135,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
     float total = 0;
     if (splits == 1) {
-      total = sum_of_warps(d);
+      total = warps.sum(d, row_top);
     } else {
       for (int i = 0; i < splits; ++i) {
         const float* other = parts + i * (D + 2);

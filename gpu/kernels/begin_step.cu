@@ -2,8 +2,9 @@
 // the tokens of each sequence, the keys are coded, the queries are coded, and the lengths grow.
 //
 // The time is that of the launch, and of a row's way through a warp. One block per KV head takes
-// the keys, and other blocks take the queries at the same time. Once in 64 tokens of centered codes
-// a tile becomes full, and the block codes all its tokens.
+// the keys, and other blocks take the queries at the same time. Where a tail needs coded values, one
+// more block per KV head takes the values. Once in 64 tokens of centered codes a tile becomes full,
+// and the block codes all its tokens.
 #include "center.cuh"
 
 // Writes `size` new rows of D elements as the tokens begin, begin + 1, ... of one head.
@@ -16,22 +17,43 @@ __device__ __forceinline__ void append_rows(
   }
 }
 
+// Adds new values to the sums of one head, in the order of reference.tail.total_of. `full` is the sum
+// of the full tiles, `open` that of the open tile, and `total` their sum.
+template <typename T>
+__device__ __forceinline__ void add_values(
+    const T* v, Int v_token, Span span, float* full, float* open, float* total, int D) {
+  for (int d = threadIdx.x; d < D; d += blockDim.x) {
+    float tiles = full[d], tile = open[d];
+    for (Int token = span.begin; token < span.end; ++token) {
+      tile = __fadd_rn(tile, to_float(v[(token - span.begin) * v_token + d]));
+      if (token % TILE == TILE - 1) {
+        tiles = __fadd_rn(tiles, tile);
+        tile = 0.0f;
+      }
+    }
+    full[d] = tiles;
+    open[d] = tile;
+    total[d] = __fadd_rn(tiles, tile);
+  }
+}
+
 // encode_open_tile as a function of its own. Inlined above Dt = 1024 it would spill registers.
 template <int N, typename T>
 __device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span) {
   encode_open_tile<N>(head, span);
 }
 
-// Grid: H_kv blocks for keys and values, then blocks for the H L queries of a sequence, one per
-// warp; B. q (B, H, L, D) becomes `query`: (B, H, L, bits * P), planes of the weighted metric, or
-// (B, H, L, 2 P), codes, where bits is 0. The transformed queries go to x (B, H, L, Dt), unless it
+// Grid: H_kv blocks for keys and values, H_kv more for values where v_planes is not null, then blocks
+// for the H L queries of a sequence, one per warp; B. q (B, H, L, D) becomes `query`: (B, H, L, query_bits * P), planes of the
+// weighted metric, or (B, H, L, 2 P), codes, where query_bits is 0. The transformed queries go to x (B, H, L, Dt), unless it
 // is null.
 //
 // k_new and v_new (B, H_kv, L, D) become the tokens lengths[b], lengths[b] + 1, ... of k and v
 // (B, H_kv, capacity, D), and of planes. Tokens that do not fit are not written, because the host
 // does not know the lengths. Plain codes have null for means, scales and open_tile. For centered
 // codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
-// warp, and a mean.
+// warp, and a mean. Only with centered codes there may be third bits, and coded values: v_planes to
+// v_open_tile, and sums (3, B, H_kv, D), which are full, open and total of add_values.
 //
 // The least number of blocks keeps the compiler from taking too few registers.
 //
@@ -39,30 +61,38 @@ __device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span
 // `finished` (B,) is 0 before and after the launch.
 template <typename T, int N>
 __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
-    const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int bits, Word* query, float* x,
+    const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int query_bits, Word* query, float* x,
     const T* k_new, Int k_new_batch, Int k_new_head, Int k_new_token,
     const T* v_new, Int v_new_batch, Int v_new_head, Int v_new_token,
     T* k, Int k_batch, Int k_head, Int k_token, T* v, Int v_batch, Int v_head, Int v_token,
     Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
+    Int planes_group, Int planes_word, Int planes_token,
     Half* means, Int means_batch, Int means_head,
     unsigned char* scales, Int scales_batch, Int scales_head,
     float* open_tile, Int open_tile_batch, Int open_tile_head,
+    Word* bits, Int bits_batch, Int bits_head,
+    unsigned char* finer, Int finer_batch, Int finer_head,
+    Word* v_planes, Int v_planes_plane, Int v_planes_batch, Int v_planes_head,
+    Int v_planes_group, Int v_planes_word, Int v_planes_token,
+    Half* v_means, Int v_means_batch, Int v_means_head,
+    unsigned char* v_scales, Int v_scales_batch, Int v_scales_head,
+    float* v_open_tile, Int v_open_tile_batch, Int v_open_tile_head, float* sums,
     const float* thresholds, Int thresholds_head, int* lengths, unsigned* finished, Int H_kv,
     Int capacity, Int D, Int Dt, float hadamard_scale) {
   DYN_SHARED(float, rows);
   constexpr int P = words<N>();
-  const Int b = blockIdx.y, head = blockIdx.x;
+  const Int b = blockIdx.y, coders = v_planes ? 2 * H_kv : H_kv;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
-  if (head >= H_kv) {
-    const Int row = (head - H_kv) * warps + warp;  // of the sequence
+  if (blockIdx.x >= coders) {
+    const Int row = (blockIdx.x - coders) * warps + warp;  // of the sequence
     if (row >= H * L) return;
     const Int h = row / L, l = row % L, to = b * H * L + row;
     float y[N];
     load_row(y, q + b * q_batch + h * q_head + l * q_token, D);
     transform(y, Dt, hadamard_scale);
     if (x) store_row(y, x + to * Dt, Dt);
-    if (bits > 0) {
-      write_query(y, Dt, static_cast<int>(bits), query + to * bits * P);
+    if (query_bits > 0) {
+      write_query(y, Dt, static_cast<int>(query_bits), query + to * query_bits * P);
     } else {
       Word* const high = query + to * 2 * P;
       write_codes(y, Dt, thresholds + h / (H / H_kv) * thresholds_head, high, high + P, 1);
@@ -70,23 +100,44 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     return;
   }
 
+  const bool values = blockIdx.x >= H_kv;
+  const Int head = values ? blockIdx.x - H_kv : blockIdx.x;
   const Int before = lengths[b];
   const Span span{min(before, capacity), min(before + L, capacity)};
   const int size = static_cast<int>(span.end - span.begin), dims = D;
   k_new += b * k_new_batch + head * k_new_head;
-  append_rows(
-      k_new, k_new_token, k + b * k_batch + head * k_head, k_token, span.begin, size, dims);
-  append_rows(
-      v_new + b * v_new_batch + head * v_new_head, v_new_token, v + b * v_batch + head * v_head,
-      v_token, span.begin, size, dims);
-  planes += b * planes_batch + head * planes_head;
+  v_new += b * v_new_batch + head * v_new_head;
+  if (!values) {
+    append_rows(
+        k_new, k_new_token, k + b * k_batch + head * k_head, k_token, span.begin, size, dims);
+  }
+  if (values || !v_planes) {
+    append_rows(
+        v_new, v_new_token, v + b * v_batch + head * v_head, v_token, span.begin, size, dims);
+  }
   thresholds += head * thresholds_head;
   if (means) {
-    const CenteredHead<T> mine{
-        k_new, k_new_token, planes, planes_plane, means + b * means_batch + head * means_head,
+    CenteredHead<T> mine{
+        k_new, k_new_token, planes + b * planes_batch + head * planes_head,
+        planes_plane, planes_group, planes_word, planes_token,
+        means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
+        bits ? bits + b * bits_batch + head * bits_head : nullptr,
+        finer + b * finer_batch + head * finer_head,
         open_tile + b * open_tile_batch + head * open_tile_head, thresholds, dims,
         static_cast<int>(Dt), hadamard_scale};
+    if (values) {
+      mine = {
+          v_new, v_new_token, v_planes + b * v_planes_batch + head * v_planes_head,
+          v_planes_plane, v_planes_group, v_planes_word, v_planes_token,
+          v_means + b * v_means_batch + head * v_means_head,
+          v_scales + b * v_scales_batch + head * v_scales_head, nullptr, nullptr,
+          v_open_tile + b * v_open_tile_batch + head * v_open_tile_head, thresholds, dims,
+          static_cast<int>(Dt), hadamard_scale};
+      const Int row = (b * H_kv + head) * D, all = gridDim.y * H_kv * D;
+      add_values(
+          v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, dims);
+    }
     for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
       encode_full_tile<N>(mine, span, tile, rows);
       __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
@@ -97,19 +148,20 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
       encode_apart<N>(mine, span);
     }
   } else {
+    planes += b * planes_batch + head * planes_head;
     for (int s = warp; s < size; s += warps) {
       float y[N];
       load_row(y, k_new + s * k_new_token, D);
       transform(y, Dt, hadamard_scale);
       const Int token = span.begin + s;
-      Word* const high = planes + token / 8 * (P * 8) + token % 8;
-      write_codes(y, Dt, thresholds, high, high + planes_plane, 8);
+      Word* const high = planes + token / 8 * planes_group + token % 8 * planes_token;
+      write_codes(y, Dt, thresholds, high, high + planes_plane, planes_word);
     }
   }
   __syncthreads();  // all threads have read the length
   if (threadIdx.x == 0) {
     __threadfence();
-    const unsigned last = static_cast<unsigned>(H_kv - 1);
+    const unsigned last = static_cast<unsigned>(coders - 1);
     if (atomicInc(&finished[b], last) == last) lengths[b] = static_cast<int>(before + L);
   }
 }

@@ -1,4 +1,4 @@
-// Codes of keys relative to the mean of their tile, and one scale byte per token.
+// Codes of keys or values relative to the mean of their tile, and one scale byte per token.
 #pragma once
 #include "warp_row.cuh"
 
@@ -13,9 +13,11 @@ struct CenteredHead {
   const T* k;
   Int k_token;
   Word* planes;  // (T, 8, P, 8); the low plane begins planes_plane words after the high plane
-  Int planes_plane;
+  Int planes_plane, planes_group, planes_word, planes_token;
   Half* means;            // (T, Dt)
   unsigned char* scales;  // (T, 64)
+  Word* bits;             // (T, 64, P), or null: no third bits
+  unsigned char* finer;   // (T, 64): the scales of three bits
   float* open_tile;       // (64, Dt)
   const float* thresholds;
   int D, Dt;
@@ -39,22 +41,59 @@ __device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size)
   }
 }
 
-// Writes the codes and the scale of one token, from its row minus the mean. `planes` and `scales`
-// are those of the tile; the low plane begins planes_plane words after the high plane.
-template <int N>
+// Writes the third bits of one token and their scale. `own` are its thresholds, s its scale and
+// `square` the sum of the squares of its row.
+//
+// A third bit is 1 where the rest is larger than s u, with u = code - 1.5. Then the code stands for
+// u + 1/4, else for u - 1/4, times the scale of three bits.
+template <int N, typename T>
+__device__ __forceinline__ void write_third(
+    const float (&rest)[N], const CenteredHead<T>& head, Int token, const float (&own)[3], float s,
+    float square) {
+  const auto level = [&](int j) { return static_cast<float>(code_of(rest[j], own)) - 1.5f; };
+  const auto above = [&](int j) { return rest[j] > __fmul_rn(s, level(j)); };
+  const Word third = pack<N>(head.Dt, above);
+  if (lane_index() < words<N>()) head.bits[token * words<N>() + lane_index()] = third;
+  const float along = lane_sums<N>([&](int j) {
+    return __fmul_rn(rest[j], level(j) + (above(j) ? 0.25f : -0.25f));
+  });
+  if (lane_index() == 0) head.finer[token] = scale_byte(__fdiv_rn(square, along));
+}
+
+// write_third as a function of its own, whose row is in memory. Inlined above Dt = 1024 it would spill
+// registers.
+template <int N, typename T>
+__device__ __noinline__ void write_third_apart(
+    const float (&rest)[N], const CenteredHead<T>& head, Int token, const float (&own)[3], float s,
+    float square) {
+  write_third<N>(rest, head, token, own, s, square);
+}
+
+// Writes the codes and the scale of one token, from its row minus the mean, and its third bits.
+template <int N, typename T>
 __device__ __forceinline__ void write_centered(
-    const float (&rest)[N], Int Dt, const float* thresholds, int slot, Word* planes,
-    Int planes_plane, unsigned char* scales) {
+    const float (&rest)[N], const CenteredHead<T>& head, Int token) {
+  const int Dt = head.Dt;
   const float square = lane_sums<N>([&](int j) { return __fmul_rn(rest[j], rest[j]); });
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(Dt)));
-  const float own[3] = {
-      __fmul_rn(thresholds[0], rms), __fmul_rn(thresholds[1], rms), __fmul_rn(thresholds[2], rms)};
+  const float* const t = head.thresholds;
+  const float own[3] = {__fmul_rn(t[0], rms), __fmul_rn(t[1], rms), __fmul_rn(t[2], rms)};
   const float along = lane_sums<N>([&](int j) {
     return __fmul_rn(rest[j], static_cast<float>(code_of(rest[j], own)) - 1.5f);
   });
-  Word* const high = planes + slot / 8 * (words<N>() * 8) + slot % 8;
-  write_codes(rest, Dt, own, high, high + planes_plane, 8);
-  if (lane_index() == 0) scales[slot] = scale_byte(__fdiv_rn(square, along));
+  const float s = __fdiv_rn(square, along);
+  Word* const high = head.planes + token / 8 * head.planes_group + token % 8 * head.planes_token;
+  write_codes(rest, Dt, own, high, high + head.planes_plane, head.planes_word);
+  if (lane_index() == 0) head.scales[token] = scale_byte(s);
+  if (!head.bits) return;
+  if constexpr (N <= 32) {
+    write_third<N>(rest, head, token, own, s, square);
+  } else {
+    float kept[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) kept[j] = rest[j];
+    write_third_apart<N>(kept, head, token, own, s, square);
+  }
 }
 
 // Codes a tile that is full after the last new token, by the whole block. Tokens of the tile from
@@ -104,9 +143,7 @@ __device__ __forceinline__ void encode_full_tile(
     float x[N];
     load(x, slot);
     subtract(x, mean, size);
-    write_centered(
-        x, Dt, head.thresholds, slot, head.planes + tile * (TILE * words<N>()), head.planes_plane,
-        head.scales + tile * TILE);
+    write_centered(x, head, tile * TILE + slot);
   }
 }
 
@@ -134,8 +171,6 @@ __device__ __forceinline__ void encode_open_tile(const CenteredHead<T>& head, Sp
     store_row(x, head.open_tile + slot * size, size);
     if (token < open * TILE) continue;
     if (before) subtract(x, before, size);
-    write_centered(
-        x, Dt, head.thresholds, slot, head.planes + open * (TILE * words<N>()), head.planes_plane,
-        head.scales + open * TILE);
+    write_centered(x, head, token);
   }
 }

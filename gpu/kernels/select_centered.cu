@@ -4,8 +4,9 @@
 // As select_chunks in select.cu, but a block orders its tokens by estimated inner products. It
 // turns distances into the ranks of the estimates in shared memory, in the first pass of the
 // selection. Beside the 16 P bytes of codes it reads one byte per token, and 2 Dt bytes per tile.
-// The candidates have 8 bytes each, because a rank has 32 bits.
-#include "topk.cuh"
+// The candidates have 8 bytes each, because a rank has 32 bits. For a tail the block also adds up the
+// weights of all tokens that it does not select.
+#include "tail.cuh"
 
 constexpr int SUMS = 16;              // partial sums of a product, in the specified order
 constexpr int SHARERS = 4;            // threads that share a product with a mean: a team
@@ -86,6 +87,26 @@ __device__ __forceinline__ Units units_of(
   return {__fdiv_rn(largest, static_cast<float>(2 * ((1 << (bits - 1)) - 1))), 3 * sum};
 }
 
+// |x|^2 of a row x (Dt,) in shared memory, by one warp.
+__device__ __forceinline__ float square_of(const float* x, int width) {
+  float square = 0.0f;
+  for (int i = lane_index(); i < width; i += LANES) {
+    square = __fadd_rn(square, __fmul_rn(x[i], x[i]));
+  }
+#pragma unroll
+  for (int step = 1; step < LANES; step *= 2) {
+    square = __fadd_rn(square, __shfl_xor_sync(ALL_LANES, square, step));
+  }
+  return square;
+}
+
+// Stores the mass of this block's chunk of a row into rests (rows, chunks, 2).
+__device__ __forceinline__ void put(Mass mass, float* rests, Int row) {
+  float* const to = rests + (row * gridDim.x + blockIdx.x) * 2;
+  to[0] = mass.top;
+  to[1] = mass.sum;
+}
+
 // n as a float32, exactly, for |n| < 2^22. An addition is faster than a conversion.
 __device__ __forceinline__ float exact_float(int n) {
   return __fsub_rn(__int_as_float(0x4b400000 + n), 12582912.0f);  // 1.5 2^23
@@ -102,17 +123,24 @@ constexpr int RESIDENT =
 // memory, for `queries` = min(QUERIES, G L): rows of `stride` ranks, which hold the chunks of a
 // sequence of `length` tokens, where stride is a multiple of 4; rows of Dt floats; `queries` floats
 // per tile of a chunk; a byte per token of a chunk.
+//
+// For a tail, `rests` (B, H, L, chunks, 2) gets the top and the sum of each chunk's other tokens; see
+// tail.cuh. A logit is logit_of with noise |x|^2. facts (B, H, L, 3) get the unit and the weights of
+// Units, and |x|^2; products (B, H, L, T) the products with the means. Else the three are null.
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_centered(
     const Word* query, Int parts, const float* x, const Word* planes, Int planes_plane,
     Int planes_batch, Int planes_head, const Half* means, Int means_batch, Int means_head,
     const unsigned char* scales, Int scales_batch, Int scales_head, const int* lengths, Int length,
     Int H_kv, Int G, Int L, Int Dt, Int stride, Int K, Int sinks, Int recent,
-    unsigned* candidate_distances, int* candidate_tokens, Int slots, int* indices) {
+    unsigned* candidate_distances, int* candidate_tokens, Int slots, int* indices, float scale,
+    float noise, float* facts, float* products, Int T, float* rests) {
   DYN_SHARED(unsigned, ranks);
   alignas(16) __shared__ unsigned queries[QUERIES * PLANES * 2 * P];
   __shared__ SelectionScratch scratch;
   __shared__ Units units[QUERIES];
+  __shared__ float squares[QUERIES];
+  __shared__ Mass parts_of_mass[MAX_WARPS];
   const int b = blockIdx.z / H_kv, head = blockIdx.z % H_kv;
   const int rows = G * L, first_row = blockIdx.y * QUERIES;
   const int count = min(rows - first_row, QUERIES);
@@ -124,7 +152,10 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
       candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.x),
       static_cast<int>(slots)};
   if (start >= n) {
-    for (int q = 0; q < count; ++q) leave_unused(0, row + q, blockIdx.x, K, out);
+    for (int q = 0; q < count; ++q) {
+      leave_unused(0, row + q, blockIdx.x, K, out);
+      if (rests && threadIdx.x == 0) put(Mass::none(), rests, row + q);
+    }
     return;
   }
   const int first_tile = start / TILE, last_tile = (min(start + size, n) + TILE - 1) / TILE;
@@ -145,6 +176,16 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
     const Units found = units_of<PLANES, P>(
         rows_of_x + q * width, width, queries + q * PLANES * 2 * P, parts);
     if (lane_index() == 0) units[q] = found;
+    if (rests) {
+      const float square = square_of(rows_of_x + q * width, width);
+      if (lane_index() == 0) {
+        squares[q] = square;
+        if (blockIdx.x == 0) {
+          float* const own = facts + (row + q) * 3;
+          own[0] = found.unit, own[1] = static_cast<float>(found.weights), own[2] = square;
+        }
+      }
+    }
   }
   multiply_means<P>(rows_of_x, means, width, tiles, count, on_means);
   const Word* const high = planes + b * planes_batch + head * planes_head;
@@ -152,6 +193,11 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
       high, high + planes_plane, first_tile, last_tile, queries, count,
       [&](int q, int token, int distance) { ranks[q * step + token - start] = distance; });
   __syncthreads();
+  if (rests) {
+    for (int i = threadIdx.x; i < count * tiles; i += blockDim.x) {
+      products[(row + i / tiles) * T + first_tile + i % tiles] = on_means[i];
+    }
+  }
 
   const unsigned char* const bytes = reinterpret_cast<const unsigned char*>(scale_words);
   for (int q = 0; q < count; ++q) {
@@ -166,7 +212,21 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
       return own[i] = rank_of(__fadd_rn(rest, own_on_means[static_cast<unsigned>(i) / TILE]));
     };
     select_from_chunk(
-        own, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent, scratch, out,
-        rank);
+        own, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent, scratch, out, rank,
+        rests != nullptr);
+  }
+  if (!rests) return;
+  for (int q = 0; q < count; ++q) {
+    const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
+    const float own_noise = __fmul_rn(noise, squares[q]);
+    const unsigned* const own = ranks + q * step;
+    Mass others = Mass::none();
+    for (int i = threadIdx.x; i < min(size, seen); i += blockDim.x) {
+      if (own[i] != NOT_THERE<unsigned>) {
+        others.add(logit_of(number_of(own[i]), scale_of(bytes[i]), scale, own_noise));
+      }
+    }
+    others = mass_of_block(others, parts_of_mass);
+    if (threadIdx.x == 0) put(others, rests, row + q);
   }
 }

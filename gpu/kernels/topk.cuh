@@ -122,6 +122,8 @@ struct AsStored {
 // recent <= K, and there must be a barrier between the writes to `distances` and the call. It ends
 // with a barrier.
 //
+// emit may overwrite the distance of its token, which is not read afterwards.
+//
 // read(i) is called once for each token, before all else. It returns the distance of the token, and
 // may write it to distances[i] first. No other thread reads distances[i] before the next barrier.
 template <typename T, typename Read, typename Emit>
@@ -282,9 +284,9 @@ __device__ __forceinline__ int chunk_size(int n, int chunks, int room) {
   return max(even, min(LEAST_TILES, room / TILE)) * TILE;
 }
 
-// The destination of a chunk's selection. If the row has one chunk, this is the result of the row.
-// Else it is `slots` places of the row's candidates, from which merge_candidates selects again. The
-// distance of an unused place is NOT_THERE.
+// The destination of a chunk's selection. If `slots` is 0, this is the result of the row, which has
+// one chunk. Else it is `slots` places of the row's candidates, from which another kernel selects
+// again. The distance of an unused place is NOT_THERE.
 template <typename T>
 struct Candidates {
   T* distances;  // (rows, chunks, slots)
@@ -298,7 +300,7 @@ template <typename T>
 __device__ __forceinline__ void leave_unused(
   int taken, Int row, int chunk, int K, const Candidates<T>& out
 ) {
-  const bool whole = out.chunks == 1;
+  const bool whole = out.slots == 0;
   const Int first = (row * out.chunks + chunk) * out.slots;
   for (int i = taken + threadIdx.x; i < (whole ? K : out.slots); i += blockDim.x) {
     if (whole) {
@@ -310,13 +312,14 @@ __device__ __forceinline__ void leave_unused(
 }
 
 // Selects from a chunk whose first token is `start`, and stores the result. `read` is that of
-// select_nearest. The whole block must call it.
+// select_nearest. If `marks`, the distance of each selected token becomes NOT_THERE. The whole block
+// must call it.
 template <typename T, typename Read>
 __device__ __forceinline__ void select_from_chunk(
-  const T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
-  SelectionScratch& s, const Candidates<T>& out, Read read
+  T* distances, int n, int start, Int row, int chunk, int K, int sinks, int recent,
+  SelectionScratch& s, const Candidates<T>& out, Read read, bool marks = false
 ) {
-  const bool whole = out.chunks == 1;
+  const bool whole = out.slots == 0;
   const Int first = (row * out.chunks + chunk) * out.slots;
   int* tokens = whole ? out.indices + row * K : out.tokens + first;
   T* near = whole ? nullptr : out.distances + first;
@@ -325,6 +328,7 @@ __device__ __forceinline__ void select_from_chunk(
     [&](int at, int i, unsigned d) {
       tokens[at] = start + i;
       if (near) near[at] = d;
+      if (marks) distances[i] = NOT_THERE<T>;
     }
   );
   leave_unused(taken, row, chunk, K, out);

@@ -130,7 +130,7 @@ __device__ __forceinline__ int code_of(float x, const float* thresholds) {
 // Writes both planes of a row's codes: lane p writes word p to high[p * step] and low[p * step].
 template <int N>
 __device__ __forceinline__ void write_codes(
-    const float (&x)[N], Int Dt, const float* thresholds, Word* high, Word* low, int step) {
+    const float (&x)[N], Int Dt, const float* thresholds, Word* high, Word* low, Int step) {
   const float own[3] = {thresholds[0], thresholds[1], thresholds[2]};
   const auto code = [&](int j) { return code_of(x[j], own); };
   const Word upper = pack<N>(Dt, [&](int j) { return code(j) >= 2; });

@@ -396,6 +396,8 @@ SMALL = (
     ("group", "BLOCK_TOKENS", 100),
     ("group", "WEIGH_THREADS", 64),
     ("attend", "MIN_SPLIT", 5),
+    ("tail", "MIN_CODED", 5),
+    ("tail", "MERGE_SHARED", 400),
     ("rerank", "SHARED_PRODUCTS", 100),
     ("rerank", "THREADS", 64),
 )

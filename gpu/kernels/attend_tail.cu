@@ -1,0 +1,207 @@
+// attend_tail: attention of each query in three tiers, in one softmax.
+//
+// The blocks of a row take parts of its exact tier, as those of attend.cu, or parts of its coded tier.
+// The block that finishes last merges all parts with the rest. The time is the latency of scattered
+// rows: 4 D bytes per exact token in float16, and per coded token 16 P bytes of its code, a scale and
+// 2 Dt bytes of its tile's mean.
+//
+// The sum of the coded values is made in the transformed domain. So one transform per row is enough.
+#include "attend.cuh"
+#include "warp_row.cuh"
+
+// The coded tier of one row: tokens (M,), -1 after the last one, and their logits (M,).
+struct CodedTier {
+  const int* tokens;
+  const float* logits;
+};
+
+// The coded values of one head. Word p of the high plane of a token is words[2 P token + p], and that of
+// the low plane comes P words later.
+struct CodedValues {
+  const Word* words;
+  const Half* means;            // (T, Dt)
+  const unsigned char* scales;  // (T, 64)
+  int Dt;
+};
+
+// Attends to the places begin to end - 1 of a coded tier, into the sums of each warp, transformed. The
+// caller must set a barrier before it reads them.
+//
+// A lane takes the weight of one token, for 32 tokens at a time. Then the warp adds up their values,
+// one after another: lane l holds the coordinates l, l + 32, l + 64, ...
+template <int DT>
+__device__ __forceinline__ void attend_coded(
+    const CodedTier& tier, const CodedValues& values, int begin, int end, const WarpSums<DT>& out) {
+  constexpr int N = DT / LANES, P = (N + 1) / 2, WORDS = 2 * P;  // 32-bit words per plane and token
+  constexpr int PART = N < 4 ? WORDS : 4;                        // that one load takes
+  constexpr int TOGETHER = N <= 4 ? 4 : 1;                       // tokens whose loads are in flight
+  const int lane = lane_index(), warp = threadIdx.x / LANES, Dt = values.Dt;
+  float sum[N];
+#pragma unroll
+  for (int j = 0; j < N; ++j) sum[j] = 0;
+  float top = no_token(), mass = 0;
+  float along = 0;  // 1.5 times this is in all sums, because the code c stands for c - 1.5
+  for (int start = begin + warp * LANES; start < end; start += ATTEND_THREADS) {
+    const int at = start + lane;
+    const int token = at < end ? tier.tokens[at] : -1;
+    const float logit = token >= 0 ? tier.logits[at] : no_token();
+    float larger = fmaxf(top, logit);
+#pragma unroll
+    for (int stride = 1; stride < LANES; stride *= 2) {
+      larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, stride));
+    }
+    if (larger == no_token()) continue;
+    const float shrink = share(top, larger);
+    top = larger;
+    const float p = token >= 0 ? expf(logit - top) : 0.0f;
+    const float scaled = token >= 0 ? p * scale_of(values.scales[token]) : 0.0f;
+    mass = mass * shrink + p;
+    along = along * shrink + scaled;
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum[j] *= shrink;
+    const int n = min(LANES, end - start);
+#pragma unroll TOGETHER
+    for (int i = 0; i < n; ++i) {
+      const int other = max(__shfl_sync(ALL_LANES, token, i), 0);  // a missing token has the weight 0
+      const float its = __shfl_sync(ALL_LANES, p, i), one = __shfl_sync(ALL_LANES, scaled, i);
+      const float two = one + one;
+      const unsigned* const high =
+          reinterpret_cast<const unsigned*>(values.words + static_cast<Int>(other) * (2 * P));
+      const Half* const mean = values.means + static_cast<Int>(other / TILE) * Dt;
+#pragma unroll
+      for (int first = 0; first < N; first += PART) {
+        using Words = Vector<unsigned, PART>;
+        const Words upper = *reinterpret_cast<const Words*>(high + first);
+        const Words lower = *reinterpret_cast<const Words*>(high + WORDS + first);
+#pragma unroll
+        for (int j = first; j < (first + PART < N ? first + PART : N); ++j) {
+          const int c = lane + LANES * j;
+          float y = sum[j] + its * (DT > LANES || c < Dt ? to_float(mean[c]) : 0.0f);
+          if (upper.x[j - first] >> lane & 1) y += two;
+          if (lower.x[j - first] >> lane & 1) y += one;
+          sum[j] = y;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int stride = 1; stride < LANES; stride *= 2) {
+    mass += __shfl_xor_sync(ALL_LANES, mass, stride);
+    along += __shfl_xor_sync(ALL_LANES, along, stride);
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const int c = lane + LANES * j;
+    out.sums[warp * DT + c] = c < Dt ? sum[j] - 1.5f * along : 0.0f;
+  }
+  if (lane == 0) {
+    out.tops[warp] = top;
+    out.masses[warp] = mass;
+  }
+}
+
+// Grid: rows of q (B, H, L, D); exact_splits parts of the exact tier indices (B, H, L, K), then parts of
+// the coded tier, coded and logits (B, H, L, M). rest (B, H, L, 2) is the largest logit of all other
+// tokens and their sum of weights. k and v (B, H_kv, S, D); sequence b has lengths[b] tokens, at most
+// `length`, or `length` where lengths is null, and the queries are its last L tokens. total (B, H_kv, D)
+// is the sum of its values. q, k, v and VEC as in attend.cu. v_planes, v_means and v_scales of all heads
+// are those of reference.layout.Values. partial (rows, splits, DT + 2) holds the parts, and finished
+// (rows,) is 0 before and after the launch.
+template <typename TQ, typename TK, int DT, int VEC>
+__global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
+    const TQ* q, Int q_batch, Int q_head, Int q_token,
+    const TK* k, Int k_batch, Int k_head, Int k_token,
+    const TK* v, Int v_batch, Int v_head, Int v_token,
+    const int* indices, const int* coded, const float* logits, const float* rest, const Word* v_planes,
+    Int v_planes_batch, Int v_planes_head, const Half* v_means, Int v_means_batch, Int v_means_head,
+    const unsigned char* v_scales, Int v_scales_batch, Int v_scales_head, const float* total,
+    const int* lengths, Int length, Int H, Int H_kv, Int L, Int S, Int K, Int M, Int exact_splits,
+    Int D, Int Dt, float scale, float hadamard_scale, TQ* out, float* lse, float* partial,
+    unsigned* finished) {
+  constexpr int N = DT / LANES;
+  __shared__ float shared_query[EARLY<DT, VEC> ? 1 : DT];
+  __shared__ float sums[ATTEND_WARPS * DT];
+  __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS];
+  __shared__ int last;
+  // Where the row belongs, for after the sums. In registers it would be too much at Dt = 2048.
+  __shared__ int of_batch, of_head, of_query;
+  const Position at = position<DT, VEC>();
+  const Int row = blockIdx.x;
+  const int l = row % L, h = row / L % H, b = row / (L * H);
+  const int head = h / (H / H_kv);
+  const int splits = gridDim.y, exact = exact_splits, split = blockIdx.y;
+  const WarpSums<DT> warps{sums, tops, masses};
+  const Strided<TK> values{v, v_batch, v_head, v_token};
+  if (threadIdx.x == 0) of_batch = b, of_head = head, of_query = l;
+  if (split < exact) {
+    const int count = S == 0 ? 0 : K;
+    const Tokens tokens{indices + row * K, false, count, 0, static_cast<int>(S)};
+    const int size = (count + exact - 1) / exact, begin = min(split * size, count);
+    attend_tokens<TQ, TK, DT, VEC>(
+        at, q + b * q_batch + h * q_head + l * q_token, {k, k_batch, k_head, k_token}, values, b, head,
+        tokens, begin, min(begin + size, count), D, scale, shared_query, warps, nullptr);
+  } else {
+    const int parts = splits - exact, count = M;
+    const int size = (count + parts - 1) / parts, begin = min((split - exact) * size, count);
+    const CodedValues held{
+        v_planes + b * v_planes_batch + head * v_planes_head,
+        v_means + b * v_means_batch + head * v_means_head,
+        v_scales + b * v_scales_batch + head * v_scales_head, static_cast<int>(Dt)};
+    attend_coded<DT>(
+        {coded + row * M, logits + row * M}, held, begin, min(begin + size, count), warps);
+  }
+  __syncthreads();
+  const float own = warps.top();
+  float* const parts = partial + row * splits * (DT + 2);
+  float* const part = parts + split * (DT + 2);
+  for (int d = threadIdx.x; d < DT; d += ATTEND_THREADS) part[d] = warps.sum(d, own);
+  if (threadIdx.x == 0) {
+    part[DT] = own;
+    part[DT + 1] = warps.mass(own);
+  }
+  __threadfence();  // other blocks see the parts before the count
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(&finished[row], 1u) == splits - 1u;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  if (threadIdx.x == 0) finished[row] = 0;
+
+  float top = rest[row * 2], mass = 0;
+  for (int i = 0; i < splits; ++i) top = fmaxf(top, __ldcg(parts + i * (DT + 2) + DT));
+  const auto share_of = [&](int i) { return share(__ldcg(parts + i * (DT + 2) + DT), top); };
+  for (int i = 0; i < splits; ++i) mass += share_of(i) * __ldcg(parts + i * (DT + 2) + DT + 1);
+  const float others = rest[row * 2 + 1] * share(rest[row * 2], top);
+  mass += others;
+
+  const auto sum_of = [&](int first, int end, int d) {
+    float sum = 0;
+    for (int i = first; i < end; ++i) sum += share_of(i) * __ldcg(parts + i * (DT + 2) + d);
+    return sum;
+  };
+  for (int c = threadIdx.x; c < DT; c += ATTEND_THREADS) sums[c] = sum_of(exact, splits, c);
+  __syncthreads();
+  if (threadIdx.x < LANES) {
+    float y[N];
+    load_row(y, sums, DT);
+    transform(y, Dt, hadamard_scale);
+    store_row(y, sums, DT);
+  }
+  __syncthreads();
+  // `total` has the values of tokens after the query too.
+  const int n = lengths ? min(static_cast<Int>(lengths[of_batch]), length) : length;
+  const int seen = visible_tokens(n, of_query, L);
+  total += (of_batch * H_kv + of_head) * D;
+  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
+    float sum = sum_of(0, exact, d) + sums[d];
+    if (others > 0) {
+      float of_values = total[d];
+      for (int token = seen; token < n; ++token) {
+        of_values -= to_float(values.row(of_batch, of_head, token)[d]);
+      }
+      sum += others * (of_values / static_cast<float>(seen));
+    }
+    from_float(out[row * D + d], mass == 0 ? 0.0f : sum / mass);
+  }
+  if (threadIdx.x == 0) lse[row] = top + logf(mass);
+}
