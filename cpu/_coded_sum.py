@@ -35,6 +35,8 @@ AHEAD = 16  # tokens asked for before they are read
 def _sum_block(vectors: int) -> Any:
     """The weighted sum over tokens of up to 128 coordinates, in registers."""
 
+    lines = range(0, 32 * vectors, LINE)  # of a mean
+
     @operation(types.void, *[types.int64] * 9)
     def sum_block(
         builder: Any,
@@ -53,8 +55,7 @@ def _sum_block(vectors: int) -> Any:
         The addresses are those of token 0. The words of a token are P high ones, then P low ones.
         `codes` and `means` begin at the block's first coordinate.
         """
-        vector = F32x16.ir
-        zero = constant(vector, 0.0)
+        zero = constant(F32x16.ir, 0.0)
         on_codes, on_means = (
             [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(2)
         )
@@ -77,42 +78,50 @@ def _sum_block(vectors: int) -> Any:
             ahead = builder.add(loop.index, I64(AHEAD))
             ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
             code, byte, mean = at(ahead)
-            prefetch(builder, code)
-            prefetch(builder, byte)
-            for offset in range(0, 32 * vectors, LINE):
-                prefetch(builder, builder.add(mean, I64(offset)))
+            for address in (code, byte, *(builder.add(mean, I64(x)) for x in lines)):
+                prefetch(builder, address)
             code, byte, mean = at(loop.index)
             offset = builder.mul(loop.index, I64(4))
             weight = load_scalar_float32(builder, builder.add(weights, offset))
             share = builder.fmul(weight, load_scale(builder, byte))
             builder.store(builder.fadd(builder.load(along), share), along)
-            weight, share = splat(builder, vector, weight), splat(builder, vector, share)
-            for v in range(vectors):
-                high, low = (
-                    _mask_at(builder, builder.add(words, I64(2 * v)))
-                    for words in (code, builder.add(code, to_low))
-                )
-                # A processor has units that multiply and add, and others that only add.
-                total = builder.load(on_codes[v])
-                more = multiply_add(builder, share, constant(vector, 2.0), total)
-                total = builder.select(high, more, total)
-                total = builder.select(low, builder.fadd(total, share), total)
-                builder.store(total, on_codes[v])
-                place = builder.add(mean, I64(32 * v))
-                if vectors == 1:
-                    few = builder.select(builder.icmp_signed("<", Dt, I64(16)), Dt, I64(16))
-                    y = load_first_float16(builder, place, few)
-                else:
-                    y = load_float16(builder, place)
-                total = multiply_add(builder, weight, y, builder.load(on_means[v]))
-                builder.store(total, on_means[v])
-        less = splat(builder, vector, builder.fmul(builder.load(along), F32(1.5)))
+            _add_code(builder, on_codes, share, code, to_low)
+            _add_mean(builder, on_means, weight, mean, Dt)
+        less = splat(builder, F32x16.ir, builder.fmul(builder.load(along), F32(1.5)))
         for v in range(vectors):
             y = builder.fsub(builder.load(on_codes[v]), less)
             y = builder.fadd(y, builder.load(on_means[v]))
             store(builder, builder.add(sums, I64(64 * v)), y)
 
     return sum_block
+
+
+def _add_code(builder: Any, totals: Any, share: Any, code: Any, to_low: Any) -> None:
+    """Add `share` times the code of a token, whose low words lie to_low bytes after `code`."""
+    vector = F32x16.ir
+    share, two = splat(builder, vector, share), constant(vector, 2.0)
+    for v, total in enumerate(totals):
+        high, low = (
+            _mask_at(builder, builder.add(words, I64(2 * v)))
+            for words in (code, builder.add(code, to_low))
+        )
+        # Processors have units that multiply and add, and others that only add.
+        x = builder.load(total)
+        x = builder.select(high, multiply_add(builder, share, two, x), x)
+        builder.store(builder.select(low, builder.fadd(x, share), x), total)
+
+
+def _add_mean(builder: Any, totals: Any, weight: Any, mean: Any, Dt: Any) -> None:
+    """Add `weight` times a mean of Dt float16. A single vector may have fewer than 16 of them."""
+    weight = splat(builder, F32x16.ir, weight)
+    for v, total in enumerate(totals):
+        place = builder.add(mean, I64(32 * v))
+        y = (
+            load_float16(builder, place)
+            if len(totals) > 1
+            else load_first_float16(builder, place, Dt)
+        )
+        builder.store(multiply_add(builder, weight, y, builder.load(total)), total)
 
 
 def _mask_at(builder: Any, address: Any) -> Any:

@@ -136,7 +136,7 @@ def sought(step):
 
 @inlined
 def tail_scratch(Dt, tail):
-    """Bytes for the tail of a row: two transformed rows, and two lists of weights, or a row."""
+    """Bytes for the tail of a row: two transformed rows, a list of weights or a row, and scales."""
     return 8 * scratch_floats(Dt) + 8 * (max(tail, scratch_floats(Dt)) + LINE) + LINE
 
 
