@@ -38,6 +38,9 @@ from .select import make_plan, select_coded
 from .tail import attend_tiers, choose_tiers, make_room
 
 
+MOST_WITH_TAIL = 1024  # the head_dim up to which begin_step.cu codes what a tail needs
+
+
 class DeviceCache(NamedTuple):
     """Keys, values and codes of one layer, with room for `capacity` tokens."""
 
@@ -70,12 +73,18 @@ def device_cache(
 
     Its codes are centered, as those of `encode`. If thresholds (3,) or (H_kv, 3) are given, the
     codes are plain. With `tail` it keeps what selections with a tail need: third bits of the keys,
-    codes of the values, and their sums. A ValueError says that plain codes have no tail.
+    codes of the values, and their sums. A ValueError says that plain codes have no tail, and that
+    D is above 1024.
     """
     if tail and thresholds is not None:
         raise ValueError(
             "device_cache: tail=True with thresholds; expected no thresholds, because plain codes "
             "have no tail"
+        )
+    if tail and D > MOST_WITH_TAIL:
+        raise ValueError(
+            f"device_cache: D={D} with tail=True; expected at most {MOST_WITH_TAIL}, because the "
+            "kernel that appends has no registers for more"
         )
     xp = _launch.device().xp
     shape = (B, H_kv, capacity, D)

@@ -47,12 +47,6 @@ __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span spa
   encode_open_tile<N>(head, span);
 }
 
-// encode_new as a function of its own. Inlined above Dt = 1024 it would spill registers.
-template <int N, typename T>
-__device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span, float* rows) {
-  encode_new<N>(head, span, rows);
-}
-
 // Grid: H_kv blocks for keys and values, H_kv more for values where v_planes is not null, then blocks
 // for the H L queries of a sequence, one per warp; B. q (B, H, L, D) becomes `query`: (B, H, L, query_bits * P), planes of the
 // weighted metric, or (B, H, L, 2 P), codes, where query_bits is 0. The transformed queries go to x (B, H, L, Dt), unless it
@@ -63,7 +57,8 @@ __device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span
 // does not know the lengths. Plain codes have null for means, scales and open_tile. For centered
 // codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
 // warp, and a mean. Only with centered codes there may be third bits, and coded values: v_planes to
-// v_open_tile, and sums (3, B, H_kv, D), which are full, open and total of add_values.
+// v_open_tile, and sums (3, B, H_kv, D), which are full, open and total of add_values. Above
+// Dt = 1024 (N > 32) there are none of these: a thread's registers do not hold them.
 //
 // The least number of blocks keeps the compiler from taking too few registers.
 //
@@ -91,7 +86,8 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     Int capacity, Int D, Int Dt, float hadamard_scale) {
   DYN_SHARED(float, rows);
   constexpr int P = words<N>();
-  const Int b = blockIdx.y, coders = v_planes ? 2 * H_kv : H_kv;
+  constexpr bool TAIL = N <= 32;
+  const Int b = blockIdx.y, coders = TAIL && v_planes ? 2 * H_kv : H_kv;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   if (blockIdx.x >= coders) {
     const Int row = (blockIdx.x - coders) * warps + warp;  // of the sequence
@@ -110,7 +106,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     return;
   }
 
-  const bool values = blockIdx.x >= H_kv;
+  const bool values = TAIL && blockIdx.x >= H_kv;
   const Int head = values ? blockIdx.x - H_kv : blockIdx.x;
   const Int before = lengths[b];
   const Span span{min(before, capacity), min(before + L, capacity)};
@@ -121,7 +117,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     append_rows(
         k_new, k_new_token, k + b * k_batch + head * k_head, k_token, span.begin, size, dims);
   }
-  if (values || !v_planes) {
+  if (values || !TAIL || !v_planes) {
     append_rows(
         v_new, v_new_token, v + b * v_batch + head * v_head, v_token, span.begin, size, dims);
   }
@@ -132,7 +128,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
         planes_plane, planes_group, planes_word, planes_token,
         means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
-        bits ? bits + b * bits_batch + head * bits_head : nullptr,
+        TAIL && bits ? bits + b * bits_batch + head * bits_head : nullptr,
         finer + b * finer_batch + head * finer_head,
         open_tile + b * open_tile_batch + head * open_tile_head, thresholds, dims,
         static_cast<int>(Dt), hadamard_scale};
@@ -148,11 +144,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
       add_values(
           v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, dims);
     }
-    if constexpr (N <= 32) {
-      encode_new<N>(mine, span, rows);
-    } else {
-      encode_apart<N>(mine, span, rows);
-    }
+    encode_new<N>(mine, span, rows);
   } else {
     planes += b * planes_batch + head * planes_head;
     for (int s = warp; s < size; s += warps) {
