@@ -44,7 +44,7 @@ class Selection:
         choose the `budget` tokens, among the budget + tail best by two bits. All tokens after them
         count together: their estimated weights are added up, at the mean of the values. So no token
         is dropped. With 0 the tokens that are not selected are dropped. If not given: 256 in
-        `KVCache` and `attend_tail`, or 0 where the codes or the other options have no tail.
+        `attend_tail` and `KVCache`, but 0 in a cache whose codes or other options have no tail.
         `select_topk` has none.
 
     Raises

@@ -10,7 +10,7 @@ import numpy as np
 from . import checks
 from .codes import KeyCodes
 from .dispatch import Array, load, returner, views
-from .selection import DEFAULT, Selection
+from .selection import DEFAULT, TAIL, Selection
 from .values import ValueCodes
 
 
@@ -100,7 +100,8 @@ def attend_tail(
     if options:
         checks.option_names(where, options, [field.name for field in fields(Selection)])
         selection = replace(selection, **options)
-    selection = selection.settled(codes.centered)
+    if selection.tail is None:
+        selection = replace(selection, tail=TAIL)
     a, b, c = views(q=q, k=k, v=v)
     checks.floats(where, "q", a, (3, 4))
     checks.keys_values(where, b, c, (a.ndim,))

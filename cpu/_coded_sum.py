@@ -59,7 +59,6 @@ def _sum_block(vectors: int) -> Any:
         on_codes, on_means = (
             [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(2)
         )
-        along = cgutils.alloca_once_value(builder, F32(0.0))
         last = builder.sub(n, I64(1))
         to_low, row, mean_row = (builder.mul(x, I64(y)) for x, y in ((P, 8), (P, 16), (Dt, 2)))
 
@@ -84,31 +83,30 @@ def _sum_block(vectors: int) -> Any:
             offset = builder.mul(loop.index, I64(4))
             weight = load_scalar_float32(builder, builder.add(weights, offset))
             share = builder.fmul(weight, load_scale(builder, byte))
-            builder.store(builder.fadd(builder.load(along), share), along)
             _add_code(builder, on_codes, share, code, to_low)
             _add_mean(builder, on_means, weight, mean, Dt)
-        less = splat(builder, F32x16.ir, builder.fmul(builder.load(along), F32(1.5)))
         for v in range(vectors):
-            y = builder.fsub(builder.load(on_codes[v]), less)
-            y = builder.fadd(y, builder.load(on_means[v]))
+            y = builder.fadd(builder.load(on_codes[v]), builder.load(on_means[v]))
             store(builder, builder.add(sums, I64(64 * v)), y)
 
     return sum_block
 
 
 def _add_code(builder: Any, totals: Any, share: Any, code: Any, to_low: Any) -> None:
-    """Add `share` times the code of a token, whose low words lie to_low bytes after `code`."""
+    """Add `share` times (the code of a token - 1.5). Its low words lie to_low bytes after `code`.
+
+    The levels have both signs, so that sums stay small, and their rounding errors too. An error
+    that all coordinates have in common would go to one coordinate of the output.
+    """
     vector = F32x16.ir
-    share, two = splat(builder, vector, share), constant(vector, 2.0)
+    inner, outer = (splat(builder, vector, builder.fmul(share, F32(level))) for level in (0.5, 1.5))
     for v, total in enumerate(totals):
         high, low = (
             _mask_at(builder, builder.add(words, I64(2 * v)))
             for words in (code, builder.add(code, to_low))
         )
-        # Processors have units that multiply and add, and others that only add.
-        x = builder.load(total)
-        x = builder.select(high, multiply_add(builder, share, two, x), x)
-        builder.store(builder.select(low, builder.fadd(x, share), x), total)
+        x, size = builder.load(total), builder.select(builder.xor(high, low), inner, outer)
+        builder.store(builder.select(high, builder.fadd(x, size), builder.fsub(x, size)), total)
 
 
 def _add_mean(builder: Any, totals: Any, weight: Any, mean: Any, Dt: Any) -> None:

@@ -102,7 +102,7 @@ class Layout(NamedTuple):
     near: int  # candidates
     near_ranks: int
     state: int  # of each row, between chunks
-    products: int  # scratch of ranking by products
+    products: int  # scratch of ranking by products; then a bit per token that a tier has
     end: int
 
 
@@ -170,7 +170,8 @@ def layout_of(step):
     products = (state + 8 * STATE_FIELDS * choosing + LINE - 1) // LINE * LINE
     by_products = products + rerank_scratch(step.D, step.refined)
     attending = max(attend_scratch(step.D, step.budget), tail_scratch(step.Dt, step.tail))
-    end = max(by_products, attending) + LINE
+    chosen = products + (step.slots // 8 if step.tail > 0 else 0)  # a bit per token
+    end = max(by_products, attending, chosen) + LINE
     return Layout(
         0,
         x,

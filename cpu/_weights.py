@@ -279,16 +279,18 @@ def end_sums(weights, rows):
 
 
 @outlined
-def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, rows):
+def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, rows, left_out=0):
     """Add up the weights of a chunk that has been scored, whose first token is `chunk`.
 
-    `state` is the address of the rows' states. The shifts first rise to the largest logit.
+    `state` is the address of the rows' states. The shifts first rise to the largest logit. If
+    `left_out` is not 0, it is the address of a bit per token, and tokens whose bit is 1 are left
+    out.
     """
     begin_sums(weights, on_means, chunk_end - chunk, rows, np.float32(-np.inf))
     for tile in range(chunk, chunk_end, TILE):
         at = tile - chunk
         bases = weights.bases + 4 * ROWS * (at // TILE)
-        mark_competing(weights, state, tile, rows)
+        mark_competing(weights, state, tile, rows, left_out)
         find_largest(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
     for i in range(rows):
         largest = largest_of(load_float32(weights.sums + 64 * i))
@@ -297,7 +299,7 @@ def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, r
     for tile in range(chunk, chunk_end, TILE):
         at = tile - chunk
         bases = weights.bases + 4 * ROWS * (at // TILE)
-        mark_competing(weights, state, tile, rows)
+        mark_competing(weights, state, tile, rows, left_out)
         add_weights(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
     end_sums(weights, rows)
 
@@ -314,13 +316,14 @@ def competing_for_all(state, rows):
 
 
 @inlined
-def mark_competing(weights, state, tile, rows):
+def mark_competing(weights, state, tile, rows, left_out=0):
     """Store which tokens of a tile, whose first token is `tile`, compete for places of each row."""
+    others = ~load_uint64(left_out + tile // 8) if left_out != 0 else ~np.uint64(0)
     for i in range(rows):
         own = state + 8 * STATE_FIELDS * i
         first = min(max(load_int64(own + 8 * FIRST) - tile, 0), TILE)
         end = min(max(load_int64(own + 8 * END) - tile, first), TILE)
-        store_uint64(weights.competing + 8 * i, _bits_between(first, end))
+        store_uint64(weights.competing + 8 * i, _bits_between(first, end) & others)
 
 
 @inlined

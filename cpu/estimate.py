@@ -593,10 +593,10 @@ def store_candidates(step, row, split, near, near_ranks, count):
 
 
 @outlined
-def weigh_again(step, layout, scratch, row):
+def weigh_again(step, layout, scratch, row, left_out):
     """Add up the weights of a row anew, with a shift that rises to the largest logit.
 
-    The result is in the place of its first part.
+    Tokens whose bit is 1 at `left_out` are left out. The result is in the place of the first part.
     """
     prepare_estimates(step, layout, scratch, row, 0)
     b, h, _, _ = locate(step, row)
@@ -618,7 +618,7 @@ def weigh_again(step, layout, scratch, row):
             _multiply_mean(step, layout, scratch, everything, tile // TILE, at, 1)
         weigh_chunk(
             weights, scratch + layout.distances, scales + chunk, on_means, scratch + layout.state,
-            chunk, chunk_end, 1,
+            chunk, chunk_end, 1, left_out,
         )  # fmt: skip
     store_float64(sums, load_float64(weights.shifts))
     store_float64(sums + 8, load_float64(weights.masses))

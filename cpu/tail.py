@@ -11,7 +11,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from adamas_core.reference.center import FINE_NOISE, NOISE
-from adamas_core.reference.layout import Codes, Selection, Values
+from adamas_core.reference.layout import TILE, Codes, Selection, Values
 
 from ._array import FLOAT32, LINE, address_of
 from ._coded_sum import sum_codes
@@ -34,6 +34,7 @@ from ._simd import (
     load_scalar_float32,
     load_uint8,
     load_uint32,
+    load_uint64,
     operation,
     prefetch,
     splat,
@@ -44,6 +45,7 @@ from ._simd import (
     store_scalar_float32,
     store_uint8,
     store_uint32,
+    store_uint64,
     sum_of,
     to_all,
 )
@@ -81,7 +83,8 @@ def attend_tail(
         rows = lse.size
         exact = np.empty(q.shape, np.float32)
         indices = np.empty((*q.shape[:3], budget), np.int32)
-        room = max(budget + tail, selection.refine * budget) + MASK_RANKS
+        refined = min(selection.refine * budget, codes.planes.shape[3] * TILE)
+        room = max(budget + tail, refined) + MASK_RANKS
         coded = np.empty((2, rows, room), np.int32)
         counts = np.empty(rows, np.int64)
         rest = np.empty((rows, 2))
@@ -228,9 +231,10 @@ def logits_of(builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, cou
 def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
     """The shift and the sum of weights of the tokens that neither tier has.
 
-    That is the sum over all that compete, less those of the chosen ones. All are weighed again if
-    the shifts were guessed too low (then a token that is not chosen may have been cut at HIGHEST)
-    or too high (then weights were lost).
+    That is the sum over all that compete, less those of the chosen ones. The rest is weighed again,
+    without the chosen ones, if the shifts were guessed too low (then a token that is not chosen may
+    have been cut at HIGHEST) or too high (then weights were lost), or if too little is left of the
+    sum: a weight has a relative error of 2^-18, so the rest would have one of more than 2^-8.
     """
     to = step.rest + 16 * row
     store_float64(to, 0.0)
@@ -253,27 +257,42 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
         if one > -np.inf:  # the part has a token that competes
             shift, lowest = max(shift, one), min(lowest, one)
             largest = max(largest, load_float64(sums + 16 * split + 8))
-    splits = step.splits
     too_high = largest < 2.0**30 * LEAST  # the noise takes the logits far below the estimates
-    if too_high or step.scale * np.float64(least_of(np.int64(worst))) - lowest > HIGHEST:
-        weigh_again(step, layout, scratch, row)
-        shift, splits = load_float64(sums), 1
-    mass = 0.0
-    for split in range(splits):
+    too_low = step.scale * np.float64(least_of(np.int64(worst))) - lowest > HIGHEST
+    mass = whole = 0.0
+    for split in range(step.splits):
         one = load_float64(sums + 16 * split)
         if one == -np.inf:
             continue
         own = load_float64(sums + 16 * split + 8)
+        whole += own * math.exp(one - shift)
         part = part_of(step, head, split)
-        start, end = (part.start, part.end) if splits > 1 else (0, length_of(step, b))
+        start, end = (part.start, part.end) if step.splits > 1 else (0, length_of(step, b))
         for tier in range(2):
             own -= _sum_chosen(
                 step, layout, scratch, lists[tier], ranks[tier], coded if tier else exact,
                 (start, end), (scales, noise), one,
             )  # fmt: skip
         mass += max(own, 0.0) * math.exp(one - shift)
+    if too_high or too_low or not mass > 2.0**-10 * whole:
+        left_out = scratch + layout.products
+        _mark(left_out, step.slots, lists[0], exact)
+        _mark(left_out, 0, lists[1], coded)
+        weigh_again(step, layout, scratch, row, left_out)
+        shift, mass = load_float64(sums), load_float64(sums + 8)
     store_float64(to, shift)
     store_float64(to + 8, mass)
+
+
+@inlined
+def _mark(bits, tokens, chosen, n):
+    """Set the bits of n chosen tokens, after all bits of the first `tokens` tokens are cleared."""
+    for i in range(0, tokens, TILE):
+        store_uint64(bits + i // 8, np.uint64(0))
+    for i in range(n):
+        token = np.int64(load_int32(chosen + 4 * i))
+        word = bits + 8 * (token // TILE)
+        store_uint64(word, load_uint64(word) | np.uint64(1) << np.uint64(token % TILE))
 
 
 @outlined
@@ -359,10 +378,12 @@ def _add_row(step, row, scratch):
     rest *= math.exp(shift - largest) if rest > 0 else 0.0
     whole = exact + np.float64(sum_of(mass)) + rest
     mean = step.total + 4 * D * (b * step.H_kv + h)
-    for d in range(D):
-        store_scalar_float32(sums + 4 * d, load_scalar_float32(mean + 4 * d))
+    for d in range(D):  # without a rest, the mean may be infinite
+        store_scalar_float32(
+            sums + 4 * d, load_scalar_float32(mean + 4 * d) if rest > 0 else np.float32(0)
+        )
     values = step.v + b * step.v_b + h * step.v_h
-    for token in range(visible, length):  # later ones than the query
+    for token in range(visible, length if rest > 0 else 0):  # later ones than the query
         widen_row(values + step.v_s * token, step.kv_dtype, D, weights)
         for d in range(D):
             left = load_scalar_float32(sums + 4 * d) - load_scalar_float32(weights + 4 * d)

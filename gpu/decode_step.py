@@ -37,7 +37,6 @@ from .quantize import CodedQuery, empty_coded_query, encode, query_bits
 from .select import make_plan, select_coded
 from .tail import attend_tiers, choose_tiers, make_room
 
-
 MOST_WITH_TAIL = 1024  # the head_dim up to which begin_step.cu codes what a tail needs
 
 

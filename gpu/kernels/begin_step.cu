@@ -41,10 +41,10 @@ __device__ __forceinline__ void add_values(
 template <int N, typename T>
 __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span span, float* rows) {
   for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
-    encode_full_tile<N>(head, span, tile, rows);
+    encode_full_tile<N, N <= 32>(head, span, tile, rows);
     __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
   }
-  encode_open_tile<N>(head, span);
+  encode_open_tile<N, N <= 32>(head, span);
 }
 
 // Grid: H_kv blocks for keys and values, H_kv more for values where v_planes is not null, then blocks
@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
   if (means) {
     CenteredHead<T> mine{
         k_new, k_new_token, planes + b * planes_batch + head * planes_head,
-        planes_plane, planes_group, planes_word, planes_token,
+        planes_plane, TAIL ? planes_group : 8 * P, TAIL ? planes_word : 8,  // constants save registers
+        TAIL ? planes_token : 1,
         means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
         TAIL && bits ? bits + b * bits_batch + head * bits_head : nullptr,

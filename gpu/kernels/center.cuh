@@ -69,8 +69,9 @@ __device__ __noinline__ void write_third_apart(
   write_third<N>(rest, head, token, own, s, square);
 }
 
-// Writes the codes and the scale of one token, from its row minus the mean, and its third bits.
-template <int N, typename T>
+// Writes the codes and the scale of one token, from its row minus the mean, and with FINE its third
+// bits where there are any.
+template <bool FINE, int N, typename T>
 __device__ __forceinline__ void write_centered(
     const float (&rest)[N], const CenteredHead<T>& head, Int token) {
   const int Dt = head.Dt;
@@ -85,7 +86,7 @@ __device__ __forceinline__ void write_centered(
   Word* const high = head.planes + token / 8 * head.planes_group + token % 8 * head.planes_token;
   write_codes(rest, Dt, own, high, high + head.planes_plane, head.planes_word);
   if (lane_index() == 0) head.scales[token] = scale_byte(s);
-  if (!head.bits) return;
+  if (!FINE || !head.bits) return;
   if constexpr (N <= 32) {
     write_third<N>(rest, head, token, own, s, square);
   } else {
@@ -99,7 +100,7 @@ __device__ __forceinline__ void write_centered(
 // Codes a tile that is full after the last new token, by the whole block. Tokens of the tile from
 // earlier calls come from open_tile. `rows` has room for a transformed row per warp, and for the
 // mean.
-template <int N, typename T>
+template <int N, bool FINE = true, typename T>
 __device__ __forceinline__ void encode_full_tile(
     const CenteredHead<T>& head, Span span, Int tile, float* rows) {
   const int Dt = head.Dt;
@@ -143,7 +144,7 @@ __device__ __forceinline__ void encode_full_tile(
     float x[N];
     load(x, slot);
     subtract(x, mean, size);
-    write_centered(x, head, tile * TILE + slot);
+    write_centered<FINE>(x, head, tile * TILE + slot);
   }
 }
 
@@ -152,7 +153,7 @@ __device__ __forceinline__ void encode_full_tile(
 // of the token is not full, the token is coded relative to the mean of the tile before, or to 0 in
 // the first tile. That mean is also written as the mean of the open tile. This call does so if it
 // brings the first token of that tile; else an earlier call did.
-template <int N, typename T>
+template <int N, bool FINE = true, typename T>
 __device__ __forceinline__ void encode_open_tile(const CenteredHead<T>& head, Span span) {
   const int Dt = head.Dt;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES, size = Dt;
@@ -171,6 +172,6 @@ __device__ __forceinline__ void encode_open_tile(const CenteredHead<T>& head, Sp
     store_row(x, head.open_tile + slot * size, size);
     if (token < open * TILE) continue;
     if (before) subtract(x, before, size);
-    write_centered(x, head, token);
+    write_centered<FINE>(x, head, token);
   }
 }
