@@ -37,6 +37,12 @@ __device__ __forceinline__ void add_values(
   }
 }
 
+// encode_open_tile as a function of its own. Inlined above Dt = 1024 it would spill registers.
+template <int N, typename T>
+__device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span) {
+  encode_open_tile<N, false>(head, span);
+}
+
 // Codes the new tokens of one head.
 template <int N, typename T>
 __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span span, float* rows) {
@@ -44,7 +50,11 @@ __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span spa
     encode_full_tile<N, N <= 32>(head, span, tile, rows);
     __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
   }
-  encode_open_tile<N, N <= 32>(head, span);
+  if constexpr (N <= 32) {
+    encode_open_tile<N>(head, span);
+  } else {
+    encode_apart<N>(head, span);
+  }
 }
 
 // Grid: H_kv blocks for keys and values, H_kv more for values where v_planes is not null, then blocks
@@ -130,7 +140,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
         means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
         TAIL && bits ? bits + b * bits_batch + head * bits_head : nullptr,
-        finer + b * finer_batch + head * finer_head,
+        TAIL ? finer + b * finer_batch + head * finer_head : nullptr,
         open_tile + b * open_tile_batch + head * open_tile_head, thresholds, dims,
         static_cast<int>(Dt), hadamard_scale};
     if (values) {
