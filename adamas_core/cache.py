@@ -335,8 +335,8 @@ class KVCache:
     def attention(self, budget: int | None, scale: float | None = None) -> CacheAttention:
         """The function ``f(layer, q, k, v)`` that a decoder calls: append, then attend.
 
-        Each new token attends to `budget` tokens, or to all if budget is None. Several new tokens
-        at once give what single steps give, so a call verifies a draft. Read a prompt with
+        Each new token attends as in `decode_attention`, or densely if budget is None. Several new
+        tokens at once give what single steps give, so a call verifies a draft. Read a prompt with
         ``f.prefill(layer, q, k, v)``, which is dense.
 
         Parameters
@@ -413,7 +413,7 @@ def decode_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Array:
-    """One attention step: select `budget` tokens per query by their codes, and attend to those.
+    """One attention step: `budget` tokens per query by their keys and values, the others by codes.
 
     Parameters
     ----------
