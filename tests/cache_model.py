@@ -301,8 +301,9 @@ def same_layer(got: Any, expected: Any) -> None:
         a, b = got.codes, expected.codes
         np.testing.assert_array_equal(a.thresholds, b.thresholds)
         np.testing.assert_array_equal(a.planes, b.planes)
-        assert (a.centers is None) == (b.centers is None)
-        for x, y in zip(a.centers or (), b.centers or (), strict=True):
+        assert (a.centers is None, a.fine is None) == (b.centers is None, b.fine is None)
+        own = ((*(c.centers or ()), *(c.fine or ())) for c in (a, b))
+        for x, y in zip(*own, strict=True):
             np.testing.assert_array_equal(x, y)
     assert (got.value_codes is None) == (expected.value_codes is None)
     if expected.value_codes is not None:

@@ -235,6 +235,22 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "attend_tail: no option 'sink'; expected metric",
     ),
+    "a tail that plain codes do not have": (
+        lambda: tail(codes=ac.encode(kv, [-1, 0, 1], backend="reference"), tail=None),
+        ValueError,
+        "attend_tail: tail=256 with plain codes; expected tail=0, or centered codes",
+    ),
+    "a tail of codes of two bits": (
+        lambda: tail(codes=ac.encode(kv, backend="reference")),
+        ValueError,
+        r"attend_tail: tail=5 with codes of 2 bits; expected encode\(k, bits=3\)",
+    ),
+    "a third bit of plain codes": (
+        lambda: ac.encode(kv, [-1, 0, 1], bits=3),
+        ValueError,
+        "encode: bits=3 with plain codes; expected bits=2, or centered codes",
+    ),
+    "four bits": (lambda: ac.encode(kv, bits=4), ValueError, "encode: bits=4; expected 2 or 3"),
     "tail above the tokens": (
         lambda: tail(budget=101),
         ValueError,

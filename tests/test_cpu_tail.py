@@ -94,3 +94,42 @@ def test_queries_of_tiny_numbers(size: float) -> None:
     """Products with the unit lose bits, so distances are counted again."""
     q, k, v = _inputs(600, 2)
     _assert_equal((size * q).astype(np.float32), k, v, 24, Selection(tail=200), None)
+
+
+def test_estimates_far_above_the_logits_of_chosen_tokens() -> None:
+    """The rest is far less than the chosen tokens have by two bits, and is added up by itself."""
+    rng = np.random.default_rng(35)
+    k, v = rng.standard_normal((2, 1, 1, 300, 128), dtype=np.float32)
+    sign = rng.choice([-1, 1], 128).astype(np.float32)
+    k[0, 0, 150] = 0.05 * sign
+    k[0, 0, 150, 0] = 20
+    k, q = reference.hadamard(k), reference.hadamard(2 * sign[None, None, None])
+    _assert_equal(q, k, v, 1, Selection(tail=16), None)
+    _assert_equal(q, k, v, 20, Selection(tail=16), None)
+
+
+def test_equal_weights_of_many_coded_tokens() -> None:
+    """Rounding errors do not add up in one coordinate of the output."""
+    q, k, v = _inputs(2000, 1, 128)
+    _assert_equal(0 * q, k, v, 43, Selection(tail=30000), None)
+
+
+def test_a_sum_of_values_that_no_token_needs() -> None:
+    """Where both tiers have all tokens, the sum of all values is not read."""
+    q, k, v = _inputs(64, 1, 64)
+    values = encode_values(v).record
+    given = q, k, v, encode(k, bits=3).record
+    expected, _ = cpu.attend_tail(*given, values, 2, Selection(tail=62), None)
+    for total in (np.nan, np.inf):
+        other = values._replace(total=np.full_like(values.total, total))
+        out, _ = cpu.attend_tail(*given, other, 2, Selection(tail=62), None)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_any_refine() -> None:
+    q, k, v = _inputs(300, 2)
+    out, _ = cpu.attend_tail(
+        q, k, v, encode(k, bits=3).record, encode_values(v).record, 8,
+        Selection(tail=5, refine=2**62), None,
+    )  # fmt: skip
+    assert np.isfinite(out).all()

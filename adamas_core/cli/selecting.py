@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     about = described(Selection)
     for name, kind in kinds(Selection).items():
         option = "--" + name.replace("_", "-")
-        default = getattr(Selection(), name)
+        default = getattr(Selection().settled(centered=True), name)
         shape, text = about.get(name, (None, ""))
         text = text.replace("%", "%%")
         if kind is bool:
@@ -59,7 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         dest="centered",
         action="store_const",
         const=False,
-        help="code the keys themselves: 32 bytes per token at head_dim 128, not 37",
+        help="code the keys themselves, without a tail: 32 bytes per token at head_dim 128, not 91",
     )
     add(
         "--dense-layers",
