@@ -27,9 +27,11 @@ dense = torch.nn.functional.scaled_dot_product_attention(
 print(f"64 of {S} tokens: largest difference from torch {(out - dense).abs().max():.1e}")
 torch.testing.assert_close(out.float(), dense, atol=0.02, rtol=0.01)  # bfloat16 has 8 bits
 
-# Or let a cache keep keys, values and codes. The keys and values are copied into it.
+# Or let a cache keep keys, values and codes. The keys and values are copied into it. It drops no
+# token: all others count by codes and by a mean.
 cache = KVCache()
 cache.append(k, v)
 step = decode_attention(q, cache, budget=64)
-assert torch.equal(step, out)
-print(f"KVCache: {cache.nbytes} bytes, and the same output as a {type(step).__name__}")
+assert step.dtype == torch.bfloat16
+torch.testing.assert_close(step.float(), dense, atol=0.02, rtol=0.01)
+print(f"KVCache: {cache.nbytes} bytes, difference from torch {(step - dense).abs().max():.1e}")
