@@ -231,8 +231,9 @@ def _values(layer: FullLayer, own: dict[str, NDArray]) -> CodedValues:
         checks.finite(WHERE, "v", row)
     planes, centers = _planes_centers(own, VALUE, v.shape, True)
     _, B, H_kv, T, _, P, _ = planes.shape
-    by_token = as_planes(np.empty((B, H_kv, T, TILE, 2, P), np.uint64))
-    by_token[...] = planes
+    xp = array_module(backend)
+    by_token = as_planes(xp.empty((B, H_kv, T, TILE, 2, P), np.uint64))
+    by_token[...] = xp.asarray(planes)
     t = CENTERED_THRESHOLDS
     codes = _coded(by_token, centers, None, t, layer.lengths, v.shape[3], backend)
     return value_store.with_sums(codes, layer.v)
