@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from . import checks, code_store, value_store
-from .code_store import Coded, as_planes, head_thresholds
+from .code_store import Coded, head_thresholds
 from .codes import SAMPLE
 from .dispatch import array_module
 from .layer_cache import CALIBRATION_TOKENS, FINE, VALUE, FullLayer, Options, Sample
 from .layers import Layer
 from .lengths import Lengths
 from .reference.center import CENTERED_THRESHOLDS
-from .reference.layout import TILE, Centers, Fine, padded, tiles, words
+from .reference.layout import TILE, Centers, Fine, as_planes, padded, tiles, words
 from .selection import Selection
 from .value_store import CodedValues
 from .window_layer import WindowLayer

@@ -19,7 +19,7 @@ import numpy as np
 
 from .dispatch import array_module, load
 from .lengths import Lengths
-from .reference.layout import TILE, Centers, Codes, Fine, padded, tiles, words
+from .reference.layout import TILE, Centers, Codes, Fine, as_planes, padded, tiles, words
 
 NDArray = np.ndarray[Any, Any]
 Guard: TypeAlias = Callable[["Undo"], None]
@@ -112,12 +112,6 @@ def empty(
     if kind.by_token:
         planes = as_planes(xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64))
     return Coded(planes, centers, fine, thresholds, Lengths.of(0, B), D, backend)
-
-
-def as_planes(rows: Any) -> Any:
-    """Rows (B, H_kv, T, 64, 2, P), a token's words side by side, as planes, without a copy."""
-    B, H_kv, T, _, _, P = rows.shape
-    return rows.reshape(B, H_kv, T, 8, 8, 2, P).transpose(5, 0, 1, 2, 3, 6, 4)
 
 
 def head_thresholds(thresholds: NDArray, H_kv: int, backend: str) -> Any:

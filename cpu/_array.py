@@ -66,6 +66,14 @@ def k_fields(k: NDArray[Any]) -> dict[str, int]:
     }
 
 
+def head_fields(**arrays: NDArray[Any]) -> dict[str, int]:
+    """Address and strides, by batch and by head, of arrays (B, H_kv, ...), under their names."""
+    fields: dict[str, int] = {}
+    for name, x in arrays.items():
+        fields |= {name: address_of(x), name + "_b": x.strides[0], name + "_h": x.strides[1]}
+    return fields
+
+
 def v_fields(v: NDArray[Any]) -> dict[str, int]:
     v_b, v_h, v_s, _ = v.strides
     return {"v": address_of(v), "v_b": v_b, "v_h": v_h, "v_s": v_s}

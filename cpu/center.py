@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adamas_core.reference.center import SCALE_LEAST, SCALE_SHIFT
 from adamas_core.reference.layout import TILE, Centers, Fine, padded, words
 
-from ._array import FLOAT16, LINE, address_of, aligned, dtype_code
+from ._array import FLOAT16, LINE, address_of, aligned, dtype_code, head_fields
 from ._float_rows import LANES, load_first_lanes, load_lanes, store_first_float16
 from ._jit import inlined, kernel, outlined
 from ._record import Record
@@ -77,31 +77,18 @@ def encode_centered(
         span = np.empty((B, 2), np.int64)
         span[:, 0] = start
         span[:, 1] = span[:, 0] + (S if count is None else count)
-        means, scales, open_tile = centers
         k_b, k_h, k_s, _ = k.strides
         to_low, planes_b, planes_h, _, to_group, to_word, to_token = planes.strides
-        third: dict[str, int] = {}
+        beside = head_fields(**centers._asdict())
         if fine is not None:
-            bits, finer = fine
-            third = {
-                "third": address_of(bits),
-                "third_b": bits.strides[0],
-                "third_h": bits.strides[1],
-                "third_scales": address_of(finer),
-                "third_scales_b": finer.strides[0],
-                "third_scales_h": finer.strides[1],
-            }
+            beside |= head_fields(third=fine.bits, third_scales=fine.scales)
         record = EncodeCentered(
-            third,
+            beside,
             k=address_of(k), dtype=dtype_code(k), k_b=k_b, k_h=k_h, k_s=k_s,
             B=B, H_kv=H_kv, S=S, D=D, Dt=padded(D), P=words(D),
             thresholds=address_of(limits), span=address_of(span),
             planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
             to_group=to_group, to_word=to_word, to_token=to_token,
-            means=address_of(means), means_b=means.strides[0], means_h=means.strides[1],
-            scales=address_of(scales), scales_b=scales.strides[0], scales_h=scales.strides[1],
-            open_tile=address_of(open_tile),
-            open_tile_b=open_tile.strides[0], open_tile_h=open_tile.strides[1],
         )  # fmt: skip
         _encode_centered(record)
     return planes

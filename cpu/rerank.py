@@ -46,7 +46,6 @@ from ._simd import (
     store,
     store_int32,
     store_scalar_float32,
-    store_uint32,
     sum_of,
     to_all,
 )
@@ -183,30 +182,24 @@ def keep_best(tokens, ranks, n, places):
     return count, low
 
 
-def _move(test: str) -> Any:
-    @operation(types.int64, *[types.int64] * 6)
-    def move(builder: Any, *arguments: Any) -> Any:
-        """Append those of sixteen tokens whose rank passes the test to a list; returns how many.
+@operation(types.int64, *[types.int64] * 6)
+def move_at_most(builder: Any, *arguments: Any) -> Any:
+    """Append those of sixteen tokens whose rank is at most a bound to a list; returns how many.
 
-        The arguments are the addresses of the tokens and their ranks, the bound of the ranks, the
-        addresses of the list's tokens and ranks, and their number. The list has room for sixteen
-        more. It may be the memory that the tokens come from.
-        """
-        tokens, ranks, bound, to_tokens, to_ranks, count = arguments
-        vector = ir.VectorType(I32, LANES)
-        given = load(builder, tokens, vector), load(builder, ranks, vector)
-        bounds = splat(builder, vector, builder.trunc(bound, I32))
-        mask = builder.icmp_unsigned(test, given[1], bounds)
-        at, rest = builder.mul(count, I64(4)), constant(vector, 0)
-        name = "llvm.x86.avx512.mask.compress.v16i32"
-        for x, to in zip(given, (to_tokens, to_ranks), strict=True):
-            store(builder, builder.add(to, at), call(builder, name, vector, x, rest, mask))
-        return count_bits(builder, mask_bits(builder, mask))
-
-    return move
-
-
-move_at_most, move_above = _move("<="), _move(">")
+    The arguments are the addresses of the tokens and their ranks, the bound of the ranks, the
+    addresses of the list's tokens and ranks, and their number. The list has room for sixteen
+    more. It may be the memory that the tokens come from.
+    """
+    tokens, ranks, bound, to_tokens, to_ranks, count = arguments
+    vector = ir.VectorType(I32, LANES)
+    given = load(builder, tokens, vector), load(builder, ranks, vector)
+    bounds = splat(builder, vector, builder.trunc(bound, I32))
+    mask = builder.icmp_unsigned("<=", given[1], bounds)
+    at, rest = builder.mul(count, I64(4)), constant(vector, 0)
+    name = "llvm.x86.avx512.mask.compress.v16i32"
+    for x, to in zip(given, (to_tokens, to_ranks), strict=True):
+        store(builder, builder.add(to, at), call(builder, name, vector, x, rest, mask))
+    return count_bits(builder, mask_bits(builder, mask))
 
 
 @outlined
@@ -235,38 +228,6 @@ def _largest_at_most(ranks, n, bound):
         rank = np.int64(load_uint32(ranks + 4 * i))
         largest = max(largest, rank if rank <= bound else np.int64(0))
     return largest
-
-
-@inlined
-def split_best(tokens, ranks, n, places, best, best_ranks):
-    """Move those of n tokens that `keep_best` keeps to `best`; returns how many it moved.
-
-    Both lists keep their order. There is room for sixteen more tokens after the best.
-    """
-    own = carray(pointer(ranks), n, np.uint32)
-    bound, ties = np.int64(LAST_RANK), n
-    if n > places:
-        bound = kth_rank(ranks, n, places)
-        ties = places - (_count_at_most(ranks, n, bound - 1) if bound > 0 else 0)
-    kept = others = start = 0
-    if AVX512 and _count_at_most(ranks, n, bound) == places:
-        start = n // LANES * LANES
-        for i in range(0, start, LANES):
-            kept += move_at_most(tokens + 4 * i, ranks + 4 * i, bound, best, best_ranks, kept)
-            others += move_above(tokens + 4 * i, ranks + 4 * i, bound, tokens, ranks, others)
-    for i in range(start, n):
-        rank, token = np.int64(own[i]), load_int32(tokens + 4 * i)
-        tie = (rank == bound) & (ties > 0)
-        ties -= tie
-        keep = (rank < bound) | tie
-        # No branch decides where it goes.
-        store_int32(best + 4 * kept, token)
-        store_uint32(best_ranks + 4 * kept, np.uint32(rank))
-        store_int32(tokens + 4 * others, token)
-        own[others] = np.uint32(rank)
-        kept += keep
-        others += not keep
-    return kept
 
 
 @inlined

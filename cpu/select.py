@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adamas_core.reference.layout import TILE, Codes, Selection, padded
 
-from ._array import address_of, dtype_code, k_fields, q_fields
+from ._array import address_of, dtype_code, head_fields, k_fields, q_fields
 from ._schedule import run
 from ._search import choose, collect
 from ._step import Step
@@ -111,11 +111,4 @@ def _center_fields(codes: Codes) -> dict[str, int]:
     if codes.centers is None:
         return {}
     means, scales, _ = codes.centers
-    return {
-        "means": address_of(means),
-        "means_b": means.strides[0],
-        "means_h": means.strides[1],
-        "scales": address_of(scales),
-        "scales_b": scales.strides[0],
-        "scales_h": scales.strides[1],
-    }
+    return head_fields(means=means, scales=scales)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adamas_core.reference.center import FINE_NOISE, NOISE
 from adamas_core.reference.layout import TILE, Codes, Selection, Values
 
-from ._array import FLOAT32, LINE, address_of
+from ._array import FLOAT32, LINE, address_of, head_fields
 from ._coded_sum import sum_codes
 from ._exp import exp
 from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
@@ -98,21 +98,10 @@ def attend_tail(
             "choose": choose_tail.address,
             "tail": tail,
             "add_tail": add_tail.address,
-            "third": address_of(third),
-            "third_b": third.strides[0],
-            "third_h": third.strides[1],
-            "finer": address_of(finer),
-            "finer_b": finer.strides[0],
-            "finer_h": finer.strides[1],
+            **head_fields(third=third, finer=finer, v_means=means, v_scales=scales),
             "v_codes": address_of(values.planes),
             "v_codes_b": values_b,
             "v_codes_h": values_h,
-            "v_means": address_of(means),
-            "v_means_b": means.strides[0],
-            "v_means_h": means.strides[1],
-            "v_scales": address_of(scales),
-            "v_scales_b": scales.strides[0],
-            "v_scales_h": scales.strides[1],
             "total": address_of(total),
             "whole_out": address_of(whole),
             "rest": address_of(rest),
@@ -121,7 +110,7 @@ def attend_tail(
             "coded_ranks": address_of(coded[1]),
             "coded_counts": address_of(counts),
         }
-        run_step(q, codes, indices, selection, selection.refine * budget, fields)
+        run_step(q, codes, indices, selection, refined, fields)
     return whole, lse
 
 

@@ -14,6 +14,7 @@ from adamas_core.reference.layout import (
     Fine,
     Selection,
     Values,
+    as_planes,
     padded,
     tiles,
     words,
@@ -96,10 +97,10 @@ def device_cache(
         fine = Fine(
             xp.zeros((B, H_kv, T, TILE, P), np.uint64), xp.zeros((B, H_kv, T, TILE), np.uint8)
         )
-        rows = xp.zeros((B, H_kv, T, 8, 8, 2, P), np.uint64)  # a token's words side by side
+        rows = xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64)
         sums = xp.zeros((3, B, H_kv, D), np.float32)
         own = _empty_centers(B, H_kv, D, T)
-        values = Values(rows.transpose(5, 0, 1, 2, 3, 6, 4), own, sums[2])
+        values = Values(as_planes(rows), own, sums[2])
     planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
     t = xp.ascontiguousarray(xp.broadcast_to(xp.asarray(thresholds, np.float32), (H_kv, 3)))
     return DeviceCache(

@@ -70,3 +70,9 @@ def words(head_dim: int) -> int:
 def tiles(tokens: int) -> int:
     """T: tiles that hold `tokens` tokens."""
     return -(-tokens // TILE)
+
+
+def as_planes(rows: Any) -> Any:
+    """Rows (B, H_kv, T, 64, 2, P), a token's words side by side, as planes, without a copy."""
+    B, H_kv, T, _, _, P = rows.shape
+    return rows.reshape(B, H_kv, T, 8, 8, 2, P).transpose(5, 0, 1, 2, 3, 6, 4)

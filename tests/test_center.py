@@ -13,10 +13,9 @@ from oracles import assert_same_bits
 from strategies import DTYPES, FINITE, VALUES, head_dims, laid_out, layouts, seeds, values
 
 from adamas_core import reference
-from adamas_core.code_store import as_planes
 from adamas_core.reference.center import CENTERED_THRESHOLDS as T3
 from adamas_core.reference.center import scale_byte, scale_of
-from adamas_core.reference.layout import Centers, Fine, padded, tiles, words
+from adamas_core.reference.layout import Centers, Fine, as_planes, padded, tiles, words
 from adamas_core.reference.quantize import from_planes, unpack_bits
 
 

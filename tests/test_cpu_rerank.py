@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu
-from adamas_core.cpu.rerank import LAST_RANK, MASK_RANKS, keep_best, split_best
+from adamas_core.cpu.rerank import LAST_RANK, MASK_RANKS, keep_best
 
 
 def test_index_out_of_range_names_it():
@@ -32,12 +32,6 @@ def _keep(tokens, ranks, n, places):
     return keep_best(tokens.ctypes.data, ranks.ctypes.data, n, places)
 
 
-@numba.njit
-def _split(tokens, ranks, n, places, best, best_ranks):
-    addresses = best.ctypes.data, best_ranks.ctypes.data
-    return split_best(tokens.ctypes.data, ranks.ctypes.data, n, places, *addresses)
-
-
 @pytest.mark.parametrize("largest", [0, 2, 50, LAST_RANK])
 def test_the_best_are_kept_in_their_order(largest):
     """Few different ranks have ties, of which the first ones in the list are kept."""
@@ -48,7 +42,7 @@ def test_the_best_are_kept_in_their_order(largest):
         tokens = np.arange(n + MASK_RANKS, dtype=np.int32)[::-1].copy()
         ranks = rng.integers(0, largest + 1, n + MASK_RANKS, dtype=np.uint64).astype(np.uint32)
         order = np.argsort(ranks[:n], kind="stable")
-        best, others = np.sort(order[:places]), np.sort(order[places:])
+        best = np.sort(order[:places])
         own, own_ranks = tokens.copy(), ranks.copy()
         count, bound = _keep(own, own_ranks, n, places)
         assert count == len(best)
@@ -56,8 +50,3 @@ def test_the_best_are_kept_in_their_order(largest):
         assert_array_equal(own_ranks[:count], ranks[best])
         if places < n:
             assert bound == ranks[best].max(initial=0)
-        moved, moved_ranks = np.empty((2, n + 16), np.int32)
-        assert _split(tokens, ranks, n, places, moved, moved_ranks.view(np.uint32)) == len(best)
-        assert_array_equal(moved[:count], own[:count])
-        assert_array_equal(moved_ranks.view(np.uint32)[:count], own_ranks[:count])
-        assert_array_equal(tokens[: len(others)], (n + MASK_RANKS - 1 - others))
