@@ -237,6 +237,26 @@ class KeyCodes(TokenCodes):
         return cls._of(code_store.empty(B, H_kv, head_dim, t, backend, capacity, kind))
 
     @property
+    def planes(self) -> Any:
+        """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
+        return self._coded().used()
+
+    @property
+    def centers(self) -> Centers | None:
+        """Means and scales of the tiles in use, and the open tile; None if plain.
+
+        Rows of the open tile that belong to no token of it are 0.
+        """
+        coded = self._coded()
+        centers = coded.used_centers()
+        if centers is None:
+            return None
+        open_tile = centers.open_tile.copy()
+        for b, n in enumerate(coded.lengths.each):
+            open_tile[b, :, n % TILE :] = 0
+        return centers._replace(open_tile=open_tile)
+
+    @property
     def centered(self) -> bool:
         """Whether the codes are relative to the means of their tiles."""
         return self._coded().centers is not None
