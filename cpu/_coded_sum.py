@@ -11,6 +11,7 @@ from ._jit import inlined
 from ._simd import (
     F32,
     I1,
+    I8,
     I16,
     I64,
     F32x16,
@@ -65,12 +66,20 @@ def _sum_block(vectors: int) -> Any:
             code, byte = at(loop.index)
             offset = builder.mul(loop.index, I64(4))
             weight = load_scalar_float32(builder, builder.add(weights, offset))
-            share = builder.fmul(weight, load_scale(builder, byte))
+            share = builder.fmul(weight, _load_scale(builder, byte))
             _add_code(builder, totals, share, code, to_low)
         for v, total in enumerate(totals):
             store(builder, builder.add(sums, I64(64 * v)), builder.load(total))
 
     return sum_block
+
+
+def _load_scale(builder: Any, address: Any) -> Any:
+    """The scale of a value's byte, which is 0 for the byte 0."""
+    byte = builder.load(builder.inttoptr(address, I8.as_pointer()), align=1)
+    return builder.select(
+        builder.icmp_unsigned("==", byte, I8(0)), F32(0), load_scale(builder, address)
+    )
 
 
 def _add_code(builder: Any, totals: Any, share: Any, code: Any, to_low: Any) -> None:

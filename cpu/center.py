@@ -51,8 +51,7 @@ LIMIT = 65520.0  # the least number that float16 rounds to infinity
 # after its last. The low plane lies to_low bytes after the high one.
 EncodeCentered = Record(
     *("k", "dtype", "k_b", "k_h", "k_s", "B", "H_kv", "S", "D", "Dt", "P", "thresholds", "span"),
-    # Bytes from each plane, batch, head, group of 8 tokens, word and token to the next one.
-    *("planes", "to_low", "planes_b", "planes_h", "to_group", "to_word", "to_token"),
+    *("planes", "to_low", "planes_b", "planes_h"),
     *("means", "means_b", "means_h"),
     *("scales", "scales_b", "scales_h", "open_tile", "open_tile_b", "open_tile_h"),
     # Third bits; 0 without them.
@@ -78,7 +77,7 @@ def encode_centered(
         span[:, 0] = start
         span[:, 1] = span[:, 0] + (S if count is None else count)
         k_b, k_h, k_s, _ = k.strides
-        to_low, planes_b, planes_h, _, to_group, to_word, to_token = planes.strides
+        to_low, planes_b, planes_h = planes.strides[:3]
         beside = head_fields(**centers._asdict())
         if fine is not None:
             beside |= head_fields(third=fine.bits, third_scales=fine.scales)
@@ -88,7 +87,6 @@ def encode_centered(
             B=B, H_kv=H_kv, S=S, D=D, Dt=padded(D), P=words(D),
             thresholds=address_of(limits), span=address_of(span),
             planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
-            to_group=to_group, to_word=to_word, to_token=to_token,
         )  # fmt: skip
         _encode_centered(record)
     return planes
@@ -302,8 +300,8 @@ def _code(record, head, token, row, mean, rest):
         squares += x * x
     square = sum_of(squares)
     group, lane = divmod(token, 8)
-    at = record.to_group * group + record.to_token * lane
-    words = head.high + at, head.low + at, record.to_word
+    at = 64 * P * group + 8 * lane
+    words = head.high + at, head.low + at, 64
     scale = code_rest(rest, square, Dt, head.thresholds, row, words)
     store_uint8(head.scales + token, scale_byte(scale))
     if record.third == 0:
