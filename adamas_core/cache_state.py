@@ -227,7 +227,8 @@ def _values(layer: FullLayer, own: dict[str, NDArray]) -> CodedValues:
     _of_shape("value_scales", scales, (B, H_kv, tiles(S), TILE))
     _only_coordinates("value_codes", codes, D)
     backend = str(layer.backend)
-    there = map(array_module(backend).asarray, (codes, scales))
+    xp = array_module(backend)
+    there = xp.asarray(codes), xp.asarray(scales)
     return value_store.of_arrays(*there, layer.v, layer.lengths, backend)
 
 

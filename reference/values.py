@@ -52,13 +52,15 @@ def encode_values(
 def read_values(values: Values, tokens: int) -> NDArray[np.float32]:
     """The values (B, H_kv, tokens, D) that the codes of the first tokens stand for.
 
-    They are the inverse transform of s u, plus the base, with u = code - 1.5 and s the scale.
+    They are the inverse transform of s u, plus the base, with u = code - 1.5 and s the scale. The
+    scale of the byte 0 is 0 here, so that a value equal to its base is read back as it is.
     """
     B, H_kv, T, _, _, P = values.codes.shape
     D = values.bases.shape[-1]
     bits = unpack_bits(values.codes).reshape(B, H_kv, T * TILE, 2, 64 * P)[:, :, :tokens]
     u = (2 * bits[..., 0, :] + bits[..., 1, :]).astype(np.float32) - np.float32(1.5)
-    s = scale_of(values.scales).reshape(B, H_kv, -1, 1)[:, :, :tokens]
+    s = np.where(values.scales == 0, np.float32(0), scale_of(values.scales))
+    s = s.reshape(B, H_kv, -1, 1)[:, :, :tokens]
     Dt = 1 << (D - 1).bit_length()
     rows = np.repeat(values.bases, [TILE, max(tokens - TILE, 0)], axis=2)[:, :, :tokens]
     return hadamard(s * u[..., :Dt])[..., :D] + rows
