@@ -7,7 +7,7 @@ before a layer is made of them, so that no file makes a kernel read outside an a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ def from_file(
     if not 1 <= checks.integer(WHERE, "layers", count) <= MAX_LAYERS:
         raise ValueError(f"layers={count}; expected 1 to {MAX_LAYERS}")
     expect("selection", isinstance(header["selection"], dict), "a mapping")
+    checks.option_names(WHERE, header["selection"], [field.name for field in fields(Selection)])
     selection = Selection(**header["selection"])
     centered, dense = header["centered"], header["dense_layers"]
     checks.true_or_false(WHERE, "centered", centered)

@@ -224,15 +224,19 @@ class KeyCodes(TokenCodes):
         Without thresholds they are centered. Plain codes need thresholds, because there is no token
         to calibrate from. bits as in `encode`.
         """
-        checks.head_dim("KeyCodes.empty", head_dim)
-        checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
+        where = "KeyCodes.empty"
+        checks.at_least(where, "B", B, 0)
+        checks.at_least(where, "H_kv", H_kv, 1)
+        checks.head_dim(where, head_dim)
+        checks.at_least(where, "capacity", capacity, 0)
+        load(backend)
         if thresholds is not None:
-            t = on_host_thresholds("KeyCodes.empty", thresholds)
-            checks.thresholds("KeyCodes.empty", t, H_kv)
+            t = on_host_thresholds(where, thresholds)
+            checks.thresholds(where, t, H_kv)
         else:
             t = CENTERED_THRESHOLDS
         by_means = thresholds is None
-        kind = Kind(by_means, checks.code_bits("KeyCodes.empty", bits, by_means) == 3)
+        kind = Kind(by_means, checks.code_bits(where, bits, by_means) == 3)
         t = head_thresholds(t, H_kv, backend)
         return cls._of(code_store.empty(B, H_kv, head_dim, t, backend, capacity, kind))
 

@@ -85,12 +85,12 @@ class TokenCodes(ABC):
         """Rows as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
         (a,) = views(**{self.rows: x})
         checks.floats(where, self.rows, a, (3, 4))
-        a = a[None] if a.ndim == 3 else a
+        given, a = a, a[None] if a.ndim == 3 else a
         B, H_kv, _, D = self.shape
         if a.shape[:2] != (B, H_kv) or a.shape[2] < tokens or a.shape[3] != D:
             least = f" with at least {tokens} tokens" if tokens else ""
             raise ValueError(
-                f"{where}: {checks.shown(self.rows, a)}; expected ({B}, {H_kv}, S, {D}){least}"
+                f"{where}: {checks.shown(self.rows, given)}; expected ({B}, {H_kv}, S, {D}){least}"
             )
         checks.lies_on(where, self.rows, a, self.device)
         return a

@@ -91,7 +91,8 @@ def decoded(values: Values) -> NDArray[np.float64]:
     Dt = 1 << (D - 1).bit_length()
     words = values.codes.reshape(B, H_kv, T * slots, 2 * P)
     u = coordinates(words, 2)[..., :Dt] - 1.5
-    s = scale_numbers(values.scales).reshape(B, H_kv, T * slots, 1)
+    s = scale_numbers(values.scales) * (values.scales > 0)  # of values the byte 0 stands for 0
+    s = s.reshape(B, H_kv, T * slots, 1)
     base = values.bases.astype(np.float64)
     later = np.arange(T * slots)[:, None] >= 64
     first, mean = base[:, :, :1], base[:, :, 1:]

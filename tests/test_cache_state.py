@@ -92,6 +92,7 @@ FORGED: dict[str, tuple[str, Change]] = {
     "centered as a number": ("centered", put("centered", 1)),
     "centered is false": ("centered", put("centered", False)),
     "dense layer 9": ("centered", put("dense_layers", [9])),
+    "an option of a selection that there is not": ("centered", put("selection", {"tale": 9})),
     "dense layers as a number": ("centered", put("dense_layers", 3)),
     "a dense layer with codes": ("centered", put("dense_layers", [0])),
     "a window that is not one": ("centered", put("windows", [None, 0])),
