@@ -201,8 +201,7 @@ def compare_tail(refine: int, tail: int) -> None:
     codes = encode(k, length=TAIL_LENGTHS, backend="reference", bits=3).record
     values = encode_values(v, length=TAIL_LENGTHS, backend="reference").record
     selection = Selection(sinks=1, recent=2, refine=refine, tail=tail)
-    centers = Centers(*map(DeviceArray, values.centers))
-    there = Values(DeviceArray(values.planes), centers, DeviceArray(values.total))
+    there = Values(*map(DeviceArray, values))
     rows = [DeviceArray(x) for x in (q, k, v)]
     with patch.object(tail_of_gpu, "attend_tiers", wraps=tail_of_gpu.attend_tiers) as attend:
         got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)

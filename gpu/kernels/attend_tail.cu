@@ -54,7 +54,8 @@ __device__ __forceinline__ void attend_coded(
     const float shrink = share(top, larger);
     top = larger;
     const float p = token >= 0 ? expf(logit - top) : 0.0f;
-    const float scaled = token >= 0 ? p * scale_of(values.scales[token]) : 0.0f;
+    const unsigned char byte = token >= 0 ? values.scales[token] : 0;
+    const float scaled = byte ? p * scale_of(byte) : 0.0f;  // of a value the byte 0 stands for 0
     first_mass = first_mass * shrink + (token < TILE ? p : 0.0f);
     mass = mass * shrink + (token < TILE ? 0.0f : p);
     along = along * shrink + scaled;

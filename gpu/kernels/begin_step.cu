@@ -50,6 +50,12 @@ __device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span
   encode_open_tile<N>(head, span);
 }
 
+// write_value as a function of its own, for the same reason.
+template <int N, typename T>
+__device__ __noinline__ void write_value_apart(const T* value, const ValueHead& head, Int token) {
+  write_value<N>(value, head, token);
+}
+
 // Codes the new tokens of one head.
 template <int N, typename T>
 __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span span, float* rows) {
@@ -147,7 +153,11 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
         static_cast<int>(Dt), hadamard_scale};
     __syncthreads();  // the bases are there
     for (int s = warp; s < size; s += warps) {
-      write_value<N>(v_new + s * v_new_token, mine, span.begin + s);
+      if constexpr (N <= 32) {
+        write_value<N>(v_new + s * v_new_token, mine, span.begin + s);
+      } else {
+        write_value_apart<N>(v_new + s * v_new_token, mine, span.begin + s);
+      }
     }
   } else if (means) {
     const CenteredHead<T> mine{
