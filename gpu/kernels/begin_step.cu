@@ -47,20 +47,14 @@ __device__ __forceinline__ void add_values(
 // encode_open_tile as a function of its own. Inlined above Dt = 1024 it would spill registers.
 template <int N, typename T>
 __device__ __noinline__ void encode_apart(const CenteredHead<T>& head, Span span) {
-  encode_open_tile<N>(head, span);
-}
-
-// write_value as a function of its own, for the same reason.
-template <int N, typename T>
-__device__ __noinline__ void write_value_apart(const T* value, const ValueHead& head, Int token) {
-  write_value<N>(value, head, token);
+  encode_open_tile<N, false>(head, span);
 }
 
 // Codes the new tokens of one head.
 template <int N, typename T>
 __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span span, float* rows) {
   for (Int tile = span.begin / TILE; tile < span.end / TILE; ++tile) {
-    encode_full_tile<N>(head, span, tile, rows);
+    encode_full_tile<N, N <= 32>(head, span, tile, rows);
     __syncthreads();  // before the next tile uses `rows`, and before open_tile is written
   }
   if constexpr (N <= 32) {
@@ -81,7 +75,8 @@ __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span spa
 // codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
 // warp, and a mean. Only with centered codes there may be third bits, and coded values: v_codes,
 // v_scales and bases are codes, scales and bases of values.cu, and sums (3, B, H_kv, D) are full, open
-// and total of add_values.
+// and total of add_values. Above Dt = 1024 (N > 32) there are none of these: a thread's registers do
+// not hold them on every architecture.
 //
 // The least number of blocks keeps the compiler from taking too few registers.
 //
@@ -106,7 +101,8 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     Int capacity, Int D, Int Dt, float hadamard_scale) {
   DYN_SHARED(float, rows);
   constexpr int P = words<N>();
-  const Int b = blockIdx.y, coders = v_codes ? 2 * H_kv : H_kv;
+  constexpr bool TAIL = N <= 32;
+  const Int b = blockIdx.y, coders = TAIL && v_codes ? 2 * H_kv : H_kv;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   if (blockIdx.x >= coders) {
     const Int row = (blockIdx.x - coders) * warps + warp;  // of the sequence
@@ -125,7 +121,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     return;
   }
 
-  const bool values = blockIdx.x >= H_kv;
+  const bool values = TAIL && blockIdx.x >= H_kv;
   const Int head = values ? blockIdx.x - H_kv : blockIdx.x;
   const Int before = lengths[b];
   const Span span{min(before, capacity), min(before + L, capacity)};
@@ -136,7 +132,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     append_rows(
         k_new, k_new_token, k + b * k_batch + head * k_head, k_token, span.begin, size, dims);
   }
-  if (values || !v_codes) {
+  if (values || !TAIL || !v_codes) {
     append_rows(
         v_new, v_new_token, v + b * v_batch + head * v_head, v_token, span.begin, size, dims);
   }
@@ -153,18 +149,14 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
         static_cast<int>(Dt), hadamard_scale};
     __syncthreads();  // the bases are there
     for (int s = warp; s < size; s += warps) {
-      if constexpr (N <= 32) {
-        write_value<N>(v_new + s * v_new_token, mine, span.begin + s);
-      } else {
-        write_value_apart<N>(v_new + s * v_new_token, mine, span.begin + s);
-      }
+      write_value<N>(v_new + s * v_new_token, mine, span.begin + s);
     }
   } else if (means) {
     const CenteredHead<T> mine{
         k_new, k_new_token, planes, planes_plane,
         means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
-        bits ? bits + b * bits_batch + head * bits_head : nullptr,
+        TAIL && bits ? bits + b * bits_batch + head * bits_head : nullptr,
         finer + b * finer_batch + head * finer_head,
         open_tile + b * open_tile_batch + head * open_tile_head, thresholds, dims,
         static_cast<int>(Dt), hadamard_scale};
