@@ -23,7 +23,7 @@ struct CodedValues {
 };
 
 // Attends to the places begin to end - 1 of a coded tier, into the sums of each warp, transformed. The
-// mass of the tokens of the first tile goes to `first`, and that of all others to out.masses. The
+// mass of the tokens of the first tile goes to first_masses, that of all others to out.masses. The
 // caller must set a barrier before it reads them.
 //
 // A lane takes the weight of one token, for 32 tokens at a time. Then the warp adds up their values,
