@@ -52,7 +52,8 @@ def make_plan(
     queries = min(groups.variant[2], rows)
     dtype = np.dtype(np.uint32 if centered else np.uint16)
     room = SHARED_RANKS if centered else SHARED_DISTANCES
-    most = min(room // dtype.itemsize // queries // TILE * TILE, MAX_CHUNK)
+    teams = 1 << (queries - 1).bit_length()  # of threads, which select at the same time
+    most = min(room // dtype.itemsize // teams // TILE * TILE, MAX_CHUNK)
     fill = BLOCKS * _launch.device().multiprocessors() // (B * H_kv * groups.groups)
     chunks = max(-(-capacity // most), min(fill, capacity // MIN_CHUNK), 1)
     size = -(-tiles(capacity) // chunks) * TILE
