@@ -165,7 +165,7 @@ def _select_together(q: Array, codes: Codes, K: int, selection: Selection, scale
     x = hadamard(q)
     query = quantize_query(x, selection.query_bits)
     distances = score(query, codes.planes, codes.length)
-    attention = pool(levels(x, query, distances, codes, scale), codes.length, G)
+    attention = pool(*levels(x, query, distances, codes, scale), codes.length, G)
     return _launch.device().xp.repeat(topk(attention, K, selection), G, axis=1)
 
 

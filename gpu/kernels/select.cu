@@ -7,13 +7,7 @@
 // the second step.
 #include "topk.cuh"
 
-// Blocks per multiprocessor whose registers fit, without a spill. From sm_100 on a variant takes a
-// few registers more.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int SPARE = 1;
-#else
-constexpr int SPARE = 0;
-#endif
+// Blocks per multiprocessor whose registers fit, without a spill.
 template <int PLANES, int P, int QUERIES>
 constexpr int RESIDENT =
     P > 2 ? 2 : P == 2 && (PLANES == 8 || QUERIES == 8) ? (PLANES == 8 ? 3 : 4 - SPARE) : 4;

@@ -115,7 +115,8 @@ __device__ __forceinline__ float exact_float(int n) {
 // Blocks per multiprocessor whose registers fit, without a spill.
 template <int PLANES, int P, int QUERIES>
 constexpr int RESIDENT =
-    P > 2 ? (P == 4 && PLANES == 8 ? 1 : 2) : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3 : 4;
+    P > 2 ? (P == 4 && PLANES == 8 ? 1 : 2)
+    : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3 : P == 2 && QUERIES == 8 ? 4 - SPARE : 4;
 
 // Grid, query, planes, lengths, candidates and indices as for select_chunks, with ranks for
 // distances. x (B, H, L, Dt) are the transformed queries; means (B, H_kv, T, Dt) and scales

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(256) topk_chunks(
 // Grid: rows. Selects from the n candidates of each row into indices (rows, K). Dynamic shared
 // memory: in_shared distances. That is n, or 0 where they are too many and stay in global memory.
 template <typename T>
-__global__ void __launch_bounds__(512) merge_candidates(
+__global__ void __launch_bounds__(512, 1) merge_candidates(
     const T* candidate_distances, const int* candidate_tokens, Int n, Int in_shared, Int K,
     Int sinks, Int recent, int* indices) {
   DYN_SHARED(T, shared);

@@ -10,6 +10,13 @@
 
 constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS;
 constexpr int MAX_WARPS = 32, MAX_TEAMS = 8;
+// From sm_100 on some variants take a few registers more, and have one block less per multiprocessor.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int SPARE = 1;
+#else
+constexpr int SPARE = 0;
+#endif
+
 constexpr int FEW = 64;  // tokens that are compared with each other
 
 // The threads that select from one row: all of a block, or an equal part of its warps. Their number
