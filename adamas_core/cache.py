@@ -453,6 +453,7 @@ def decode_attention(
         There is no such layer.
     """
     where = "decode_attention"
+    checks.true_or_false(where, "return_lse", return_lse)
     checks.instance(where, "cache", cache, KVCache, "KVCache")
     (a,) = views(q=q)
     held = cache._layers[checks.layer("KVCache", layer, len(cache))]

@@ -28,7 +28,7 @@ from .file_errors import naming
 NDArray = np.ndarray[Any, Any]
 
 MAGIC = b"ADAMASKV"
-VERSION = 5
+VERSION = 6
 ALIGN = 64
 MAX_HEADER = 16 << 20  # bytes; a model with 4096 layers needs 4 MB
 BLOCK = 1 << 20  # bytes that are hashed at a time

@@ -7,7 +7,7 @@ before a layer is made of them, so that no file makes a kernel read outside an a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from . import checks, code_store, value_store
 from .code_store import Coded, head_thresholds
 from .codes import SAMPLE
 from .dispatch import array_module
-from .layer_cache import CALIBRATION_TOKENS, FINE, VALUE, FullLayer, Options, Sample
+from .layer_cache import CALIBRATION_TOKENS, FINE, FullLayer, Options, Sample
 from .layers import Layer
 from .lengths import Lengths
 from .reference.center import CENTERED_THRESHOLDS
-from .reference.layout import TILE, Centers, Fine, as_planes, padded, tiles, words
+from .reference.layout import TILE, Centers, Fine, padded, tiles, words
 from .selection import Selection
 from .value_store import CodedValues
 from .window_layer import WindowLayer
@@ -63,6 +63,7 @@ def from_file(
     if not 1 <= checks.integer(WHERE, "layers", count) <= MAX_LAYERS:
         raise ValueError(f"layers={count}; expected 1 to {MAX_LAYERS}")
     expect("selection", isinstance(header["selection"], dict), "a mapping")
+    checks.option_names(WHERE, header["selection"], [field.name for field in fields(Selection)])
     selection = Selection(**header["selection"])
     centered, dense = header["centered"], header["dense_layers"]
     checks.true_or_false(WHERE, "centered", centered)
@@ -155,7 +156,7 @@ def _codes(
     if options.centered:
         names |= set(Centers._fields)
         if options.coded_values:
-            names |= {VALUE + name for name in ("planes", *Centers._fields)}
+            names |= {"value_codes", "value_scales"}
             names |= {FINE + name for name in Fine._fields}
     elif options.thresholds is None:
         names |= {"sample_first"}
@@ -170,32 +171,42 @@ def _codes(
         if given.ndim == 2 and len(given) != H_kv:
             raise ValueError(f"{checks.shown('thresholds', given)}; expected ({H_kv}, 3)")
         expect("codes_thresholds", (t == given).all(), "the thresholds of the cache")
-    planes, centers = _planes_centers(own, "", shape, options.centered)
+    planes, centers = _planes_centers(own, shape, options.centered)
     fine = None
     if options.coded_values:
         fine = Fine(*(own[FINE + name] for name in Fine._fields))
         checks.fine(WHERE, fine, planes)
         _only_coordinates(FINE + "bits", fine.bits, D)
-    return _coded(planes, centers, fine, t, lengths, D, backend)
+    xp = array_module(backend)
+    there = None if centers is None else Centers(*map(xp.asarray, centers))
+    third = None if fine is None else Fine(*map(xp.asarray, fine))
+    on_device = head_thresholds(t, H_kv, backend)
+    codes = Coded(xp.asarray(planes), there, third, on_device, lengths, D, backend)
+    code_store.clear(codes, lengths.each, np.full(len(lengths.each), checks.MAX_TOKENS))
+    return codes
 
 
 def _planes_centers(
-    own: dict[str, NDArray], prefix: str, shape: tuple[int, ...], centered: bool
+    own: dict[str, NDArray], shape: tuple[int, ...], centered: bool
 ) -> tuple[NDArray, Centers | None]:
-    """Planes and centers of rows of a shape (B, H_kv, S, D), checked."""
+    """Planes and centers of keys of a shape (B, H_kv, S, D), checked."""
     B, H_kv, S, D = shape
-    name = prefix + "planes"
-    planes, expected = own[name], (2, B, H_kv, tiles(S), 8, words(D), 8)
+    planes = own["planes"]
     checks.planes(WHERE, planes)
-    if planes.shape != expected:
-        raise ValueError(f"{checks.shown(name, planes)}; expected {expected}")
-    _only_coordinates(name, planes, D)
+    _of_shape("planes", planes, (2, B, H_kv, tiles(S), 8, words(D), 8))
+    _only_coordinates("planes", planes, D)
     if not centered:
         return planes, None
-    centers = Centers(*(own[prefix + field] for field in Centers._fields))
+    centers = Centers(*(own[field] for field in Centers._fields))
     checks.centers(WHERE, centers, planes, D)
-    expect(prefix + "means", np.isfinite(centers.means).all(), "finite numbers")
+    expect("means", np.isfinite(centers.means).all(), "finite numbers")
     return planes, centers
+
+
+def _of_shape(name: str, x: NDArray, expected: tuple[int, ...]) -> None:
+    """Reject another shape."""
+    if x.shape != expected:
+        raise ValueError(f"{checks.shown(name, x)}; expected {expected}")
 
 
 def _only_coordinates(name: str, words: NDArray, D: int) -> None:
@@ -205,38 +216,21 @@ def _only_coordinates(name: str, words: NDArray, D: int) -> None:
         expect(name, not (words & unused).any(), "zeros after the last coordinate")
 
 
-def _coded(
-    planes: NDArray,
-    centers: Centers | None,
-    fine: Fine | None,
-    thresholds: NDArray,
-    lengths: Lengths,
-    D: int,
-    backend: str,
-) -> Coded:
-    """Codes on the device of a backend, with free slots of 0."""
-    xp = array_module(backend)
-    there = None if centers is None else Centers(*map(xp.asarray, centers))
-    third = None if fine is None else Fine(*map(xp.asarray, fine))
-    t = head_thresholds(thresholds, planes.shape[2], backend)
-    codes = Coded(xp.asarray(planes), there, third, t, lengths, D, backend)
-    code_store.clear(codes, lengths.each, np.full(len(lengths.each), checks.MAX_TOKENS))
-    return codes
-
-
 def _values(layer: FullLayer, own: dict[str, NDArray]) -> CodedValues:
     """The codes of a layer's values, whose names have been checked."""
-    v, backend = own["v"], str(layer.backend)
-    for row in v.reshape(-1, *v.shape[2:]):
+    v, codes, scales = own["v"], own["value_codes"], own["value_scales"]
+    B, H_kv, S, D = v.shape
+    for row in v.reshape(B * H_kv, S, D):
         checks.finite(WHERE, "v", row)
-    planes, centers = _planes_centers(own, VALUE, v.shape, True)
-    _, B, H_kv, T, _, P, _ = planes.shape
+    checks.dtype(WHERE, "value_codes", codes, "uint64")
+    checks.dtype(WHERE, "value_scales", scales, "uint8")
+    _of_shape("value_codes", codes, (B, H_kv, tiles(S), TILE, 2, words(D)))
+    _of_shape("value_scales", scales, (B, H_kv, tiles(S), TILE))
+    _only_coordinates("value_codes", codes, D)
+    backend = str(layer.backend)
     xp = array_module(backend)
-    by_token = as_planes(xp.empty((B, H_kv, T, TILE, 2, P), np.uint64))
-    by_token[...] = xp.asarray(planes)
-    t = CENTERED_THRESHOLDS
-    codes = _coded(by_token, centers, None, t, layer.lengths, v.shape[3], backend)
-    return value_store.with_sums(codes, layer.v)
+    there = xp.asarray(codes), xp.asarray(scales)
+    return value_store.of_arrays(*there, layer.v, layer.lengths, backend)
 
 
 def _sample(options: Options, own: dict[str, NDArray], lengths: Lengths) -> Sample | None:

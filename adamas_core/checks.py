@@ -450,25 +450,27 @@ def centers(where: str, given: Centers, planes: NDArray, head_dim: int) -> None:
         "scales": ("uint8", (B, H_kv, T, TILE)),
         "open_tile": ("float32", (B, H_kv, TILE, Dt)),
     }
-    _beside_planes(where, given, expected, planes)
+    _beside_planes(where, "centers", given, expected, planes)
 
 
 def fine(where: str, given: Fine, planes: NDArray) -> None:
     """Reject third bits that do not fit their planes."""
     _, B, H_kv, T, _, P, _ = planes.shape
     expected = {"bits": ("uint64", (B, H_kv, T, TILE, P)), "scales": ("uint8", (B, H_kv, T, TILE))}
-    _beside_planes(where, given, expected, planes)
+    _beside_planes(where, "fine", given, expected, planes)
 
 
 def _beside_planes(
     where: str,
+    of: str,
     given: Centers | Fine,
     expected: Mapping[str, tuple[str, tuple[int, ...]]],
     planes: NDArray,
 ) -> None:
     """Reject arrays of another dtype, shape, layout or device than their planes need."""
-    for name, x in given._asdict().items():
-        kind, shape = expected[name]
+    for field, x in given._asdict().items():
+        kind, shape = expected[field]
+        name = f"{of}.{field}"
         dtype(where, name, x, kind)
         if x.shape != shape:
             raise ValueError(f"{where}: {shown(name, x)}; expected {shape}, as the planes have")

@@ -13,13 +13,15 @@ So equal tokens give equal arrays, whatever was appended and dropped before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from . import checks
 from .dispatch import array_module, load
 from .lengths import Lengths
-from .reference.layout import TILE, Centers, Codes, Fine, as_planes, padded, tiles, words
+from .reference.layout import TILE, Centers, Codes, Fine, padded, tiles, words
 
 NDArray = np.ndarray[Any, Any]
 Guard: TypeAlias = Callable[["Undo"], None]
@@ -46,6 +48,15 @@ class Coded(NamedTuple):
             self.used_fine(),
         )
 
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H_kv, tokens, D) of the coded keys."""
+        B, H_kv = self.planes.shape[1:3]
+        return B, H_kv, self.lengths.longest, self.head_dim
+
+    def device(self) -> str:
+        """The device of the planes."""
+        return checks.device(self.planes)
+
     def nbytes(self) -> int:
         """Bytes of the tiles in use, and of the open tile."""
         used = (self.used(), *(self.used_centers() or ()), *(self.used_fine() or ()))
@@ -71,25 +82,22 @@ class Coded(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What codes hold, and how they lie in memory."""
+    """What codes hold."""
 
     centered: bool
     fine: bool = False  # whether they have a third bit
-    by_token: bool = False  # whether the words of a token lie side by side: codes that are gathered
 
 
 class Undo(NamedTuple):
     """How arrays get back to a state that an operation has begun to write over."""
 
-    state: Coded
-    new: int  # free slots after the last token of each sequence that may have been written
     saved: list[tuple[Any, Any]]  # views of the arrays, and what they held
+    clear: Callable[[], None] = lambda: None  # free slots that may have been written
 
     def restore(self) -> None:
         for view, before in self.saved:
             view[...] = before
-        each = self.state.lengths.each
-        clear(self.state, each, each + self.new)
+        self.clear()
 
 
 def empty(
@@ -109,8 +117,6 @@ def empty(
         bits = xp.zeros((B, H_kv, T, TILE, P), np.uint64)
         fine = Fine(bits, xp.zeros((B, H_kv, T, TILE), np.uint8))
     planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
-    if kind.by_token:
-        planes = as_planes(xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64))
     return Coded(planes, centers, fine, thresholds, Lengths.of(0, B), D, backend)
 
 
@@ -132,7 +138,7 @@ def append(state: Coded, k: Any, added: int | NDArray, lengths: Lengths, guard: 
     start = old.each if lengths.ragged else old.longest
     if room is state:  # else the old arrays are not touched
         filled = [] if state.centers is None else _filled_tiles(old, lengths)
-        guard(Undo(state, S, _saved(state, filled)))
+        guard(Undo(_saved(state, filled), partial(clear, state, old.each, old.each + S)))
     if room.centers is None:
         home.encode(k, room.thresholds, room.planes, start)
         if np.ndim(added):
@@ -148,7 +154,7 @@ def cut(state: Coded, lengths: Lengths, k: Any, guard: Guard) -> Coded:
     room = reserve(state, old.longest)
     if room is state:
         dropped = ranges(lengths.each // TILE, -(-old.each // TILE))
-        guard(Undo(state, 0, _saved(state, list(dropped))))
+        guard(Undo(_saved(state, list(dropped))))
     clear(room, lengths.each, old.each)
     if room.centers is not None:
         for b in np.flatnonzero(reopened(old, lengths)):
@@ -185,7 +191,7 @@ def take(state: Coded, order: NDArray) -> Coded:
 def take_sequences(xp: Any, x: Any, order: NDArray, axis: int = 0) -> Any:
     """A copy of the sequences `order` along an axis, zeros where order is -1."""
     before = (slice(None),) * axis
-    found = _zeros_like(xp, x, axis, len(order))
+    found = xp.zeros((*x.shape[:axis], len(order), *x.shape[axis + 1 :]), x.dtype)
     for i, b in enumerate(map(int, order)):
         if b >= 0:
             found[(*before, i)] = x[(*before, b)]
@@ -205,12 +211,12 @@ def reserve(state: Coded, tokens: int) -> Coded:
     if centers is not None:
         means, scales, open_tile = centers
         centers = Centers(
-            _grown(xp, means, 2, T), _grown(xp, scales, 2, T), _grown(xp, open_tile, 2, TILE)
+            grown(xp, means, 2, T), grown(xp, scales, 2, T), grown(xp, open_tile, 2, TILE)
         )
     fine = state.used_fine()
     if fine is not None:
-        fine = Fine._make(_grown(xp, x, 2, T) for x in fine)
-    return state._replace(planes=_grown(xp, state.used(), 3, T), centers=centers, fine=fine)
+        fine = Fine._make(grown(xp, x, 2, T) for x in fine)
+    return state._replace(planes=grown(xp, state.used(), 3, T), centers=centers, fine=fine)
 
 
 def clear(state: Coded, first: NDArray, end: NDArray) -> None:
@@ -269,19 +275,8 @@ def _saved(state: Coded, ranges: list[tuple[slice, int, int]]) -> list[tuple[Any
     return [(view, view.copy()) for view in views]
 
 
-def _grown(xp: Any, x: Any, axis: int, size: int) -> Any:
+def grown(xp: Any, x: Any, axis: int, size: int) -> Any:
     """A copy of x with this size along an axis, zeros at its end."""
-    grown = _zeros_like(xp, x, axis, size)
-    grown[(slice(None),) * axis + (slice(x.shape[axis]),)] = x
-    return grown
-
-
-def _zeros_like(xp: Any, x: Any, axis: int, size: int) -> Any:
-    """Zeros of the shape of x, but for the size of one axis; the axes in the order of x's memory.
-
-    So codes whose words lie token by token stay so.
-    """
-    shape = [size if i == axis else n for i, n in enumerate(x.shape)]
-    order = sorted(range(x.ndim), key=lambda i: -x.strides[i])  # the outermost axis first
-    zeros = xp.zeros([shape[i] for i in order], x.dtype)
-    return zeros.transpose([order.index(i) for i in range(x.ndim)])
+    larger = xp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
+    larger[(slice(None),) * axis + (slice(x.shape[axis]),)] = x
+    return larger

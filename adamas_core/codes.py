@@ -224,17 +224,41 @@ class KeyCodes(TokenCodes):
         Without thresholds they are centered. Plain codes need thresholds, because there is no token
         to calibrate from. bits as in `encode`.
         """
-        checks.head_dim("KeyCodes.empty", head_dim)
-        checks.at_least("KeyCodes.empty", "capacity", capacity, 0)
+        where = "KeyCodes.empty"
+        checks.at_least(where, "B", B, 0)
+        checks.at_least(where, "H_kv", H_kv, 1)
+        checks.head_dim(where, head_dim)
+        checks.at_least(where, "capacity", capacity, 0)
+        load(backend)
         if thresholds is not None:
-            t = on_host_thresholds("KeyCodes.empty", thresholds)
-            checks.thresholds("KeyCodes.empty", t, H_kv)
+            t = on_host_thresholds(where, thresholds)
+            checks.thresholds(where, t, H_kv)
         else:
             t = CENTERED_THRESHOLDS
         by_means = thresholds is None
-        kind = Kind(by_means, checks.code_bits("KeyCodes.empty", bits, by_means) == 3)
+        kind = Kind(by_means, checks.code_bits(where, bits, by_means) == 3)
         t = head_thresholds(t, H_kv, backend)
         return cls._of(code_store.empty(B, H_kv, head_dim, t, backend, capacity, kind))
+
+    @property
+    def planes(self) -> Any:
+        """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
+        return self._coded().used()
+
+    @property
+    def centers(self) -> Centers | None:
+        """Means and scales of the tiles in use, and the open tile; None if plain.
+
+        Rows of the open tile that belong to no token of it are 0.
+        """
+        coded = self._coded()
+        centers = coded.used_centers()
+        if centers is None:
+            return None
+        open_tile = centers.open_tile.copy()
+        for b, n in enumerate(coded.lengths.each):
+            open_tile[b, :, n % TILE :] = 0
+        return centers._replace(open_tile=open_tile)
 
     @property
     def centered(self) -> bool:

@@ -26,8 +26,7 @@ NDArray = np.ndarray[Any, Any]
 CALIBRATION_TOKENS = 128
 
 
-# In a file, how the names of arrays of values' codes and of third bits begin.
-VALUE, FINE = "value_", "fine_"
+FINE = "fine_"  # how the names of arrays of third bits begin in a file
 
 
 class Options(NamedTuple):
@@ -262,10 +261,10 @@ class FullLayer(NamedTuple):
         k, v = self.shown()
         arrays = {"k": k, "v": v, "length": self.lengths.each.astype(np.int64)}
         if self.codes is not None:
-            arrays |= _code_arrays(self.codes, "")
+            arrays |= _code_arrays(self.codes)
             arrays["codes_thresholds"] = self.codes.thresholds
         if self.values is not None:  # a reader adds up the sums again
-            arrays |= _code_arrays(self.values.codes, VALUE)
+            arrays["value_codes"], arrays["value_scales"] = self.values.used()
         if self.sample is not None:
             arrays["sample_first"] = self.sample.first.astype(np.int64)
             if self.sample.lasting is not None:
@@ -273,13 +272,13 @@ class FullLayer(NamedTuple):
         return arrays
 
 
-def _code_arrays(codes: Coded, prefix: str) -> dict[str, Any]:
+def _code_arrays(codes: Coded) -> dict[str, Any]:
     """Planes, centers and third bits for a file."""
     centers, fine = codes.used_centers(), codes.used_fine()
     own = {} if centers is None else centers._asdict()
     if fine is not None:
         own |= {FINE + name: x for name, x in fine._asdict().items()}
-    return {prefix + name: x for name, x in {"planes": codes.used(), **own}.items()}
+    return {"planes": codes.used(), **own}
 
 
 def no_attention(xp: Any, q: Any) -> tuple[Any, Any]:

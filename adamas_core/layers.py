@@ -165,7 +165,7 @@ class LayerValues(_OfLayer, ValueCodes):
         self._layers = layers
         self._layer = layer
 
-    def _state(self) -> CodedValues:
+    def _coded(self) -> CodedValues:
         values = self._held().values
         assert values is not None
         return values

@@ -266,7 +266,7 @@ def attend(
     Raises
     ------
     TypeError
-        An array has another dtype, or window is not an integer.
+        An array has another dtype, window is not an integer, or return_lse is not a bool.
     ValueError
         Shapes do not fit each other, scale is not finite, window is below 1, or it is given
         together with indices.
@@ -283,6 +283,7 @@ def attend(
     q4, k4, v4 = (x[None] if a.ndim == 3 else x for x in (a, b, c))
     checks.heads("attend", "q and k", q4.shape, k4.shape)
     checks.scale("attend", scale)
+    checks.true_or_false("attend", "return_lse", return_lse)
     checks.same_head_dim("attend", a, "k", b.shape[-1])
     if window is not None:
         window = checks.at_least("attend", "window", window, 1)

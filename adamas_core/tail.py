@@ -92,6 +92,7 @@ def attend_tail(
     True
     """
     where = "attend_tail"
+    checks.true_or_false(where, "return_lse", return_lse)
     checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k, bits=3) returns")
     checks.instance(
         where, "values", values, ValueCodes, "the ValueCodes that encode_values(v) returns"

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from . import checks
-from .code_store import Coded
 from .dispatch import Array, int_or_view, int_or_view_or_row, views
 from .lengths import Lengths
-from .reference.layout import TILE, Centers
 
 NDArray = np.ndarray[Any, Any]
 
 
+class Held(Protocol):
+    """A state of `code_store` or `value_store`."""
+
+    @property
+    def lengths(self) -> Lengths: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    def device(self) -> str: ...
+
+    def nbytes(self) -> int: ...
+
+
 class TokenCodes(ABC):
-    """Codes of one row per token, in one attention layer, 2 bits per coordinate.
+    """Codes of one row per token, in one attention layer.
 
     `name` is that of the class in errors, and `rows` that of the argument with the rows.
     """
@@ -29,13 +43,13 @@ class TokenCodes(ABC):
     rows: ClassVar[str]
 
     @abstractmethod
-    def _coded(self) -> Coded:
+    def _coded(self) -> Held:
         """The codes, after the repair of an operation that did not end."""
 
     @property
     def head_dim(self) -> int:
         """D."""
-        return self._coded().head_dim
+        return self._coded().shape()[3]
 
     @property
     def backend(self) -> str:
@@ -54,50 +68,29 @@ class TokenCodes(ABC):
 
     @property
     def device(self) -> str:
-        """The device of the planes."""
-        return checks.device(self._coded().planes)
-
-    @property
-    def planes(self) -> Any:
-        """A view of the planes (2, B, H_kv, T, 8, P, 8), T = ceil(tokens / 64)."""
-        return self._coded().used()
-
-    @property
-    def centers(self) -> Centers | None:
-        """Means and scales of the tiles in use, and the open tile; None if plain.
-
-        Rows of the open tile that belong to no token of it are 0.
-        """
-        coded = self._coded()
-        centers = coded.used_centers()
-        if centers is None:
-            return None
-        open_tile = centers.open_tile.copy()
-        for b, n in enumerate(coded.lengths.each):
-            open_tile[b, :, n % TILE :] = 0
-        return centers._replace(open_tile=open_tile)
+        """The device of the codes."""
+        return self._coded().device()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, H_kv, tokens, D)."""
-        coded = self._coded()
-        return *coded.planes.shape[1:3], coded.lengths.longest, coded.head_dim
+        return self._coded().shape()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the planes in use, and of the centers."""
+        """Bytes in use, without free slots."""
         return self._coded().nbytes()
 
     def _given(self, where: str, x: Array, tokens: int = 0) -> Any:
         """Rows as a view (B, H_kv, S, D) that fits the codes and has at least `tokens` tokens."""
         (a,) = views(**{self.rows: x})
         checks.floats(where, self.rows, a, (3, 4))
-        a = a[None] if a.ndim == 3 else a
+        given, a = a, a[None] if a.ndim == 3 else a
         B, H_kv, _, D = self.shape
         if a.shape[:2] != (B, H_kv) or a.shape[2] < tokens or a.shape[3] != D:
             least = f" with at least {tokens} tokens" if tokens else ""
             raise ValueError(
-                f"{where}: {checks.shown(self.rows, a)}; expected ({B}, {H_kv}, S, {D}){least}"
+                f"{where}: {checks.shown(self.rows, given)}; expected ({B}, {H_kv}, S, {D}){least}"
             )
         checks.lies_on(where, self.rows, a, self.device)
         return a

@@ -1,8 +1,9 @@
-"""Sums of values that grow token by token, and go back to fewer tokens.
+"""Sums of values that grow token by token, and go back to fewer tokens; and the values' bases.
 
-The order of additions is that of `reference.tail.total_of`: the values of a tile one by one, then
-the tiles one by one. So the sum has the same bits, however its tokens came and whatever was dropped
-again. To drop tokens, the tiles since the last mark are added up again.
+The order of additions is that of `total_of` and `bases_of` in reference.values: the values of a
+tile one by one, then the tiles one by one. So the sums have the same bits, however their tokens
+came and whatever was dropped again. To drop tokens, the tiles since the last mark are added up
+again.
 
 `Sums` never changes. Each operation returns another one, in arrays of its own.
 """
@@ -30,6 +31,7 @@ class Sums(NamedTuple):
     full: Any  # (B, H_kv, D): of the tiles that are full
     open: Any  # (B, H_kv, D): of the tile in progress
     marks: Any  # (B, H_kv, C, D): of the first STRIDE, 2 STRIDE, ... tokens
+    bases: Any  # (B, H_kv, 2, D): the first value, and the mean of the first 64; 0 before that
 
     def total(self) -> Any:
         """The sums of all values (B, H_kv, D)."""
@@ -43,7 +45,8 @@ def empty(B: int, H_kv: int, D: int, backend: str) -> Sums:
     """The sums of no value."""
     xp = array_module(backend)
     nothing = xp.zeros((B, H_kv, D), np.float32)
-    return Sums(nothing, nothing, xp.zeros((B, H_kv, 0, D), np.float32))
+    marks, bases = (xp.zeros((B, H_kv, n, D), np.float32) for n in (0, 2))
+    return Sums(nothing, nothing, marks, bases)
 
 
 def append(sums: Sums, v: Any, old: Lengths, new: Lengths, backend: str) -> Sums:
@@ -70,6 +73,7 @@ def cut(sums: Sums, v: Any, old: Lengths, new: Lengths, backend: str) -> Sums:
         _add(xp, sums, one, v[one, :, first:end], first)
     for b, n in enumerate(new.each):
         sums.marks[b, :, n // STRIDE :] = 0
+        sums.bases[b, :, int(n > 0) + int(n >= TILE) :] = 0
     return sums
 
 
@@ -88,18 +92,20 @@ def _copied(xp: Any, sums: Sums, marked: bool, lengths: Lengths) -> Sums:
         count = lengths.longest // STRIDE
         marks = xp.zeros((B, H_kv, count, D), np.float32)
         marks[:, :, :held] = sums.marks[:, :, :count]
-    return Sums(sums.full.copy(), sums.open.copy(), marks)
+    return Sums(sums.full.copy(), sums.open.copy(), marks, sums.bases.copy())
 
 
 def _add(xp: Any, sums: Sums, one: slice, v: Any, start: int) -> None:
     """Add values (B', H_kv, n, D) of the tokens start, start + 1, ... in place."""
     n, done = v.shape[2], 0
+    if start == 0 and n:
+        sums.bases[one, :, 0] = _finite(xp, v[:, :, 0].astype(np.float32))
     with np.errstate(over="ignore", invalid="ignore"):
         while done < n and (start + done) % TILE:  # the tile in progress
             sums.open[one] += v[:, :, done].astype(np.float32)
             done += 1
             if (start + done) % TILE == 0:
-                _close(sums, one, sums.open[one], start + done)
+                _close(xp, sums, one, sums.open[one], start + done)
                 sums.open[one] = 0
         whole = (n - done) // TILE
         if whole:
@@ -107,13 +113,20 @@ def _add(xp: Any, sums: Sums, one: slice, v: Any, start: int) -> None:
             for slot in range(TILE):  # in each tile token by token, in all tiles at once
                 tiles += v[:, :, done + slot : done + whole * TILE : TILE].astype(np.float32)
             for t in range(whole):
-                _close(sums, one, tiles[:, :, t], start + done + (t + 1) * TILE)
+                _close(xp, sums, one, tiles[:, :, t], start + done + (t + 1) * TILE)
         for i in range(done + whole * TILE, n):
             sums.open[one] += v[:, :, i].astype(np.float32)
 
 
-def _close(sums: Sums, one: slice, tile: Any, end: int) -> None:
-    """Add a tile that ends before token `end`, and set the mark there."""
+def _close(xp: Any, sums: Sums, one: slice, tile: Any, end: int) -> None:
+    """Add a tile that ends before token `end`, and set the mark there, and the base it gives."""
     sums.full[one] += tile
+    if end == TILE:
+        sums.bases[one, :, 1] = _finite(xp, tile * np.float32(1 / TILE))
     if end % STRIDE == 0:
         sums.marks[one, :, end // STRIDE - 1] = sums.full[one]
+
+
+def _finite(xp: Any, x: Any) -> Any:
+    """x, with 0 where it is not finite."""
+    return xp.where(xp.isfinite(x), x, xp.zeros_like(x))

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, code_store, value_store
-from .code_store import Coded
+from . import checks, value_store
 from .dispatch import BACKENDS, DEFAULT_BACKEND, Array, backend_of, int_or_view, load, views
 from .lengths import Lengths
 from .reference.layout import Values
@@ -22,8 +21,10 @@ NDArray = np.ndarray[Any, Any]
 class ValueCodes(TokenCodes):
     """Codes of the values of one attention layer, and their sums, that grow token by token.
 
-    A new object has no token. `encode_values` makes one from values. The codes are the centered
-    codes of keys, used for values: 37 bytes per token and KV head at head_dim 128.
+    A new object has no token. `encode_values` makes one from values. The codes have 2 bits per
+    coordinate and a scale per token: 33 bytes per token and KV head at head_dim 128. They are
+    relative to a base of the head: the first value, and from the 65th token on the mean of the
+    first 64.
 
     Parameters
     ----------
@@ -35,10 +36,13 @@ class ValueCodes(TokenCodes):
 
     Attributes
     ----------
-    planes : array (2, B, H_kv, T, 8, P, 8), uint64
-        As in `KeyCodes`.
-    centers : Centers
-        Means and scales of the tiles in use, and the open tile.
+    codes : array (B, H_kv, T, 64, 2, P), uint64
+        T = ceil(tokens / 64) tiles of 64 tokens. The last two axes hold the P words of a token's
+        high bits, and those of its low bits.
+    scales : array (B, H_kv, T, 64), uint8
+        One per token: the bits 20 to 27 of a float32, from 2^-16 to 2^16.
+    bases : array (B, H_kv, 2, D), float32
+        The first value, and the mean of the first 64; 0 before these are there.
     total : array (B, H_kv, D), float32
         The sum of the values of each sequence. Its bits do not depend on how the values came.
     length : int or array (B,)
@@ -46,9 +50,9 @@ class ValueCodes(TokenCodes):
     tokens : int
         The largest length.
     record : Values
-        Planes, centers and total as one tuple, which backends read.
+        Codes, scales, bases and total as one tuple, which backends read.
     device : str
-        The device of the planes: "cpu", or "cuda:" and a number.
+        The device of the codes: "cpu", or "cuda:" and a number.
     shape : tuple
         (B, H_kv, tokens, D), the shape of the coded values.
 
@@ -92,27 +96,34 @@ class ValueCodes(TokenCodes):
         codes._slot = Slot(state)
         return codes
 
-    def _state(self) -> CodedValues:
+    def _coded(self) -> CodedValues:
         """Codes and sums, after the repair of an operation that did not end."""
         return self._slot.now()
 
-    def _coded(self) -> Coded:
-        return self._state().codes
+    @property
+    def codes(self) -> Any:
+        """A view of the codes (B, H_kv, T, 64, 2, P), T = ceil(tokens / 64)."""
+        return self._coded().used()[0]
+
+    @property
+    def scales(self) -> Any:
+        """A view of the scales (B, H_kv, T, 64)."""
+        return self._coded().used()[1]
+
+    @property
+    def bases(self) -> Any:
+        """The bases (B, H_kv, 2, D), float32."""
+        return self._coded().sums.bases
 
     @property
     def total(self) -> Any:
         """The sums of the values (B, H_kv, D), float32."""
-        return self._state().sums.total()
+        return self._coded().sums.total()
 
     @property
     def record(self) -> Values:
-        """Planes, centers and total as backends read them."""
-        return self._state().record()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the planes in use, of the centers and of the sums."""
-        return self._state().nbytes()
+        """Codes, scales, bases and total as backends read them."""
+        return self._coded().record()
 
     def __repr__(self) -> str:
         return f"ValueCodes(shape={self.shape}, length={self.length}, backend={self.backend!r})"
@@ -137,15 +148,15 @@ class ValueCodes(TokenCodes):
             v does not have the shape of the codes, or count is out of range.
         """
         a, added, lengths = self._new(v, count)
-        state = self._state()
+        state = self._coded()
         self._slot.change(lambda guard: value_store.append(state, a, added, lengths, guard))
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all. Room that is too short becomes at least twice as large."""
         checks.at_least("ValueCodes.reserve", "tokens", tokens, 0)
         checks.tokens("ValueCodes.reserve", tokens)
-        state = self._state()
-        self._slot.put(state._replace(codes=code_store.reserve(state.codes, tokens)))
+        state = self._coded()
+        self._slot.put(value_store.reserve(state, tokens))
 
     def truncate(self, tokens: int | Sequence[int] | Array, v: Array) -> None:
         """Forget all but the first `tokens` tokens of every sequence.
@@ -169,7 +180,7 @@ class ValueCodes(TokenCodes):
         """
         lengths = self._left(tokens)
         values = self._given("ValueCodes.truncate", v, lengths.longest)
-        state = self._state()
+        state = self._coded()
         self._slot.change(lambda guard: value_store.cut(state, lengths, values, guard))
 
 

@@ -92,13 +92,13 @@ class Shape(NamedTuple):
         """Bytes that a step must read: the codes, and the chosen rows of k and v, float16.
 
         This is an upper bound, because the query heads of a group may choose the same rows. With a
-        tail also three bits of all candidates, and codes of values with the means of their tiles.
+        tail also three bits of all candidates, and codes of values.
         """
         per_query = 4 * self.budget * HEAD_DIM
         if self.codes == "tail":
             tail = min(TAIL, self.tokens - self.budget)
             per_query += (self.budget + tail) * (3 * HEAD_DIM // 8 + 1)
-            per_query += tail * (HEAD_DIM // 4 + 1 + 2 * HEAD_DIM)
+            per_query += tail * (HEAD_DIM // 4 + 1)
         return self.code_bytes + self.batch * self.heads * per_query
 
     @property

@@ -16,6 +16,7 @@ if not TYPE_CHECKING and config.DISABLE_JIT:
         attend_topk,
         encode,
         encode_centered,
+        encode_values,
         hadamard,
         quantize,
         quantize_query,
@@ -40,6 +41,7 @@ else:
     from .select import attend_topk, select_topk
     from .tail import attend_tail
     from .topk import topk
+    from .values import encode_values
 
 __all__ = [
     "attend",
@@ -47,6 +49,7 @@ __all__ = [
     "attend_topk",
     "encode",
     "encode_centered",
+    "encode_values",
     "hadamard",
     "quantize",
     "quantize_query",

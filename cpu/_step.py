@@ -24,11 +24,11 @@ Step = Record(
     # Keys and values. If out is 0, there is no attention.
     *(*K_FIELDS, *V_FIELDS, "out", "out_dtype", "lse", "scale"),
     # The tail, if it is not 0: how many tokens count by their codes. Third bits of the keys, and
-    # their scales. Codes of the values, those of a token in 2 P words, their means and scales. Sums
+    # their scales. Codes of the values, those of a token in 2 P words, their scales and bases. Sums
     # of the values (B, H_kv, D) in float32. The result, in the queries' dtype.
     *("tail", "third", "third_b", "third_h", "finer", "finer_b", "finer_h"),
-    *("v_codes", "v_codes_b", "v_codes_h", "v_means", "v_means_b"),
-    *("v_means_h", "v_scales", "v_scales_b", "v_scales_h", "total", "whole_out"),
+    *("v_codes", "v_codes_b", "v_codes_h", "v_scales", "v_scales_b", "v_scales_h"),
+    *("bases", "bases_b", "bases_h", "total", "whole_out"),
     # Of each row and part, two float64: a shift and a sum of weights. Of each row: the same of the
     # rest; the coded tokens, with room for all candidates, their ranks by three bits, and their
     # number.

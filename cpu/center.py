@@ -51,8 +51,7 @@ LIMIT = 65520.0  # the least number that float16 rounds to infinity
 # after its last. The low plane lies to_low bytes after the high one.
 EncodeCentered = Record(
     *("k", "dtype", "k_b", "k_h", "k_s", "B", "H_kv", "S", "D", "Dt", "P", "thresholds", "span"),
-    # Bytes from each plane, batch, head, group of 8 tokens, word and token to the next one.
-    *("planes", "to_low", "planes_b", "planes_h", "to_group", "to_word", "to_token"),
+    *("planes", "to_low", "planes_b", "planes_h"),
     *("means", "means_b", "means_h"),
     *("scales", "scales_b", "scales_h", "open_tile", "open_tile_b", "open_tile_h"),
     # Third bits; 0 without them.
@@ -78,7 +77,7 @@ def encode_centered(
         span[:, 0] = start
         span[:, 1] = span[:, 0] + (S if count is None else count)
         k_b, k_h, k_s, _ = k.strides
-        to_low, planes_b, planes_h, _, to_group, to_word, to_token = planes.strides
+        to_low, planes_b, planes_h = planes.strides[:3]
         beside = head_fields(**centers._asdict())
         if fine is not None:
             beside |= head_fields(third=fine.bits, third_scales=fine.scales)
@@ -88,7 +87,6 @@ def encode_centered(
             B=B, H_kv=H_kv, S=S, D=D, Dt=padded(D), P=words(D),
             thresholds=address_of(limits), span=address_of(span),
             planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
-            to_group=to_group, to_word=to_word, to_token=to_token,
         )  # fmt: skip
         _encode_centered(record)
     return planes
@@ -301,25 +299,15 @@ def _code(record, head, token, row, mean, rest):
         store_float32(rest + 4 * d, x)
         squares += x * x
     square = sum_of(squares)
-    rms = square_root(square / np.float32(Dt))
-    # The row is not needed any more. Its first three numbers become the token's thresholds.
-    for i in range(3):
-        store_scalar_float32(row + 4 * i, load_scalar_float32(head.thresholds + 4 * i) * rms)
     group, lane = divmod(token, 8)
-    at = record.to_group * group + record.to_token * lane
-    bucketize(rest, Dt, row, head.high + at, head.low + at, record.to_word)
-    t0 = to_all(load_scalar_float32(row))
-    t1 = to_all(load_scalar_float32(row + 4))
-    t2 = to_all(load_scalar_float32(row + 8))
-    half = to_all(np.float32(1.5))
-    along = to_all(np.float32(0))
-    for d in range(0, Dt, LANES):
-        x = load_float32(rest + 4 * d)
-        along += x * (number_below(t0, t1, t2, x) - half)
-    scale = square / sum_of(along)
+    at = 64 * P * group + 8 * lane
+    words = head.high + at, head.low + at, 64
+    scale = code_rest(rest, square, Dt, head.thresholds, row, words)
     store_uint8(head.scales + token, scale_byte(scale))
     if record.third == 0:
         return
+    t0, t1, t2 = _limits(row)
+    half = to_all(np.float32(1.5))
     finer = to_all(np.float32(0))
     s = to_all(scale)
     words = head.third + 8 * P * token
@@ -333,6 +321,37 @@ def _code(record, head, token, row, mean, rest):
             store_uint64(words + 8 * (d // 64), word)
             word = np.uint64(0)
     store_uint8(head.third_scales + token, scale_byte(square / sum_of(finer)))
+
+
+@inlined
+def code_rest(rest, square, Dt, thresholds, own, words):
+    """Write the two bits of a row of Dt numbers, of which `square` is the sum of squares.
+
+    Returns the scale. `own` gets the row's thresholds: three float32. `words` are the addresses of
+    the first high and the first low word, and the bytes from a word to the next one.
+    """
+    rms = square_root(square / np.float32(Dt))
+    for i in range(3):
+        store_scalar_float32(own + 4 * i, load_scalar_float32(thresholds + 4 * i) * rms)
+    high, low, to_word = words
+    bucketize(rest, Dt, own, high, low, to_word)
+    t0, t1, t2 = _limits(own)
+    half = to_all(np.float32(1.5))
+    along = to_all(np.float32(0))
+    for d in range(0, Dt, LANES):
+        x = load_float32(rest + 4 * d)
+        along += x * (number_below(t0, t1, t2, x) - half)
+    return square / sum_of(along)
+
+
+@inlined
+def _limits(own):
+    """The three thresholds of a row, each in all lanes."""
+    return (
+        to_all(load_scalar_float32(own)),
+        to_all(load_scalar_float32(own + 4)),
+        to_all(load_scalar_float32(own + 8)),
+    )
 
 
 @inlined

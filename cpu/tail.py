@@ -89,8 +89,6 @@ def attend_tail(
         counts = np.empty(rows, np.int64)
         rest = np.empty((rows, 2))
         total = np.ascontiguousarray(values.total)
-        _, values_b, values_h = values.planes.strides[:3]
-        means, scales, _ = values.centers
         third, finer = codes.fine  # type: ignore[misc]
         fields: dict[str, float] = {
             **attention_fields(k, v, scale, exact, lse),
@@ -98,10 +96,8 @@ def attend_tail(
             "choose": choose_tail.address,
             "tail": tail,
             "add_tail": add_tail.address,
-            **head_fields(third=third, finer=finer, v_means=means, v_scales=scales),
-            "v_codes": address_of(values.planes),
-            "v_codes_b": values_b,
-            "v_codes_h": values_h,
+            **head_fields(third=third, finer=finer),
+            **head_fields(v_codes=values.codes, v_scales=values.scales, bases=values.bases),
             "total": address_of(total),
             "whole_out": address_of(whole),
             "rest": address_of(rest),
@@ -361,8 +357,19 @@ def _add_row(step, row, scratch):
         share = exp(load_float32(weights + 4 * i) - to_all(np.float32(largest)))
         store_float32(weights + 4 * i, share)
         mass += share
+    first = np.float32(0)  # the weights of tokens of the first tile, which come last
+    for i in range(n - 1, -1, -1):
+        if load_int32(tokens + 4 * i) >= TILE:
+            break
+        first += load_scalar_float32(weights + 4 * i)
+    others = max(sum_of(mass) - first, np.float32(0))
     sum_codes(step, b, h, tokens, n, weights, sums)
     transform(sums, FLOAT32, Dt, Dt, back)
+    bases = step.bases + b * step.bases_b + h * step.bases_h
+    for d in range(0, D, LANES):
+        y = load_first_lanes(bases + 4 * d, FLOAT32, D - d) * to_all(first)
+        y += load_first_lanes(bases + 4 * (D + d), FLOAT32, D - d) * to_all(others)
+        store_float32(back + 4 * d, load_float32(back + 4 * d) + y)
     exact = math.exp(lse - largest)
     rest *= math.exp(shift - largest) if rest > 0 else 0.0
     whole = exact + np.float64(sum_of(mass)) + rest

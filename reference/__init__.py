@@ -18,6 +18,7 @@ from .score import score
 from .select import attend_topk, select_topk
 from .tail import attend_tail
 from .topk import topk
+from .values import encode_values
 
 __all__ = [
     "attend",
@@ -25,6 +26,7 @@ __all__ = [
     "attend_topk",
     "encode",
     "encode_centered",
+    "encode_values",
     "hadamard",
     "quantize",
     "quantize_query",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .hadamard import hadamard
 from .layout import TILE, Centers, Fine
-from .quantize import from_planes, pack_bits, unpack_bits
+from .quantize import pack_bits
 from .rerank import lane_sums
 
 # The outer thresholds in units of the keys' rms. The least mean squared error for a normal variable
@@ -45,9 +45,9 @@ NOISE, _S = _noise([RMS_SHARE], [0.5, 1.5])
 # The same for three bits. The third one tells on which side of s u the coordinate lies.
 FINE_NOISE, _ = _noise([0.5 * _S, RMS_SHARE, 1.5 * _S], [0.25, 0.75, 1.25, 1.75])
 
-# A scale is one byte: bits 19 to 26 of a float32 from 2^-8 to 2^8, of which four are mantissa.
-SCALE_SHIFT = 19
-SCALE_LEAST = 119 << 4  # the bits of 2^-8, shifted right by SCALE_SHIFT
+# A scale is one byte: bits 20 to 27 of a float32 from 2^-16 to 2^16, of which three are mantissa.
+SCALE_SHIFT = 20
+SCALE_LEAST = 111 << 3  # the bits of 2^-16, shifted right by SCALE_SHIFT
 
 
 def encode_centered(
@@ -152,7 +152,7 @@ def _scale(rest: NDArray[np.float32], u: NDArray[np.float32]) -> NDArray[np.floa
 def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The byte of the nearest scale; 0 for a scale that is not positive, or NaN.
 
-    The relative error is at most 1/32 between 2^-8 and 2^8 - 2^3.
+    The relative error is at most 1/16 between 2^-16 and 2^16 - 2^12.
     """
     bits = np.where(scale > 0, scale, np.float32(0)).view(np.uint32).astype(np.int64)
     rounded = (bits + (1 << (SCALE_SHIFT - 1))) >> SCALE_SHIFT
@@ -161,18 +161,5 @@ def scale_byte(scale: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def scale_of(byte: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The scale of a byte: from 2^-8 up, in steps of 1/16 of the power of two below it."""
+    """The scale of a byte: from 2^-16 up, in steps of 1/8 of the power of two below it."""
     return ((byte.astype(np.uint32) + SCALE_LEAST) << SCALE_SHIFT).view(np.float32)
-
-
-def read_back(planes: NDArray[np.uint64], centers: Centers, tokens: int) -> NDArray[np.float32]:
-    """What the codes of the first `tokens` tokens stand for, transformed: (B, H_kv, tokens, Dt).
-
-    It is s u + mean, with u = code - 1.5, s the scale of the token and the mean of its tile.
-    """
-    Dt = centers.means.shape[-1]
-    high, low = np.split(unpack_bits(from_planes(planes)[:, :, :tokens]), 2, axis=-1)
-    u = (2 * high + low)[..., :Dt].astype(np.float32) - np.float32(1.5)
-    s = scale_of(centers.scales).reshape(*centers.scales.shape[:2], -1, 1)[:, :, :tokens]
-    means = np.repeat(centers.means.astype(np.float32), TILE, axis=2)[:, :, :tokens]
-    return s * u + means

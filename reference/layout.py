@@ -47,14 +47,14 @@ class Codes(NamedTuple):
 class Values(NamedTuple):
     """All that a backend reads of coded values, beside the values themselves.
 
-    The codes are those of `center.encode_centered` for the values, at CENTERED_THRESHOLDS. They are
-    as long as the codes of the keys. They are read one token at a time, so in memory the words of a
-    token lie side by side: the view of `planes` has such strides.
+    They are as many as the coded keys. Codes are read one token at a time, so in memory the words
+    of a token lie side by side.
     """
 
-    planes: NDArray[np.uint64]  # (2, B, H_kv, T, 8, P, 8), in memory (B, H_kv, T, 8, 8, 2, P)
-    centers: Centers
-    total: NDArray[np.float32]  # (B, H_kv, D): the sum of each sequence's values, see tail.total_of
+    codes: NDArray[np.uint64]  # (B, H_kv, T, 64, 2, P): words of the high plane, then of the low
+    scales: NDArray[np.uint8]  # (B, H_kv, T, 64): one per token, see center.scale_of
+    bases: NDArray[np.float32]  # (B, H_kv, 2, D): see values.bases_of
+    total: NDArray[np.float32]  # (B, H_kv, D): the sum of each sequence's values
 
 
 def padded(head_dim: int) -> int:
@@ -70,9 +70,3 @@ def words(head_dim: int) -> int:
 def tiles(tokens: int) -> int:
     """T: tiles that hold `tokens` tokens."""
     return -(-tokens // TILE)
-
-
-def as_planes(rows: Any) -> Any:
-    """Rows (B, H_kv, T, 64, 2, P), a token's words side by side, as planes, without a copy."""
-    B, H_kv, T, _, _, P = rows.shape
-    return rows.reshape(B, H_kv, T, 8, 8, 2, P).transpose(5, 0, 1, 2, 3, 6, 4)

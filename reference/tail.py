@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .center import FINE_NOISE, NOISE, read_back, scale_of
+from .center import FINE_NOISE, NOISE, scale_of
 from .estimate import estimate, rank
 from .hadamard import hadamard
-from .layout import TILE, Codes, Selection, Values
+from .layout import Codes, Selection, Values
 from .quantize import quantize_query
 from .rerank import rerank
 from .score import score, visible_tokens
 from .select import attend_topk, select_topk
 from .topk import topk
+from .values import read_values
 
 NOT_TAKEN = np.iinfo(np.uint32).max  # the rank of a token that topk never takes
 
@@ -71,7 +72,7 @@ def attend_tail(
         variance = scale**2 * square * np.square(np.repeat(s, G, axis=1), dtype=np.float64) * noise
         logits.append(scale * estimates.astype(np.float64) - variance / 2)
     exact, coded = tiers(q, codes, budget, selection, k)
-    read = hadamard(read_back(values.planes, values.centers, S))[..., :D]  # (B, H_kv, S, D)
+    read = read_values(values, S)  # (B, H_kv, S, D)
     lengths = np.broadcast_to(codes.length, (B,))
     seen = visible_tokens(lengths, L)  # (B, L)
     out = np.zeros((B, H, L, D))
@@ -138,21 +139,3 @@ def estimated(
     query = quantize_query(x, selection.query_bits)
     distances = score(query, codes.planes, codes.length)
     return estimate(x, query, distances, codes, fine), distances
-
-
-def total_of(v: NDArray[Any], length: int | NDArray[np.integer]) -> NDArray[np.float32]:
-    """The sum (B, H_kv, D) of the first `length` values of each sequence of v (B, H_kv, S, D).
-
-    float32. The values of a tile of 64 tokens are added up one by one, then the tiles one by one.
-    So a sum that grows with each token has the same bits as one of all tokens at once.
-    """
-    B, H_kv, _, D = v.shape
-    total = np.zeros((B, H_kv, D), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for b, n in enumerate(np.broadcast_to(length, (B,))):
-            for first in range(0, n, TILE):
-                tile = np.zeros((H_kv, D), np.float32)
-                for i in range(first, min(first + TILE, n)):
-                    tile += v[b, :, i].astype(np.float32)
-                total[b] += tile
-    return total

@@ -309,9 +309,7 @@ def same_layer(got: Any, expected: Any) -> None:
     if expected.value_codes is not None:
         a, b = got.value_codes, expected.value_codes
         assert a.nbytes == b.nbytes
-        for x, y in zip(
-            (a.planes, *a.centers, a.total), (b.planes, *b.centers, b.total), strict=True
-        ):
+        for x, y in zip(a.record, b.record, strict=True):
             np.testing.assert_array_equal(x, y)
 
 

@@ -176,8 +176,7 @@ def moved_codes(codes: Codes) -> Codes:
 
 def moved_values(values: Values) -> Values:
     """Coded values whose arrays are on the device."""
-    centers = Centers(*map(moved, values.centers))
-    return Values(moved(values.planes), centers, moved(values.total))
+    return Values(*map(moved, values))
 
 
 def _bytes_at(first: int, end: int) -> memoryview:

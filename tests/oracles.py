@@ -12,8 +12,8 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import norm
 
 from adamas_core import KVCache, Selection, reference
-from adamas_core.reference.layout import Centers, Values
-from adamas_core.reference.quantize import from_planes, unpack_bits
+from adamas_core.reference.layout import Values
+from adamas_core.reference.quantize import unpack_bits
 from adamas_core.reference.score import visible_tokens
 
 # The error of attend against float64, on inputs of unit scale: the error of its sums, and half a
@@ -79,18 +79,24 @@ def exact_attention(
 
 
 def scale_numbers(scales: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The numbers (64 T,) of scale bytes (T, 64): four bits of exponent and four of mantissa."""
-    byte = scales.reshape(-1).astype(float)
-    return (1 + byte % 16 / 16) * 2 ** (byte // 16 - 8)
+    """The numbers of scale bytes: five bits of exponent and three of mantissa."""
+    byte = scales.astype(float)
+    return (1 + byte % 8 / 8) * 2 ** (byte // 8 - 16)
 
 
-def numbers(planes: NDArray[np.uint64], centers: Centers, b: int, h: int) -> NDArray[np.float64]:
-    """What the centered codes of a sequence and head stand for, transformed: (64 T, Dt)."""
-    Dt = centers.means.shape[-1]
-    levels = coordinates(from_planes(planes)[b, h], 2)[:, :Dt] - 1.5
-    scales = scale_numbers(centers.scales[b, h])
-    means = np.repeat(centers.means[b, h].astype(np.float64), 64, axis=0)
-    return levels * scales[:, None] + means
+def decoded(values: Values) -> NDArray[np.float64]:
+    """The values (B, H_kv, 64 T, D) that codes stand for, in float64."""
+    B, H_kv, T, slots, _, P = values.codes.shape
+    D = values.bases.shape[-1]
+    Dt = 1 << (D - 1).bit_length()
+    words = values.codes.reshape(B, H_kv, T * slots, 2 * P)
+    u = coordinates(words, 2)[..., :Dt] - 1.5
+    s = scale_numbers(values.scales) * (values.scales > 0)  # of values the byte 0 stands for 0
+    s = s.reshape(B, H_kv, T * slots, 1)
+    base = values.bases.astype(np.float64)
+    later = np.arange(T * slots)[:, None] >= 64
+    first, mean = base[:, :, :1], base[:, :, 1:]
+    return s * u @ hadamard(Dt)[:, :D] / np.sqrt(Dt) + np.where(later, mean, first)
 
 
 def exact_tail(
@@ -110,21 +116,14 @@ def exact_tail(
     B, H, L, D = q.shape
     G = H // k.shape[1]
     out, lse, error = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf), np.zeros((B, H, L))
-    H_D = hadamard(values.centers.means.shape[-1])[:D] / np.sqrt(values.centers.means.shape[-1])
-    H_kv, S = k.shape[1:3]
-    read = np.array(
-        [
-            [numbers(values.planes, values.centers, b, g)[:S] @ H_D.T for g in range(H_kv)]
-            for b in range(B)
-        ]
-    )  # (B, H_kv, S', D)
+    read = decoded(values)
     for b, h, l in np.ndindex(B, H, L):
         n, g = int(np.broadcast_to(case.length, (B,))[b]) - (L - 1 - l), h // G
         if n <= 0:
             continue
         own, variance = np.empty((2, n)), np.empty((2, n))
         for i, held in enumerate((case.codes.centers, case.codes.fine)):
-            s = scale_numbers(held.scales[b, g])[:n]
+            s = scale_numbers(held.scales[b, g]).reshape(-1)[:n]
             variance[i] = scale**2 * (q[b, h, l] @ q[b, h, l]) * s**2 * noise(2 + i)
             own[i] = scale * estimates[i][b, h, l, :n].astype(np.float64)
         exact = scale * (k[b, g, :n] @ q[b, h, l])

@@ -25,6 +25,7 @@ from adamas_core.gpu import select as select_of_gpu
 from adamas_core.gpu import tail as tail_of_gpu
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import FOLDER, HADAMARD, Kernel, headers
+from adamas_core.gpu.decode_step import DecodeStep, device_cache
 from adamas_core.gpu.rerank import rerank_below
 from adamas_core.reference.center import CENTERED_THRESHOLDS
 from adamas_core.reference.estimate import estimate as reference_estimate
@@ -33,6 +34,7 @@ from adamas_core.reference.group import levels as reference_levels
 from adamas_core.reference.group import pool as reference_pool
 from adamas_core.reference.layout import INVISIBLE, Centers, Codes, Fine, Values
 from adamas_core.reference.tail import tiers
+from adamas_core.reference.values import bases_of, total_of
 
 pytestmark = BUILDS_PROGRAMS
 
@@ -205,15 +207,51 @@ def compare_selection(G: int, L: int, D: int, S: int = 300, centered: bool = Tru
     assert_same_bits(got.get(), reference.select_topk(q, codes, 9, FORCED))
 
 
-def compare_tail(refine: int, tail: int) -> None:
+def compare_values() -> None:
+    """Two calls, of which the second begins inside a tile, with two lengths."""
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((2, 2, 150, 12)).astype(np.float32) + np.float32(1)
+    lengths, bases = np.array([150, 97]), np.zeros((2, 2, 2, 12), np.float32)
+    room = np.full((2, 2, 3, 64, 2, 1), 7, np.uint64), np.full((2, 2, 3, 64), 7, np.uint8)
+    expected = [x.copy() for x in room]
+    for first, counts in (0, np.array([70, 50])), (np.array([70, 50]), np.array([80, 47])):
+        own = np.stack([v[b, :, i : i + 80] for b, i in enumerate(np.broadcast_to(first, 2))])
+        bases[...] = bases_of(v, first + counts)
+        reference.encode_values(own, *expected, bases, first, counts)
+        gpu.encode_values(*map(DeviceArray, (own, *room, bases)), first, counts)
+        for got, wanted in zip(room, expected, strict=True):
+            assert_same_bits(got, wanted)
+    assert (lengths == first + counts).all()
+
+
+def compare_step() -> None:
+    """Three steps past the first tile: codes of values, bases and sums, some of them infinite."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 2, 69, 12)).astype(np.float32)
+    v[:, :, 0, 1] = np.inf
+    v[:, :, :, 2] = 3e38
+    cache = device_cache(1, 2, 12, v.dtype, 69, tail=True)
+    step = DecodeStep(2, 23, cache, 4, Selection(tail=4))
+    for i in range(0, 69, 23):
+        step(*(DeviceArray(x[:, :, i : i + 23].copy()) for x in (q, k, v)), cache)
+    codes = np.zeros((1, 2, 2, 64, 2, 1), np.uint64)
+    scales = np.zeros((1, 2, 2, 64), np.uint8)
+    bases = bases_of(v, 69)
+    reference.encode_values(v, codes, scales, bases)
+    assert cache.values is not None
+    for got, wanted in zip(cache.values, (codes, scales, bases, total_of(v, 69)), strict=True):
+        assert_same_bits(got.get(), wanted)
+
+
+def compare_tail(refine: int, tail: int, spread: float = 1) -> None:
     """Two heads of sequences of 300 and 97 tokens: both tiers to the bit, and the attention."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, H, n, 40)).astype(np.float32) for H, n in TAIL_SIZES)
+    v *= np.float32(spread)
     codes = encode(k, length=TAIL_LENGTHS, backend="reference", bits=3).record
     values = encode_values(v, length=TAIL_LENGTHS, backend="reference").record
     selection = Selection(sinks=1, recent=2, refine=refine, tail=tail)
-    centers = Centers(*map(DeviceArray, values.centers))
-    there = Values(DeviceArray(values.planes), centers, DeviceArray(values.total))
+    there = Values(*map(DeviceArray, values))
     rows = [DeviceArray(x) for x in (q, k, v)]
     with patch.object(tail_of_gpu, "attend_tiers", wraps=tail_of_gpu.attend_tiers) as attend:
         got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)
@@ -258,6 +296,7 @@ CLOSE_POOL = partial(compare_pool, 0.1)
 TAIL = partial(compare_tail, 0, 30)
 LONG_TAIL = partial(compare_tail, 0, 200)
 REFINED_TAIL = partial(compare_tail, 4, 10)
+EQUAL_TAIL = partial(compare_tail, 0, 200, 0)
 
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
 TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
@@ -273,6 +312,7 @@ PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
 QUERIES_BARRIER = "  __syncthreads();\n  for (int q = threadIdx"
 RANKS_BARRIER = "  __syncthreads();\n  if (rests) {\n    for"
 TIERS_BARRIER = "  __syncthreads();\n  if (threadIdx.x < LANES)"
+BASES_BARRIER = "    __syncthreads();  // the bases are there\n    for (int s = warp"
 SUMS_BARRIER = "  __syncthreads();\n\n  // Merge the warps"
 
 MISTAKES = [
@@ -370,7 +410,19 @@ MISTAKES = [
     ("attend_tail.cu", "sum[j] - 1.5f * along", "sum[j] - along", TAIL),
     ("attend_tail.cu", "int token = seen;", "int token = seen + 1;", TAIL),
     ("attend_tail.cu", "at < end ?", "at <= end ?", TAIL),
-    ("attend_tail.cu", "other / TILE) * Dt", "0) * Dt", TAIL),
+    ("attend_tail.cu", "on_first * bases[d]", "on_first * bases[D + d]", TAIL),
+    ("attend_tail.cu", "(token < TILE ? 0.0f : p)", "p", TAIL),
+    ("attend_tail.cu", "split < exact ? 0.0f :", "", TAIL),
+    ("attend_tail.cu", "on_first + others", "others", TAIL),
+    ("attend_tail.cu", "byte ? p", "token >= 0 ? p", EQUAL_TAIL),
+    ("values.cuh", "token < TILE ?", "token <= TILE ?", compare_values),
+    ("values.cuh", "token * (2 * P)", "token * P", compare_values),
+    ("values.cuh", "0.0f, head.cut", "0.1f, head.cut", compare_values),
+    ("values.cu", "i >= span.end - span.begin", "i > span.end - span.begin", compare_values),
+    ("begin_step.cu", BASES_BARRIER, "    for (int s = warp", compare_step),
+    ("begin_step.cu", "token == TILE - 1) bases", "token == TILE) bases", compare_step),
+    ("begin_step.cu", "bases[d] = finite(x)", "bases[d] = x", compare_step),
+    ("begin_step.cu", "finite(__fmul_rn(tile, 1.0f / TILE))", "tile / TILE", compare_step),
     ("attend_tail.cu", "== splits - 1u", "== splits - 2u", TAIL),
     ("attend_tail.cu", TIERS_BARRIER, "  if (threadIdx.x < LANES)", TAIL),
 ]  # fmt: skip
@@ -380,19 +432,9 @@ MISTAKES = [
     "compare",
     [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
-        *(
-            compare_centered,
-            FEW,
-            MANY,
-            SHORT,
-            WIDE,
-            LONG,
-            LONG_CENTERED,
-            LEVELS,
-            SHORT_LEVELS,
-            FAR_LEVELS,
-        ),
-        *(POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
+        *(compare_centered, FEW, MANY, SHORT, WIDE, LONG, LONG_CENTERED, SPARE_TEAM),
+        *(LEVELS, SHORT_LEVELS, FAR_LEVELS, POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
+        *(EQUAL_TAIL, compare_values, compare_step),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:

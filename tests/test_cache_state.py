@@ -92,6 +92,7 @@ FORGED: dict[str, tuple[str, Change]] = {
     "centered as a number": ("centered", put("centered", 1)),
     "centered is false": ("centered", put("centered", False)),
     "dense layer 9": ("centered", put("dense_layers", [9])),
+    "an option of a selection that there is not": ("centered", put("selection", {"tale": 9})),
     "dense layers as a number": ("centered", put("dense_layers", 3)),
     "a dense layer with codes": ("centered", put("dense_layers", [0])),
     "a window that is not one": ("centered", put("windows", [None, 0])),
@@ -110,22 +111,19 @@ FORGED: dict[str, tuple[str, Change]] = {
     "no length": ("centered", drop("0.length")),
     "no planes": ("centered", drop("0.planes")),
     "no means": ("centered", drop("0.means")),
-    "no planes of values": ("tail", drop("0.value_planes")),
+    "no codes of values": ("tail", drop("0.value_codes")),
     "no scales of values": ("tail", drop("0.value_scales")),
-    "planes of values without a tail": (
+    "codes of values without a tail": (
         "centered",
-        add("0.value_planes", np.zeros((2, 2, 2, 3, 8, 1, 8), np.uint64)),
+        add("0.value_codes", np.zeros((2, 2, 3, 64, 2, 1), np.uint64)),
     ),
-    "planes of fewer values": ("tail", array("0.value_planes", lambda x: x[:, :, :, :2])),
-    "means of values in float32": (
+    "codes of fewer values": ("tail", array("0.value_codes", lambda x: x[:, :, :2])),
+    "scales of fewer values": ("tail", array("0.value_scales", lambda x: x[:, :, :2])),
+    "codes of values in int64": ("tail", array("0.value_codes", lambda x: x.astype(np.int64))),
+    "scales of values in float32": (
         "tail",
-        array("0.value_means", lambda x: x.astype(np.float32)),
+        array("0.value_scales", lambda x: x.astype(np.float32)),
     ),
-    "means of values that are not finite": (
-        "tail",
-        array("0.value_means", at((0, 0, 0, 0), np.nan)),
-    ),
-    "an open tile of 63 values": ("tail", array("0.value_open_tile", lambda x: x[:, :, :63])),
     "v with NaN and a tail": ("tail", array("0.v", at((1, 1, 3, 3), np.nan))),
     "a tail that the codes lack": ("centered", put("selection", {"tail": 9})),
     "a tail of plain codes": ("plain", put("selection", {"tail": 9})),

@@ -391,6 +391,31 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "codes is of type ndarray",
     ),
+    "KeyCodes.empty of -1 sequences": (
+        lambda: ac.KeyCodes.empty(-1, 2, 64),
+        ValueError,
+        "KeyCodes.empty: B=-1; expected at least 0",
+    ),
+    "KeyCodes.empty without heads": (
+        lambda: ac.KeyCodes.empty(1, 0, 64),
+        ValueError,
+        "KeyCodes.empty: H_kv=0; expected at least 1",
+    ),
+    "KeyCodes.empty on no backend": (
+        lambda: ac.KeyCodes.empty(1, 1, 64, backend="tpu"),
+        ValueError,
+        "backend='tpu'; expected one of",
+    ),
+    "attend with return_lse as text": (
+        lambda: ac.attend(query(), query(), query(), None, return_lse="no"),
+        TypeError,
+        "attend: return_lse='no'; expected True or False",
+    ),
+    "append of keys of one sequence": (
+        lambda: ac.KeyCodes.empty(2, 3, 64).append(np.ones((3, 1, 64), np.float32)),
+        ValueError,
+        r"KeyCodes.append: k is float32 \(3, 1, 64\); expected \(2, 3, S, 64\)",
+    ),
     "select empty": (
         lambda: ac.select_topk(query(), ac.KeyCodes.empty(2, 3, 64, [-1, 0, 1]), 8),
         ValueError,
@@ -496,12 +521,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "centers of another shape": (
         lambda: rebuilt(scales=np.zeros((2, 3, 3, 64), np.uint8)),
         ValueError,
-        r"scales is uint8 \(2, 3, 3, 64\); expected \(2, 3, 2, 64\), as the planes have",
+        r"centers.scales is uint8 \(2, 3, 3, 64\); expected \(2, 3, 2, 64\), as the planes have",
     ),
     "centers of another dtype": (
         lambda: rebuilt(means=np.zeros((2, 3, 2, 64), F32)),
         TypeError,
-        r"means is float32 \(2, 3, 2, 64\); expected dtype float16",
+        r"centers.means is float32 \(2, 3, 2, 64\); expected dtype float16",
     ),
     "truncate into a full tile": (
         lambda: ac.encode(kv).truncate(40),

@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) + np.float32(1)
 
 
-KINDS = [Kind(False), Kind(True), Kind(True, fine=True), Kind(True, by_token=True)]
+KINDS = [Kind(False), Kind(True), Kind(True, fine=True)]
 
 
 def coded(k: NDArray[np.float32], length: Any, kind: Kind) -> Coded:
@@ -39,7 +39,6 @@ def same(got: Coded, expected: Coded) -> None:
     for x, y in zip(parts(got), parts(expected), strict=True):
         if x.dtype != np.float32:
             assert_array_equal(x, y)
-    assert got.planes.strides[4:] == expected.planes.strides[4:]
     if got.centers is not None and expected.centers is not None:
         for b, n in enumerate(got.lengths.each):  # only these rows of the open tile are in use
             tiles = [c.open_tile[b, :, : n % 64] for c in (got.centers, expected.centers)]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from adamas_core.code_store import Kind, Undo, empty
+from adamas_core.code_store import Undo
 from adamas_core.slot import Operation, Slot
 
 
 def guarded(runs: bool = False) -> tuple[Slot[str], np.ndarray, Operation]:
     """A slot whose operation has begun to write over an array."""
     slot, array, operation = Slot("old"), np.zeros(3), Operation()
-    codes = empty(1, 1, 4, np.zeros((1, 3), np.float32), "cpu", 0, Kind(False))
-    slot.guard(operation)(Undo(codes, 0, [(array, array.copy())]))
+    slot.guard(operation)(Undo([(array, array.copy())]))
     array[:] = 1
     operation.runs = runs
     return slot, array, operation
@@ -54,10 +53,19 @@ def test_an_interrupt_after_the_store_undoes_nothing() -> None:
 
 def test_an_operation_that_writes_over_two_arrays_is_undone_whole() -> None:
     slot, array, operation = guarded()
-    codes = empty(1, 1, 4, np.zeros((1, 3), np.float32), "cpu", 0, Kind(False))
     other = np.zeros(2)
-    slot.guard(operation)(Undo(codes, 0, [(other, other.copy())]))
+    slot.guard(operation)(Undo([(other, other.copy())]))
     other[:] = 1
     assert slot.now() == "old"
     np.testing.assert_array_equal(array, 0)
     np.testing.assert_array_equal(other, 0)
+
+
+def test_free_slots_are_cleared_after_the_old_bytes_are_back() -> None:
+    slot, operation, array = Slot("old"), Operation(), np.zeros(4)
+    saved = [(array[:2], array[:2].copy())]
+    slot.guard(operation)(Undo(saved, lambda: array[1:].fill(7)))
+    array[:] = 1
+    operation.runs = False
+    assert slot.now() == "old"
+    np.testing.assert_array_equal(array, [0, 7, 7, 7])

@@ -27,7 +27,8 @@ from adamas_core.reference.center import (
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.layout import Codes, Values
 from adamas_core.reference.score import visible_tokens
-from adamas_core.reference.tail import estimated, tiers, total_of
+from adamas_core.reference.tail import estimated, tiers
+from adamas_core.reference.values import total_of
 
 
 @st.composite
@@ -179,10 +180,18 @@ def test_empty_sequences_and_one_token(every: ModuleType) -> None:
     np.testing.assert_allclose(out[1, :, 1], np.repeat(case.v[1, :, 0], 2, axis=0), atol=2e-6)
 
 
-def shard(case: Case, part: slice) -> tuple[Codes, Values, NDArray[Any], NDArray[Any]]:
+def shard(
+    case: Case, values: Values, part: slice
+) -> tuple[Codes, Values, NDArray[Any], NDArray[Any]]:
+    """Whole tiles of a case and of its coded values, which keep the bases of the whole."""
     k, v = case.k[:, :, part], case.v[:, :, part]
-    n = k.shape[2]
-    return encode(k, backend="reference", bits=3).record, coded_values(v, n), k, v
+    tile = slice((part.start or 0) // 64, part.stop // 64)
+    bases = values.bases.copy()
+    if part.start:
+        bases[:, :, 0] = bases[:, :, 1]
+    held = values.codes[:, :, tile], values.scales[:, :, tile]
+    own = Values(*held, bases, total_of(v, v.shape[2]))
+    return encode(k, backend="reference", bits=3).record, own, k, v
 
 
 def test_shards_merge(every: ModuleType) -> None:
@@ -194,26 +203,25 @@ def test_shards_merge(every: ModuleType) -> None:
     v = whole.v.copy()
     v[:, :, 128:] = v[:, :, :128]
     case = whole._replace(v=v)
-    values = coded_values(v, 256)
     budget, selection = 24, Selection(tail=50)
     known = tiers(case.q, case.codes, budget, selection)
     for b, h in np.ndindex(2, 4):
         one = (slice(b, b + 1), slice(h // 2, h // 2 + 1))
         q, own = case.q[b : b + 1, h : h + 1], case._replace(k=case.k[one], v=case.v[one])
+        values = coded_values(own.v, 256)
         parts = []
         for part in slice(128), slice(128, 256):
             inside = [((t >= part.start) if part.start else (t >= 0) & (t < 128)) for t in known]
             first, second = (int(i[b, h, 0].sum()) for i in inside)
             assert min(first, second) > 0
-            codes, coded, k, v = shard(own, part)
+            codes, coded, k, v = shard(own, values, part)
             of_part = replace(selection, tail=second)
             parts.append(every.attend_tail(q, k, v, codes, coded, first, of_part))
         out, lse = merge(*zip(*parts, strict=True))
-        codes, coded, k, v = shard(own, slice(256))
+        codes, coded, k, v = shard(own, values, slice(256))
         expected, expected_lse = every.attend_tail(q, k, v, codes, coded, budget, selection)
         np.testing.assert_allclose(out, expected, atol=4e-6)
         np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
-    assert values.total.shape == (2, 2, 48)
 
 
 # ---- the noise of estimates, and the sum of values ----------------------------------------------
@@ -234,7 +242,7 @@ def test_the_noise_of_real_codes() -> None:
         np.testing.assert_allclose(s, (x * x).sum(axis=1) / (x * u).sum(axis=1), rtol=1e-5)
         share = np.square(u * s[:, None] - x).sum(axis=1) / (2048 * s**2)
         assert pytest.approx(share.mean(), rel=0.01) == expected
-        np.testing.assert_allclose(scale_of(scale_byte(s)), s, rtol=1 / 32)
+        np.testing.assert_allclose(scale_of(scale_byte(s)), s, rtol=1 / 16)
 
 
 def test_estimates_without_bias() -> None:

@@ -15,7 +15,7 @@ from strategies import DTYPES
 
 from adamas_core import value_sums
 from adamas_core.lengths import Lengths
-from adamas_core.reference.tail import total_of
+from adamas_core.reference.values import bases_of, total_of
 from adamas_core.value_sums import Sums
 
 
@@ -82,6 +82,7 @@ def test_grown_and_cut_sums_are_fresh_ones(
         lengths = after
         same(sums, fresh(held, lengths))
         assert_same_bits(sums.total(), total_of(held, lengths.each))
+        assert_same_bits(sums.bases, bases_of(held, lengths.each))
 
 
 def test_sequences_are_taken() -> None:
@@ -102,4 +103,4 @@ def test_a_cut_reads_the_values_since_a_mark() -> None:
 
 
 def test_bytes() -> None:
-    assert fresh(drawn(2, 300), Lengths.of(300, 2)).nbytes() == (1 + 1 + 2) * 2 * 2 * 3 * 4
+    assert fresh(drawn(2, 300), Lengths.of(300, 2)).nbytes() == (1 + 1 + 2 + 2) * 2 * 2 * 3 * 4

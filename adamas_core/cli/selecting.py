@@ -59,7 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         dest="centered",
         action="store_const",
         const=False,
-        help="code the keys themselves, without a tail: 32 bytes per token at head_dim 128, not 91",
+        help="code the keys themselves, without a tail: 32 bytes per token at head_dim 128, not 87",
     )
     add(
         "--dense-layers",

@@ -17,21 +17,21 @@ def code_bytes(head_dim: int, centered: bool = False) -> float:
     and KV head at any length.
     """
     planes = 2 * 8 * words(head_dim)
-    return planes + 1 + mean_bytes(head_dim) if centered else planes
+    return planes + 1 + 2 * padded(head_dim) / TILE if centered else planes
 
 
-def mean_bytes(head_dim: int) -> float:
-    """Bytes per token of the float16 means of tiles."""
-    return 2 * padded(head_dim) / TILE
+def value_bytes(head_dim: int) -> float:
+    """Bytes of a value's code and its scale, per token and KV head."""
+    return code_bytes(head_dim) + 1
 
 
 def tail_bytes(head_dim: int, budget: int, coded: int) -> float:
-    """Bytes per query head and step that a tail reads beside rows, means, and 2-bit keys.
+    """Bytes per query head and step that a tail reads beside rows and 2-bit keys.
 
-    The planes and scales of the values of `coded` tokens, and the further bits of the keys of these
+    The codes and scales of the values of `coded` tokens, and the further bits of the keys of these
     and of the `budget` tokens, because they choose which of both a token is.
     """
-    return coded * (code_bytes(head_dim) + 1) + (budget + coded) * extra_key_bytes(head_dim)
+    return coded * value_bytes(head_dim) + (budget + coded) * extra_key_bytes(head_dim)
 
 
 def extra_key_bytes(head_dim: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import KVCache
-from .code_bytes import code_bytes, mean_bytes, tail_bytes
+from .code_bytes import code_bytes, tail_bytes
 
 NDArray = np.ndarray[Any, Any]
 
@@ -25,7 +25,7 @@ class Meter:
     bytes, dense_bytes : int
         Bytes that those steps read, and bytes that full attention would have read. Selected rows
         count once per query head, also if the heads of a group chose the same ones. A tail adds
-        the codes of its coded tokens, per query head, and all means of values.
+        the codes of its coded tokens, per query head.
     """
 
     def __init__(self, cache: KVCache, budget: int | None) -> None:
@@ -81,6 +81,4 @@ class Meter:
             self.bytes += B * (int(H_kv * S * code_bytes(D, centered)) + H * self._budget * row)
             coded = min(self._cache.selection.tail or 0, S - self._budget)
             if coded:
-                self.bytes += B * int(
-                    H_kv * S * mean_bytes(D) + H * tail_bytes(D, self._budget, coded)
-                )
+                self.bytes += B * int(H * tail_bytes(D, self._budget, coded))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ... import checks
 from ...cache import KVCache
 from ...selection import Selection
-from ..code_bytes import code_bytes, extra_key_bytes, mean_bytes, tail_bytes
+from ..code_bytes import code_bytes, extra_key_bytes, tail_bytes, value_bytes
 from .largest import Array, checked
 
 
@@ -19,7 +19,7 @@ class AdamasTail:
     """The budget as it is, the next `tail` tokens by codes, and the rest by a mean.
 
     A `KVCache` attends: the tokens before the block are coded once, and each query sees the codes
-    and means of its own step.
+    of its own step.
     """
 
     tail: int
@@ -46,14 +46,14 @@ class AdamasTail:
 
     def bytes_kept(self, D: int) -> float:
         """The codes of keys and of values."""
-        return 2 * code_bytes(D, centered=True) + extra_key_bytes(D)
+        return code_bytes(D, centered=True) + extra_key_bytes(D) + value_bytes(D)
 
     def bytes_read(self, D: int, S: int, budget: int) -> float:
-        """The codes of all keys, and at most one mean of values per tile."""
-        return S * (code_bytes(D, centered=True) + mean_bytes(D))
+        """The codes of all keys, in two bits."""
+        return S * code_bytes(D, centered=True)
 
     def bytes_of_rows(self, D: int, S: int, budget: int) -> float:
-        """The rows of K and V of the budget, and the codes of the coded tokens without means."""
+        """The rows of K and V of the budget, and the codes of the coded tokens."""
         K = min(budget, S)
         if K == S:
             return 2 * 2 * D * K
