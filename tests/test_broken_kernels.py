@@ -349,7 +349,7 @@ MISTAKES = [
     ("topk.cuh", "rows > 2 ? 4", "rows > 2 ? 2", LONG_CENTERED),
     ("topk.cuh", "n % N) visit", "n % N - 1) visit", LONG),
     ("select.cu", CHUNK_BARRIER, "  const Team team", LONG),
-    ("select.cu", "const bool has_row = team.number < count;", "const bool has_row = true;", SPARE_TEAM),
+    ("select.cu", "= team.number < count;", "= true;", SPARE_TEAM),
     ("topk.cuh", "+ i] = NOT_THERE<T>", "+ i] = INVISIBLE", compare_topk),
     ("topk.cu", "S - start)", "S - start + 1)", compare_topk),
     ("center.cuh", ROWS_BARRIER, "    for (int i", compare_centered),
