@@ -21,6 +21,7 @@ from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, encode_values, gpu, reference
 from adamas_core.gpu import estimate, group
+from adamas_core.gpu import select as select_of_gpu
 from adamas_core.gpu import tail as tail_of_gpu
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import FOLDER, HADAMARD, Kernel, headers
@@ -175,24 +176,34 @@ def on_device(codes: Codes) -> Codes:
     return Codes(DeviceArray(codes.planes), codes.length, t, centers, fine)
 
 
+def highest_of(levels: Any, seen: Any) -> Any:
+    """The highest level of the visible tokens of each row, as the kernels keep it."""
+    return np.where(seen, levels.astype(np.int64) + 32769, 0).max(axis=-1).astype(np.uint32)
+
+
 def compare_levels(D: int, size: float) -> None:
-    """Of the visible tokens."""
+    """Of the visible tokens, and the highest of them."""
     *arrays, codes = estimated(D, size)
     seen = arrays[-1] != INVISIBLE
-    levels = estimate.levels(*map(DeviceArray, arrays), on_device(codes), D)
+    levels, highest = estimate.levels(*map(DeviceArray, arrays), on_device(codes), D)
     expected = reference_levels(reference_estimate(*arrays, codes), D).astype(np.int16)
     assert_same_bits(levels.get()[seen], expected[seen])
+    assert_same_bits(highest.get(), highest_of(expected, seen))
 
 
-def compare_selection(G: int, L: int, D: int) -> None:
-    """From centered codes of 300 and 97 tokens, as test_select does."""
+def compare_selection(G: int, L: int, D: int, S: int = 300, centered: bool = True) -> None:
+    """From codes of S and 97 tokens, as test_select does."""
     rng = np.random.default_rng(0)
     k, q = (
         rng.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
-        for H, n in [(2, 300), (2 * G, L)]
+        for H, n in [(2, S), (2 * G, L)]
     )
-    codes = encode(k, length=np.array([300, 97]), backend="reference", centered=True).record
-    got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
+    k[:, :, -1] = 9 * q[:, ::G, 0]  # the nearest token
+    t = None if centered else np.array([-1, 0, 1], np.float32)
+    codes = encode(k, t, np.array([S, 97]), "reference", centered=centered).record
+    most = 8192 if S > 300 else select_of_gpu.MAX_CHUNK  # as on a GPU, or small
+    with patch.object(select_of_gpu, "MAX_CHUNK", most):
+        got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
     assert_same_bits(got.get(), reference.select_topk(q, codes, 9, FORCED))
 
 
@@ -258,9 +269,10 @@ def compare_pool(size: float) -> None:
     """With levels close together or far apart, in groups of three heads."""
     *arrays, codes = estimated(40, size)
     estimates, seen = reference_estimate(*arrays, codes), arrays[-1] != INVISIBLE
-    levels = DeviceArray(reference_levels(estimates, 40).astype(np.int16))
+    levels = reference_levels(estimates, 40).astype(np.int16)
     expected = rank(reference_pool(estimates, seen, 3, 40), arrays[-1][:, ::3])
-    assert_same_bits(group.pool(levels, LENGTHS, 3).get(), expected)
+    found = group.pool(*map(DeviceArray, (levels, highest_of(levels, seen))), LENGTHS, 3)
+    assert_same_bits(found.get(), expected)
 
 
 COUNTED = partial(compare_scores, 2, 1)
@@ -273,6 +285,9 @@ FEW = partial(compare_selection, 1, 1, 40)
 MANY = partial(compare_selection, 4, 2, 40)
 SHORT = partial(compare_selection, 1, 2, 6)
 WIDE = partial(compare_selection, 1, 1, 100)
+LONG = partial(compare_selection, 8, 1, 40, 1900, False)
+SPARE_TEAM = partial(compare_selection, 3, 1, 40, 1900, False)
+LONG_CENTERED = partial(compare_selection, 3, 1, 40, 1900)
 LEVELS = partial(compare_levels, 40, 1)
 SHORT_LEVELS = partial(compare_levels, 12, 1)
 FAR_LEVELS = partial(compare_levels, 40, 100)
@@ -286,9 +301,11 @@ EQUAL_TAIL = partial(compare_tail, 0, 200, 0)
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
 TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
 MEAN_BARRIER = "  __syncthreads();\n\n  for (int slot"
-TOP_BARRIER = "  __syncthreads();\n  int own"
-BEST_BARRIER = "  __syncthreads();\n  const int best"
-TOTAL_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0) {\n    highest"
+PARTS_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0 && first < n)"
+HEADS_BARRIER = "  __syncthreads();\n  for (Int i = first"
+BINS_BARRIER = "  unsigned own = 0;\n  __syncthreads();\n"
+LIST_BARRIER = "  __syncthreads();\n  if (compares) {\n#pragma"
+CHUNK_BARRIER = "  __syncthreads();\n  const Team team"
 SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
 QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
 PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
@@ -317,7 +334,22 @@ MISTAKES = [
     ("rerank.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", RERANK),
     ("rerank.cu", "start < n", "start + teams <= n", RERANK),
     ("common.cuh", "bits ^ 0x7fffffffu", "~bits", RERANK),
-    ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", RERANK),
+    ("topk.cuh", "- __clz(width - 1), 0)", "- __clz(width - 1) - 1, 0)", compare_topk),
+    ("topk.cuh", "less < wanted && wanted", "wanted", RERANK),
+    ("topk.cuh", BINS_BARRIER, "  unsigned own = 0;\n", compare_topk),
+    ("topk.cuh", LIST_BARRIER, "  if (compares) {\n#pragma", LONG_CENTERED),
+    ("topk.cuh", "&bins[(d - first) >> shift], by", "&bins[d - first], by", compare_topk),
+    ("topk.cuh", "free_end + team.thread; i < n", "free_end + team.thread + 1; i < n", LONG),
+    ("topk.cuh", "low_bits(free_begin - own_start)", "0", LONG),
+    ("topk.cuh", "kept[KEPT - 1]", "kept[0]", LONG),
+    ("topk.cuh", "<< 1;\n    return __funnel", ";\n    return __funnel", LONG),
+    ("topk.cuh", "some.y, some.z, some.w};\n", "some.z, some.y, some.w};\n", LONG),
+    ("topk.cuh", "n % 8) own.add", "n % 8 - 1) own.add", LONG),
+    ("topk.cuh", "N * turn)};", "turn)};", LONG_CENTERED),
+    ("topk.cuh", "rows > 2 ? 4", "rows > 2 ? 2", LONG_CENTERED),
+    ("topk.cuh", "n % N) visit", "n % N - 1) visit", LONG),
+    ("select.cu", CHUNK_BARRIER, "  const Team team", LONG),
+    ("select.cu", "= team.number < count;", "= true;", SPARE_TEAM),
     ("topk.cuh", "+ i] = NOT_THERE<T>", "+ i] = INVISIBLE", compare_topk),
     ("topk.cu", "S - start)", "S - start + 1)", compare_topk),
     ("center.cuh", ROWS_BARRIER, "    for (int i", compare_centered),
@@ -347,20 +379,23 @@ MISTAKES = [
     ("select_centered.cu", "int b = 1;", "int b = 0;", FEW),
     ("select_centered.cu", "on_means + q * tiles", "on_means", MANY),
     ("select_centered.cu", "lane_index() == 0) units", "lane_index() == 0 && q == 0) units", MANY),
-    ("select_centered.cu", "code, scale_of(bytes[i])", "code, scale_of(bytes[0])", FEW),
+    ("select_centered.cu", "scale_words[v] >> (8 * j)", "scale_words[v] >> 8", FEW),
+    ("select_centered.cu", "own[i], bytes[i]", "own[i], bytes[0]", FEW),
     ("select_centered.cu", "i < tiles * (TILE / 4)", "i <= tiles * (TILE / 4)", FEW),
-    ("group.cu", TOP_BARRIER, "  int own", POOL),
-    ("group.cu", BEST_BARRIER, "  const int best", POOL),
-    ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], POOL),
+    ("estimate.cu", "distance != INVISIBLE", "true", LEVELS),
+    ("group.cu", PARTS_BARRIER, PARTS_BARRIER.partition("\n")[2], POOL),
+    ("group.cu", HEADS_BARRIER, HEADS_BARRIER.partition("\n")[2], POOL),
+    ("group.cu", "int w = 1;", "int w = 2;", POOL),
+    ("group.cu", "static_cast<int>(size), n)", "static_cast<int>(size), n - 1)", POOL),
     ("group.cu", "32 * STEPS - 1", "32 * STEPS", POOL),
-    ("group.cu", "first_row + g * L", "first_row + (G - 1 - g) * L", CLOSE_POOL),
-    ("group.cu", "first_row + g * L", "first_row + (g > 0 ? g - 1 : 0) * L", CLOSE_POOL),
+    ("group.cu", "levels[(first_row + g * L)", "levels[(first_row + (G - 1 - g) * L)", CLOSE_POOL),
+    ("group.cu", "totals[first_row + g * L]", "totals[first_row]", CLOSE_POOL),
     ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", POOL),
     ("group.cu", "visible_tokens(n, l, L)", "n", POOL),
     ("group.cu", "min(first + size, S)", "first + size", POOL),
     ("center.cuh", "? 0.25f : -0.25f", "? 0.25f : 0.5f", compare_centered),
     ("center.cuh", "head.bits[token * words", "head.bits[words", compare_centered),
-    ("select_centered.cu", "noise, squares[q]", "noise, squares[0]", TAIL),
+    ("select_centered.cu", "noise, squares[r]", "noise, squares[0]", TAIL),
     ("select_centered.cu", "* T + first_tile + i", "* T + i", TAIL),
     ("select_centered.cu", "rests != nullptr", "false", TAIL),
     ("tail.cuh", "other.sum, __fmul_rn(share, sum)", "other.sum, sum", TAIL),
@@ -397,9 +432,9 @@ MISTAKES = [
     "compare",
     [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
-        *(compare_centered, FEW, MANY, SHORT, WIDE, LEVELS, SHORT_LEVELS, FAR_LEVELS),
-        *(POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL, EQUAL_TAIL, compare_values),
-        compare_step,
+        *(compare_centered, FEW, MANY, SHORT, WIDE, LONG, LONG_CENTERED, SPARE_TEAM),
+        *(LEVELS, SHORT_LEVELS, FAR_LEVELS, POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
+        *(EQUAL_TAIL, compare_values, compare_step),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:
