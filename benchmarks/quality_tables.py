@@ -80,6 +80,10 @@ MODELS = {
     "SmolLM2": Model(FOLDER, 8192),
     # Its first two layers have a window, and are dense in every run.
     "Gemma 3": Model(FOLDER / "gemma3", 32768, ("dense-2", "adamas-q5", "adamas-q6")),
+    # Ablations and tasks from before windows and prompts began with BOS.
+    "Gemma 3 without BOS": Model(
+        FOLDER / "gemma3" / "without_bos", 32768, ("dense-2", "adamas-q5", "adamas-q6")
+    ),
 }
 
 
