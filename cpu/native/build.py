@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from adamas_core import __version__
 from adamas_core.reference.center import CENTERED_THRESHOLDS
 
 from .. import _records
@@ -55,7 +54,7 @@ def build(folder: Path, levels: list[str]) -> Path:
         target = folder / part.removesuffix(".in")
         if part.endswith(".in") or folder.resolve() != HERE:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text((HERE / part).read_text().replace("@VERSION@", __version__))
+            target.write_text((HERE / part).read_text().replace("@VERSION@", abi()))
     return library
 
 
@@ -74,6 +73,14 @@ def work_folder() -> Iterator[Path]:
 def compile_c(*arguments: object) -> None:
     """Run the C compiler, which is $CC or cc."""
     run(*shlex.split(os.environ.get("CC", "cc")), *arguments)
+
+
+def abi() -> str:
+    """The version of the interface, which is that of the installed library for other programs."""
+    text = (HERE / "include" / "adamas.h").read_text()
+    found = re.search(r"^#define ADAMAS_ABI (\d+)$", text, re.M)
+    assert found is not None
+    return found[1]
 
 
 def emitted(level: str, work: Path) -> list[str]:

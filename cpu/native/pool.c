@@ -2,7 +2,9 @@
    first one. A caller works too, and takes its region off the list as soon as it has nothing left to
    do. So no caller waits for a worker that has not begun. */
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "pool.h"
 
 #include <pthread.h>
