@@ -7,6 +7,7 @@ reference computes, in NumPy.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -52,6 +53,7 @@ def _of_the_library(library: Any) -> Engine:
     text = f"libadamas, {library.adamas_level().decode()}"
     _limits.register(library)
 
+    @functools.cache  # a step asks for five of them
     def function(name: str) -> int:
         return int(library.adamas_internal_function(name.encode()))
 
