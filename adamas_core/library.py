@@ -22,11 +22,15 @@ def get_include() -> str:
     str
         A folder for the compiler's option ``-I``.
 
-    See Also
-    --------
-    get_library : The library that the header describes.
+    Raises
+    ------
+    FileNotFoundError
+        The package was installed without the header.
     """
-    return str(_native() / "include")
+    folder = _native() / "include"
+    if not (folder / "adamas.h").is_file():
+        raise FileNotFoundError(f"get_include: there is no adamas.h in {folder}")
+    return str(folder)
 
 
 def get_library() -> str:

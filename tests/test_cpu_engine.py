@@ -98,7 +98,8 @@ def test_both_engines_have_the_same_bits() -> None:
     code = """
 import hashlib
 import numpy as np
-from adamas_core import KVCache, Selection, attend, decode_attention, encode, select_topk
+from adamas_core import KVCache, Selection, decode_attention, encode, select_topk
+from adamas_core.cpu import attend
 rng = np.random.default_rng(0)
 digest = hashlib.sha256()
 for D, dtype in ((64, np.float32), (80, np.float16)):
@@ -109,7 +110,7 @@ for D, dtype in ((64, np.float32), (80, np.float16)):
         cache.append(k, v)
         digest.update(np.asarray(decode_attention(q, cache, 64)).tobytes())
     digest.update(select_topk(q, encode(k), 64).tobytes())
-    digest.update(np.asarray(attend(q, k, v)).tobytes())
+    digest.update(attend(q, k, v, None).tobytes())
 print(digest.hexdigest())"""
     same = {"ADAMAS_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2", "ADAMAS_ISA": None}
     found = {printed(code, ADAMAS_CPU=engine, **same) for engine in ("numba", "library")}
