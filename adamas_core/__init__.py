@@ -45,6 +45,8 @@ _HOME = {
     "PAPER": "codes",
     "KVCache": "cache",
     "decode_attention": "cache",
+    "get_include": "library",
+    "get_library": "library",
 }
 
 __all__ = [
@@ -61,6 +63,8 @@ __all__ = [
     "decode_attention",
     "encode",
     "encode_values",
+    "get_include",
+    "get_library",
     "hadamard",
     "merge",
     "quantize",
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from .cache import KVCache, decode_attention
     from .checks import checked
     from .codes import PAPER, KeyCodes, calibrate, encode
+    from .library import get_include, get_library
     from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
     from .select import select_topk
     from .selection import Selection

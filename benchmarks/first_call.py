@@ -1,8 +1,9 @@
-"""How long the first call of a process takes: with kernels to compile, and with them on disk.
+"""How long the first call of a process takes: in the library, and in Numba.
 
     python benchmarks/first_call.py
 
-Each figure is of a process of its own: encode, select_topk and attend once, with Numba's import.
+Each figure is of a process of its own: encode, select_topk and attend once, with the import of the
+engine, but not of NumPy. Numba first compiles the kernels, and later loads them from the disk.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ print(f"{time.perf_counter() - begin:.2f}")
 def main() -> None:
     print("SciPy, which Numba imports where it is there:", "yes" if find_spec("scipy") else "no")
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        for what in ("compiling", "from disk", "from disk", "from disk"):
+        for what in (*["library"] * 3, "numba, compiling", *["numba, from disk"] * 3):
+            own = {"NUMBA_CACHE_DIR": folder, "ADAMAS_CPU": what.split(",")[0]}
+            environment = {**os.environ, **own}
             done = subprocess.run(
                 [sys.executable, "-c", CALL],
                 env=environment,

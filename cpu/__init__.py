@@ -1,15 +1,13 @@
-"""The operations in Numba: parallel, vectorised, on arrays as they lie in memory."""
+"""The operations on a CPU: parallel, vectorised, on arrays as they lie in memory."""
 
 from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
-from numba.core import config
-
 __path__ = extend_path(__path__, __name__)  # a compiled _pack may lie where the build put it
 
-if not TYPE_CHECKING and config.DISABLE_JIT:
-    import sys
+from ._engine import ENGINE, REFERENCE
 
+if not TYPE_CHECKING and ENGINE.name == REFERENCE:
     from adamas_core.reference import (
         attend,
         attend_tail,
@@ -24,12 +22,6 @@ if not TYPE_CHECKING and config.DISABLE_JIT:
         score,
         select_topk,
         topk,
-    )
-
-    # Numba compiles nothing in this process. The kernels are written for compilation alone.
-    print(
-        "adamas-core: NUMBA_DISABLE_JIT is set, so the reference computes in NumPy, slowly",
-        file=sys.stderr,
     )
 else:
     from .attend import attend

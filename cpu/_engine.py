@@ -1,22 +1,96 @@
-"""How kernels run: the functions that they are made of, and the parallel loop."""
+"""What runs the kernels: the native library, or Numba, which compiles them in this process.
+
+ADAMAS_CPU is "library" or "numba" to insist on one. Otherwise the library runs where it is there,
+and Numba where it is not. Both run the same code, and have the same bits. Without either the
+reference computes, in NumPy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from . import _limits, native
 from ._array import address_of
 from ._record import Record
 from ._records import Loop
-from .kernels._loop import run
-from .kernels._table import FUNCTIONS
+
+LIBRARY, NUMBA, REFERENCE = "library", "numba", "reference"
+CHOICE = "ADAMAS_CPU"
 
 
-def function(name: str) -> int:
-    """The address of a function of the kernels, which is compiled or loaded at its first use."""
-    return FUNCTIONS[name].address if name else 0
+class Engine(NamedTuple):
+    """Something that runs kernels."""
+
+    name: str  # LIBRARY, NUMBA or REFERENCE
+    about: str  # a line for people
+    threads: Callable[[], int]  # of a call
+    function: Callable[[str], int]  # the address of a function of the kernels, by name
+    run: Callable[[NDArray[Any]], None]  # the parallel loop, on a record of the kind Loop
+
+
+def _start() -> Engine:
+    wanted = os.environ.get(CHOICE, "")
+    if wanted not in ("", LIBRARY, NUMBA):
+        raise ValueError(f"{CHOICE}={wanted!r}; expected {LIBRARY!r}, {NUMBA!r}, or nothing")
+    library = "ADAMAS_CPU=numba" if wanted == NUMBA else native.load()
+    if not isinstance(library, str):
+        return _of_the_library(library)
+    if wanted == LIBRARY:
+        raise ImportError(f"{CHOICE}={LIBRARY}, but {library}")
+    if find_spec("numba") is None:
+        return _none(f"{library}, and Numba is not installed")
+    return _of_numba(library)
+
+
+def _of_the_library(library: Any) -> Engine:
+    text = f"libadamas, {library.adamas_level().decode()}"
+    _limits.register(library)
+
+    @functools.cache  # a step asks for five of them
+    def function(name: str) -> int:
+        return int(library.adamas_internal_function(name.encode()))
+
+    call = library.adamas_internal_run
+
+    def run(loop: NDArray[Any]) -> None:
+        if call(address_of(loop)):
+            raise MemoryError("adamas_core: no memory for the scratch of this call")
+
+    return Engine(LIBRARY, text, lambda: int(library.adamas_threads()), function, run)
+
+
+def _of_numba(reason: str) -> Engine:
+    from numba.core import config
+
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return _none("NUMBA_DISABLE_JIT is set")
+    from .kernels._loop import run
+    from .kernels._table import FUNCTIONS
+    from .kernels._threads import get_num_threads
+
+    def function(name: str) -> int:
+        return FUNCTIONS[name].address
+
+    return Engine(NUMBA, f"Numba: {reason}", get_num_threads, function, run)
+
+
+def _none(reason: str) -> Engine:
+    def refuse(_: Any) -> Any:
+        raise RuntimeError(f"the kernels cannot run: {reason}")
+
+    print(f"adamas-core: {reason}, so the reference computes in NumPy, slowly", file=sys.stderr)
+    return Engine(REFERENCE, f"NumPy: {reason}", lambda: 1, refuse, refuse)
+
+
+ENGINE = _start()
+function, _run = ENGINE.function, ENGINE.run
 
 
 class Kernel:
@@ -33,6 +107,7 @@ class Kernel:
         """Fill a record by name, as Record does, and run the loop on it; returns the record."""
         record = self._record(*parts, **fields)
         if not self._functions:
-            self._functions = {key: function(name) for key, name in self._names.items()}
-        run(Loop(self._functions, record=address_of(record)))
+            names = self._names.items()
+            self._functions = {key: function(name) if name else 0 for key, name in names}
+        _run(Loop(self._functions, record=address_of(record)))
         return record

@@ -8,6 +8,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import cpu
+from adamas_core.cpu._engine import ENGINE
+
+pytestmark = pytest.mark.skipif(ENGINE.name != "numba", reason="ADAMAS_CPU=numba tests Numba")
 
 
 def test_no_layout_compiles_anew():

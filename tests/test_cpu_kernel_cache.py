@@ -299,7 +299,7 @@ x = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 1, -1, 64)
 with np.errstate(invalid="ignore"):
     same = np.array_equal(cpu.hadamard(x), reference.hadamard(x), equal_nan=True)
 print(converts_halves(), same)"""
-    assert printed(code, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") in (
+    assert printed(code, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", ADAMAS_CPU="numba") in (
         "False True",
         "True True",  # every processor of AArch64 converts
     )
@@ -310,7 +310,7 @@ def test_without_jit_the_reference_computes():
 import numpy as np
 import adamas_core
 print(adamas_core.hadamard(np.ones(4, np.float32)))"""
-    done = run(code, NUMBA_DISABLE_JIT="1")
+    done = run(code, NUMBA_DISABLE_JIT="1", ADAMAS_CPU="numba")
     assert done.returncode == 0
     assert done.stdout.strip() == "[2. 0. 0. 0.]"
     assert "NUMBA_DISABLE_JIT" in done.stderr

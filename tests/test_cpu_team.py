@@ -11,7 +11,9 @@ from numpy.testing import assert_array_equal
 from processes import printed
 
 from adamas_core import cpu, reference
+from adamas_core.cpu import native
 from adamas_core.cpu._array import address_of
+from adamas_core.cpu._engine import ENGINE
 from adamas_core.cpu.kernels import _jit, _threads
 
 # Two cores are enough for four threads. `check` prints nothing and raises if a bit differs.
@@ -99,9 +101,13 @@ multiprocessing.set_start_method("spawn")""",
 }
 
 
+@pytest.mark.parametrize("engine", ["numba", "library"])
 @pytest.mark.parametrize("how", FORKS)
-def test_forked(how):
-    assert printed(START + FORKS[how] + '\nprint("end")', NUMBA_NUM_THREADS="4") == "end"
+def test_forked(how, engine):
+    if engine == "library" and isinstance(native.load(), str):
+        pytest.skip(native.load())
+    threads = {"NUMBA_NUM_THREADS": "4", "ADAMAS_NUM_THREADS": "4"}
+    assert printed(START + FORKS[how] + '\nprint("end")', ADAMAS_CPU=engine, **threads) == "end"
 
 
 THREADS = """
@@ -116,18 +122,23 @@ print(numba.threading_layer())"""
 
 @pytest.mark.parametrize("layer, count", [("omp", "4"), ("workqueue", "4"), ("workqueue", "1")])
 def test_several_threads_call_at_once(layer, count):
-    found = printed(START + THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=count)
+    found = printed(
+        START + THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=count, ADAMAS_CPU="numba"
+    )
     assert found == layer
 
 
 @pytest.mark.skipif(ctypes.util.find_library("tbb") is None, reason="TBB is not installed")
 def test_several_threads_call_tbb():
-    assert printed(START + THREADS, NUMBA_THREADING_LAYER="tbb", NUMBA_NUM_THREADS="4") == "tbb"
+    named = {"NUMBA_THREADING_LAYER": "tbb", "NUMBA_NUM_THREADS": "4", "ADAMAS_CPU": "numba"}
+    assert printed(START + THREADS, **named) == "tbb"
 
 
 @pytest.fixture
 def own_threads(monkeypatch):
     """As in a forked process: loops start their own threads."""
+    if ENGINE.name != "numba":
+        pytest.skip("ADAMAS_CPU=numba tests Numba")
     monkeypatch.setattr(_threads._layer_loop, "value", 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ FOLDERS = {
     "gpu": "adamas_core/gpu",
     "reference": "adamas_core/reference",
 }
-SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed"}
+SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed", ".c", ".h", ".in"}
+# Made by a build, with the library.
+NATIVE = ("libadamas.so", "cmake/adamas/adamasConfig.cmake", "pkgconfig/adamas.pc")
 
 # An installation must run this wherever Python starts. Only append needs the compiled module.
 USE = """
@@ -43,10 +46,15 @@ print(adamas_core.__file__, adamas_core.reference.__file__, _pack.__file__, sep=
 """
 
 
-def run(*command: object, cwd: Path) -> str:
-    """Standard output of a command that must succeed."""
+def run(*command: object, cwd: Path, levels: str = "none") -> str:
+    """Standard output of a command that must succeed. A build makes the library for `levels`."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "ADAMAS_LEVELS": levels},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -54,22 +62,33 @@ def run(*command: object, cwd: Path) -> str:
 
 def copy_of_the_tree(to: Path) -> Path:
     """A clean checkout: nothing that was built or cached comes along."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.c", "*_api.h", "*.nbi", "*.nbc")
+    made = ("*.so", "_pack.c", "_address.c", "*_api.h", "*.nbi", "*.nbc", "*.cmake", "*.pc")
+    ignore = shutil.ignore_patterns("__pycache__", *made)
     for folder in (*FOLDERS, "tests"):
         shutil.copytree(ROOT / folder, to / folder, ignore=ignore)
-    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.cfg", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, to)
     return to
 
 
-def environment(folder: Path) -> Path:
-    """The Python of a fresh environment, which borrows this one's packages but not adamas-core."""
+def environment(folder: Path, packages: tuple[str, ...] = ()) -> Path:
+    """The Python of a fresh environment, which borrows this one's packages but not adamas-core.
+
+    It borrows all of them, or those that are named.
+    """
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-c", where, cwd=folder).strip())
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    if packages:
+        for name in packages:
+            for home in map(Path, borrowed):
+                for found in home.glob(f"{name}*"):
+                    if not (site / found.name).exists():
+                        (site / found.name).symlink_to(found)
+    else:
+        (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     return python
 
 
@@ -86,29 +105,38 @@ def used_files(python: Path, cwd: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A wheel of the tree, and one of the tree's sdist."""
+    """A wheel of the tree, with the library of this machine, and one of the tree's sdist."""
     tree = copy_of_the_tree(tmp_path_factory.mktemp("wheel"))
-    run(sys.executable, "-m", "build", "-q", "--no-isolation", "--wheel", tree, cwd=tree)
+    objects = ROOT / "build" / "native"
+    if objects.is_dir():  # so that kernels that have not changed are not compiled again
+        shutil.copytree(objects, tree / "build" / "native")
+    make = [sys.executable, "-m", "build", "-q", "--no-isolation"]
+    run(*make, "--wheel", tree, cwd=tree, levels="")
     (wheel,) = (tree / "dist").glob("*.whl")
 
     tree = copy_of_the_tree(tmp_path_factory.mktemp("sdist"))
-    run(sys.executable, "-m", "build", "-q", "--no-isolation", "--sdist", tree, cwd=tree)
+    run(*make, "--sdist", tree, cwd=tree)
     (sdist,) = (tree / "dist").glob("*.tar.gz")
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(unpacked, filter="data")
     (source,) = unpacked.iterdir()
-    run(sys.executable, "-m", "build", "-q", "--no-isolation", "--wheel", source, cwd=source)
+    run(*make, "--wheel", source, cwd=source)
     (wheel_of_sdist,) = (source / "dist").glob("*.whl")
     return {"tree": wheel, "sdist": wheel_of_sdist}
 
 
 @pytest.fixture(scope="module", params=["tree", "sdist"])
-def wheel(request: pytest.FixtureRequest, wheels: dict[str, Path]) -> Path:
-    return wheels[request.param]
+def which(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def test_a_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(which: str, wheels: dict[str, Path]) -> Path:
+    return wheels[which]
+
+
+def test_a_wheel_holds_the_tree_and_nothing_else(wheel: Path, which: str) -> None:
     expected = {
         f"{home}/{file.relative_to(ROOT / folder).as_posix()}"
         for folder, home in FOLDERS.items()
@@ -117,6 +145,8 @@ def test_a_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
     }
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     expected |= {f"adamas_core/cpu/{name}{suffix}" for name in ("_pack", "_address")}
+    if which == "tree":
+        expected |= {f"adamas_core/cpu/native/lib/{name}" for name in NATIVE}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
@@ -153,6 +183,27 @@ def test_the_wheel_passes_tests_away_from_the_tree(wheels: dict[str, Path], tmp_
     options = ["-q", "-o", "pythonpath=", "-p", "no:cacheprovider"]
     tests = ["tests/test_cpu_pack.py", "tests/test_import.py"]
     run(python, "-m", "pytest", *options, *tests, cwd=tmp_path)
+
+
+def test_an_installed_library(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """Without Numba in the environment, and in a folder that says nothing of the tree."""
+    python = environment(tmp_path / "venv", ("numpy", "array_api_compat"))
+    install(python, wheels["tree"], cwd=tmp_path)
+    code = """
+import sys
+import numpy as np
+import adamas_core
+from adamas_core.cpu._engine import ENGINE
+x = np.ones((2, 1, 70, 64), np.float32)
+found = adamas_core.attend(x[:, :, :1], x, x, adamas_core.select_topk(x[:, :, :1],
+    adamas_core.encode(x), 9))
+assert (found == 1).all() and "numba" not in sys.modules
+print(ENGINE.name, adamas_core.get_library(), adamas_core.get_include(), sep="\\n")"""
+    engine, library, include = run(python, "-c", code, cwd=tmp_path).splitlines()
+    assert engine == "library"
+    for path in (Path(library), Path(include) / "adamas.h"):
+        assert path.is_file()
+        assert tmp_path / "venv" in path.parents
 
 
 @pytest.mark.parametrize("mode", ["default", "strict", "compat"])

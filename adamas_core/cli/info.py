@@ -15,6 +15,13 @@ from .parser import no_effect
 
 # Instruction sets that the kernels gain from, by LLVM's names, widest first.
 SIMD = ("avx512vpopcntdq", "avx512bf16", "avx512f", "avx2", "f16c", "sve", "neon")
+LIBRARIES = ("numpy", "numba", "array-api-compat")
+# What sets the number of threads of each engine of the backend "cpu".
+VARIABLES = {
+    "library": "ADAMAS_NUM_THREADS, OMP_NUM_THREADS",
+    "numba": "NUMBA_NUM_THREADS",
+    "reference": "NumPy's own for matrices",
+}
 EXTRAS = ("gguf", "safetensors", "tokenizers", "ml_dtypes", "rich")
 
 
@@ -58,26 +65,35 @@ def check(out: Path) -> int:
 
 def installation() -> dict[str, str]:
     """Names of parts, and a line about each."""
-    import llvmlite.binding as llvm
-    import numba
-
-    features = llvm.get_host_cpu_features()
+    cpu = import_module("adamas_core.cpu._engine").ENGINE
     compiled = util.find_spec("adamas_core.cpu._pack") is not None
     missing = [name for name in EXTRAS if util.find_spec(name) is None]
-    import_module("adamas_core.cpu")
     no_gpu = why_not()
     return {
         "adamas-core": f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
-        "libraries": ", ".join(
-            f"{name} {metadata.version(name)}" for name in ("numpy", "numba", "array-api-compat")
-        ),
-        "backends": "reference (NumPy), cpu (Numba"
+        "libraries": ", ".join(f"{name} {_version(name)}" for name in LIBRARIES),
+        "backends": f"reference (NumPy), cpu ({cpu.about}"
         + (", Cython append)" if compiled else "; the Cython append is not built)"),
-        "threads": f"{numba.get_num_threads()} (NUMBA_NUM_THREADS)",
-        "SIMD": f"{llvm.get_host_cpu_name()}: "
-        + (", ".join(name for name in SIMD if features.get(name)) or "none of use"),
+        "threads": f"{cpu.threads()} ({VARIABLES[cpu.name]})",
+        "SIMD": _simd() if cpu.name == "numba" else cpu.about,
         "GPU": "usable" if no_gpu is None else f"none: {no_gpu}",
         "llama": "complete"
         if not missing
         else f'{", ".join(missing)} missing: pip install "adamas-core[llama]"',
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _simd() -> str:
+    """The processor, and what Numba's kernels gain from."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    found = ", ".join(name for name in SIMD if features.get(name)) or "none of use"
+    return f"{llvm.get_host_cpu_name()}: {found}"

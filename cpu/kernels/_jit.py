@@ -87,7 +87,7 @@ class opaque:
     address: int
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+        self.source = function
 
     def __getattr__(self, name: str) -> int:
         """The address of the compiled function, at its first use: compile, or load from the disk.
@@ -96,11 +96,11 @@ class opaque:
         """
         if name != "address":
             raise AttributeError(name)
-        count = self._function.__code__.co_argcount
+        count = self.source.__code__.co_argcount
         signature = (types.int64,) * count, types.int64
         with global_compiler_lock:
-            self._compiled = _CFunc(self._function, signature, {}, dict(FLAGS))
-            self._compiled._cache = KernelCache(self._function)
+            self._compiled = _CFunc(self.source, signature, {}, dict(FLAGS))
+            self._compiled._cache = KernelCache(self.source)
             self._compiled.compile()
             self.address = int(self._compiled.address)
         return self.address

@@ -315,25 +315,11 @@ def _add_row(step, row, scratch):
     others = max(sum_of(mass) - first, np.float32(0))
     sum_codes(step, b, h, tokens, n, weights, sums)
     transform(sums, FLOAT32, Dt, Dt, back)
-    bases = step.bases + b * step.bases_b + h * step.bases_h
-    for d in range(0, D, LANES):
-        y = load_first_lanes(bases + 4 * d, FLOAT32, D - d) * to_all(first)
-        y += load_first_lanes(bases + 4 * (D + d), FLOAT32, D - d) * to_all(others)
-        store_float32(back + 4 * d, load_float32(back + 4 * d) + y)
+    _add_bases(step, b, h, first, others, back)
     exact = math.exp(lse - largest)
     rest *= math.exp(shift - largest) if rest > 0 else 0.0
     whole = exact + np.float64(sum_of(mass)) + rest
-    mean = step.total + 4 * D * (b * step.H_kv + h)
-    for d in range(D):  # without a rest, the mean may be infinite
-        store_scalar_float32(
-            sums + 4 * d, load_scalar_float32(mean + 4 * d) if rest > 0 else np.float32(0)
-        )
-    values = step.v + b * step.v_b + h * step.v_h
-    for token in range(visible, length if rest > 0 else 0):  # later ones than the query
-        widen_row(values + step.v_s * token, step.kv_dtype, D, weights)
-        for d in range(D):
-            left = load_scalar_float32(sums + 4 * d) - load_scalar_float32(weights + 4 * d)
-            store_scalar_float32(sums + 4 * d, left)
+    _sum_seen(step, b, h, visible if rest > 0 else 0, sums, weights)
     for d in range(0, D, LANES):
         y = load_first_lanes(out + 4 * d, FLOAT32, D - d) * to_all(np.float32(exact / whole))
         y += load_float32(back + 4 * d) * to_all(np.float32(1 / whole))
@@ -341,3 +327,32 @@ def _add_row(step, row, scratch):
         store_float32(sums + 4 * d, y)
     narrow_row(sums, D, target, step.q_dtype)
     store_scalar_float32(step.lse + 4 * row, np.float32(largest + math.log(whole)))
+
+
+@inlined
+def _add_bases(step, b, h, first, others, sums):
+    """Add both bases of a head, with the weights of the tokens that have them."""
+    bases, D = step.bases + b * step.bases_b + h * step.bases_h, step.D
+    for d in range(0, D, LANES):
+        y = load_first_lanes(bases + 4 * d, FLOAT32, D - d) * to_all(first)
+        y += load_first_lanes(bases + 4 * (D + d), FLOAT32, D - d) * to_all(others)
+        store_float32(sums + 4 * d, load_float32(sums + 4 * d) + y)
+
+
+@inlined
+def _sum_seen(step, b, h, visible, sums, row):
+    """The sum of the first `visible` values of a head: that of all, less those of later tokens.
+
+    Zeros if visible is 0: without a rest, the sum may be infinite.
+    """
+    D = step.D
+    total = step.total + 4 * D * (b * step.H_kv + h)
+    for d in range(D):
+        x = load_scalar_float32(total + 4 * d) if visible > 0 else np.float32(0)
+        store_scalar_float32(sums + 4 * d, x)
+    values = step.v + b * step.v_b + h * step.v_h
+    for token in range(visible, length_of(step, b) if visible > 0 else 0):
+        widen_row(values + step.v_s * token, step.kv_dtype, D, row)
+        for d in range(D):
+            left = load_scalar_float32(sums + 4 * d) - load_scalar_float32(row + 4 * d)
+            store_scalar_float32(sums + 4 * d, left)
