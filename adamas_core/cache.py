@@ -34,7 +34,7 @@ class KVCache:
 
     A step drops no token: see `attend_tail`. With ``Selection(tail=0)`` it drops all tokens but the
     budget's. Then the cache keeps 2-bit codes of the keys alone: at head_dim 128, 37 bytes per
-    token and KV head instead of 91.
+    token and KV head instead of 87.
 
     If an operation fails or is interrupted, Ctrl-C included, the cache is as before it.
 

@@ -100,11 +100,16 @@ class FullLayer(NamedTuple):
         return self.k[:, :, :S], self.v[:, :, :S]
 
     def shown(self) -> tuple[Any, Any]:
-        """The same views; slots after the last token of a shorter sequence are 0."""
+        """The same views; copies where slots after a shorter sequence's last token are not 0.
+
+        In the copies they are 0. In the layer they stay, because an append may be writing them.
+        """
         k, v = self.keys_values()
-        if self.lengths.ragged:
-            for b, n in enumerate(map(int, self.lengths.each)):
-                k[b, :, n:] = 0  # free slots, so the layer does not change
+        ends = [(b, n) for b, n in enumerate(map(int, self.lengths.each)) if n < k.shape[2]]
+        if any(bool(x[b, :, n:].any()) for b, n in ends for x in (k, v)):
+            k, v = k.copy(), v.copy()
+            for b, n in ends:
+                k[b, :, n:] = 0
                 v[b, :, n:] = 0
         return k, v
 

@@ -222,7 +222,8 @@ class LayerCache:
     def k(self) -> Any:
         """The keys (B, H_kv, S, D), a view that is read-only in NumPy.
 
-        Slots after the last token of a shorter sequence are 0. A layer with a window shows the last
+        Slots after the last token of a shorter sequence are 0: in a copy, where tokens were dropped
+        from them. A layer with a window shows the last
         `window` tokens of each sequence, in a copy.
         """
         return self._shown("k", 0)

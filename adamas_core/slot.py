@@ -28,7 +28,8 @@ class Slot(Generic[State]):
     several times. If it does not end, Ctrl-C included, the next `now` puts the old bytes back.
 
     Another thread or a signal handler may read the slot while an operation runs. It sees the old
-    state, and puts nothing back.
+    state, and puts nothing back. Codes that the operation writes over, of tokens that are dropped
+    or of a tile that becomes full, may be the new ones by then.
     """
 
     __slots__ = ("__weakref__", "_state", "_undo")

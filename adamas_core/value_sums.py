@@ -35,7 +35,8 @@ class Sums(NamedTuple):
 
     def total(self) -> Any:
         """The sums of all values (B, H_kv, D)."""
-        return self.full + self.open
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.full + self.open
 
     def nbytes(self) -> int:
         return sum(int(x.nbytes) for x in self)

@@ -24,7 +24,8 @@ class ValueCodes(TokenCodes):
     A new object has no token. `encode_values` makes one from values. The codes have 2 bits per
     coordinate and a scale per token: 33 bytes per token and KV head at head_dim 128. They are
     relative to a base of the head: the first value, and from the 65th token on the mean of the
-    first 64.
+    first 64. The error of a code is about a third of the distance of its value from the base. So
+    values that drift many times their spread away from these bases are read back coarsely.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class ValueCodes(TokenCodes):
         T = ceil(tokens / 64) tiles of 64 tokens. The last two axes hold the P words of a token's
         high bits, and those of its low bits.
     scales : array (B, H_kv, T, 64), uint8
-        One per token: the bits 20 to 27 of a float32, from 2^-16 to 2^16.
+        One per token: the bits 20 to 27 of a float32, from 2^-16 to 61440. The byte 0 stands for 0.
     bases : array (B, H_kv, 2, D), float32
         The first value, and the mean of the first 64; 0 before these are there.
     total : array (B, H_kv, D), float32

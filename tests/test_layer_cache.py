@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from adamas_core import KVCache, calibrate
+from adamas_core import KVCache, calibrate, code_store
 from adamas_core.dispatch import on_host
 
 Place = Callable[[NDArray[Any]], Any]
@@ -124,3 +125,37 @@ def test_keys_that_are_not_finite_are_refused(
         assert cache[0].tokens == tokens
         assert (cache[0].shape is None) == (tokens == 0)
         cache.append(place(k[:, :, :50]), place(k[:, :, :50]))
+
+
+@pytest.mark.parametrize("read", ["k", "v", "save"])
+def test_a_reader_in_the_middle_of_an_append_does_no_harm(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler or another thread reads while new tokens lie in free slots."""
+    k, v = np.random.default_rng(0).standard_normal((2, 2, 1, 70, 16)).astype(np.float32)
+    cache = KVCache()
+    cache.append(k, v, count=np.array([70, 30]))
+    append = code_store.append
+
+    def interrupted(*arguments: Any) -> Any:
+        if read == "save":
+            cache.save(tmp_path / "cache.kv")
+        else:
+            getattr(cache[0], read)
+        return append(*arguments)
+
+    monkeypatch.setattr(code_store, "append", interrupted)
+    cache.append(k[:, :, :4], v[:, :, :4])
+    for x, new in ((cache[0].k, k), (cache[0].v, v)):
+        assert_array_equal(x[0, :, 70:], new[0, :, :4])
+        assert_array_equal(x[1, :, 30:34], new[1, :, :4])
+        assert not x[1, :, 34:].any()
+
+
+def test_dropped_tokens_are_not_shown() -> None:
+    k = np.ones((2, 1, 70, 16), np.float32)
+    cache = KVCache()
+    cache.append(k, k)
+    cache.truncate([70, 30])
+    assert not cache[0].k[1, :, 30:].any()
+    assert not cache[0].v[1, :, 30:].any()

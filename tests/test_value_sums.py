@@ -104,3 +104,9 @@ def test_a_cut_reads_the_values_since_a_mark() -> None:
 
 def test_bytes() -> None:
     assert fresh(drawn(2, 300), Lengths.of(300, 2)).nbytes() == (1 + 1 + 2 + 2) * 2 * 2 * 3 * 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_values_give_no_warning() -> None:
+    v = np.full((1, 1, 71, 2), 3e38, np.float32)
+    assert np.isinf(fresh(v, Lengths.of(71, 1)).total()).all()
