@@ -31,9 +31,7 @@ def test_a_tail_reads_the_codes_of_its_tokens() -> None:
         meter = Meter(KVCache(selection=Selection(tail=tail)), 16)
         meter.prefill(0, q, k, k)
         meter(0, q[:, :1], k[:, :1], k[:, :1])
-        assert meter.bytes == 2 * 201 * 19 + 6 * (
-            16 * 2 * 64 * 4 + coded * 17 + (16 + coded) * 9
-        )
+        assert meter.bytes == 2 * 201 * 19 + 6 * (16 * 2 * 64 * 4 + coded * 17 + (16 + coded) * 9)
 
 
 def test_a_layer_with_a_window_reads_its_window() -> None:
