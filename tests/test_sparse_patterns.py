@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from mechanism_checks import draws, is_causal, steps_equal_parallel
+from mechanism_checks import draws, is_causal, size_is, steps_equal_parallel
 
 from adamas_core import attend
 from adamas_core.lab.mechanisms import softmax_attention
@@ -41,8 +41,10 @@ def test_kept_counts_the_tokens_that_a_later_query_sees(pattern):
     for S in range(12):
         later = range(S, 30)
         needed = [i for i in range(S) if any(pattern.sees(np.array(t), s[i]) for t in later)]
-        assert pattern.kept(S) == len(needed)
         assert m.kept(S, 2, 8, pattern) == len(needed) * 2 * 2 * 8
+    q, k, v = draws(0, (4, 20, 8), (2, 20, 8), (2, 20, 8))
+    start = lambda n: m.start(k[:, :n], v[:, :n], pattern)  # noqa: E731
+    size_is(start, m.step, (q, k, v), lambda S: m.kept(S, 2, 8, pattern))
 
 
 def test_local_is_the_window_of_the_library():

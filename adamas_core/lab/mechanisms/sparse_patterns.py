@@ -15,7 +15,7 @@ The paper gives the two parts of a pattern to different heads or layers. Here ea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,8 @@ class Pattern(Protocol):
     def sees(self, t: Ints, s: Ints) -> NDArray[np.bool_]:
         """Whether the query t attends to the token s <= t; t and s have shapes that broadcast."""
 
-    def kept(self, S: int) -> int:
-        """Tokens that the query S, or a later one, attends to, of the S tokens before it."""
+    def needed(self, t: int, s: Ints) -> NDArray[np.bool_]:
+        """Whether the query t, or a later one, attends to each token s < t."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Local:
     def sees(self, t: Ints, s: Ints) -> NDArray[np.bool_]:
         return t - s < self.width
 
-    def kept(self, S: int) -> int:
-        return min(S, self.width - 1)
+    def needed(self, t: int, s: Ints) -> NDArray[np.bool_]:
+        return t - s < self.width
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Strided:
     def sees(self, t: Ints, s: Ints) -> NDArray[np.bool_]:
         return (t - s < self.stride) | ((t - s) % self.stride == 0)
 
-    def kept(self, S: int) -> int:
-        return S
+    def needed(self, t: int, s: Ints) -> NDArray[np.bool_]:
+        return s < t
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,23 @@ class Fixed:
     def sees(self, t: Ints, s: Ints) -> NDArray[np.bool_]:
         return (t // self.block == s // self.block) | (s % self.block >= self.block - self.summary)
 
-    def kept(self, S: int) -> int:
-        return S // self.block * self.summary + S % self.block
+    def needed(self, t: int, s: Ints) -> NDArray[np.bool_]:
+        return self.sees(np.array(t), s)
 
 
-class Cache(NamedTuple):
-    """Keys and values of all tokens. `Pattern.kept` says how many of them are needed."""
+@dataclass
+class Cache:
+    """Keys and values of the tokens that a later query attends to."""
 
-    k: Rows  # (H_kv, S, D)
-    v: Rows  # (H_kv, S, D)
+    k: Rows  # (H_kv, n, D)
+    v: Rows  # (H_kv, n, D)
+    s: Ints  # (n,), the positions of these tokens
+    t: int  # tokens so far
     pattern: Pattern
+
+    @property
+    def size(self) -> int:
+        return self.k.size + self.v.size
 
 
 def parallel(q: Array, k: Array, v: Array, pattern: Pattern) -> Array:
@@ -93,18 +100,27 @@ def parallel(q: Array, k: Array, v: Array, pattern: Pattern) -> Array:
 
 def start(k: Array, v: Array, pattern: Pattern) -> Cache:
     """The cache after k and v (H_kv, L, D)."""
-    return Cache(Rows(k), Rows(v), pattern)
+    L = k.shape[1]
+    (s,) = np.nonzero(pattern.needed(L, np.arange(L)))  # (n,)
+    return Cache(Rows(k[:, s]), Rows(v[:, s]), s, L, pattern)
 
 
 def step(state: Cache, q: Array, k: Array, v: Array) -> Array:
     """The output (H, D) of a token with q (H, D), k and v (H_kv, D). It reads the seen rows."""
-    keys, values = state.k.append(k), state.v.append(v)  # (H_kv, S, D) each
-    t = np.array(state.k.tokens - 1)  # ()
-    (seen,) = np.nonzero(state.pattern.sees(t, np.arange(state.k.tokens)))  # (K,)
+    keys, values = state.k.append(k), state.v.append(v)  # (H_kv, n, D) each
+    s = np.append(state.s, state.t)  # (n,)
+    (seen,) = np.nonzero(state.pattern.sees(np.array(state.t), s))  # (K,)
     rows = keys[:, seen], values[:, seen]  # (H_kv, K, D) each
-    return softmax_attention.parallel(q[:, None], *rows)[:, 0]  # (H, D)
+    everything = np.ones((1, len(seen)), np.bool_)  # (1, K)
+    out = softmax_attention.parallel(q[:, None], *rows, everything)[:, 0]  # (H, D)
+    state.t += 1
+    needed = state.pattern.needed(state.t, s)  # (n,)
+    if not needed.all():
+        state.k, state.v = Rows(keys[:, needed]), Rows(values[:, needed])
+    state.s = s[needed]
+    return out
 
 
 def kept(S: int, H_kv: int, D: int, pattern: Pattern) -> int:
-    """A key and a value per token that a later query may see."""
-    return 2 * pattern.kept(S) * H_kv * D
+    """A key and a value per token that a later query attends to."""
+    return 2 * int(pattern.needed(S, np.arange(S)).sum()) * H_kv * D
