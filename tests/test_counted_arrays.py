@@ -47,9 +47,11 @@ def test_bytes_are_those_of_the_state():
 
 
 def test_arrays_in():
-    a, b, c, d = draws(0, (1, 1, 1), (1, 2, 1), (1, 3, 1), (1, 4, 1))
+    a, b, c, d = draws(0, (1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 1, 4))
     found = list(arrays_in(({"x": [a, 3]}, Rows(b), softmax_attention.start(c, d))))
-    assert [x.size for x in found] == [1, 2, 3, 4]
+    np.testing.assert_array_equal(found[0], a)
+    assert [x.shape[0] for x in found] == [1, 1, 1, 1]
+    assert [x.shape[2] for x in found] == [1, 2, 3, 4]
 
 
 def test_a_step_of_softmax_attention():
@@ -57,7 +59,7 @@ def test_a_step_of_softmax_attention():
     H, S, D = 4, 300, 16
     q, k, v = map(counted, draws(0, (H, S + 2, D), (2, S + 2, D), (2, S + 2, D)))
     state = softmax_attention.start(k[:, :S], v[:, :S])
-    softmax_attention.step(state, q[:, S], k[:, S], v[:, S])  # the cache grows here
+    softmax_attention.step(state, q[:, S], k[:, S], v[:, S])
     with counting(state) as tally:
         softmax_attention.step(state, q[:, S + 1], k[:, S + 1], v[:, S + 1])
     assert tally.read == 2 * 2 * (S + 2) * D * 8

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .indexer_fit import Indexer, untrained
 from .mechanisms import (
     delta_rule,
     differential,
@@ -39,7 +40,6 @@ from .selectors import SELECTORS
 BUDGET = 128  # tokens that are chosen
 WINDOW = 128
 HOSTS = 8
-H_I, D_I = 4, 32  # the indexer's heads, and their width
 D_R = 16  # of MLA's shared key
 LEVELS = 24  # of log-linear attention: enough for 2 ** 23 tokens
 KERNEL = (6, 11)  # queries and keys of multi-token attention's convolution, as in its paper
@@ -114,29 +114,19 @@ def selected(name: str, s: Sizes) -> DropIn:
     return DropIn(lambda q, k, v: m.start(k, v, method.fit(q, k), BUDGET), m.step)
 
 
-def dsa(s: Sizes) -> DropIn:
-    """Untrained: one random projection of the mean query of a group, and the same one of keys."""
-    m, R = dsa_indexer, _random(s, s.H_kv * s.D, D_I)
-    w = np.full(H_I, 1 / H_I, np.float32)  # (H_I,)
-
-    def row(x: Array) -> Array:
-        """(H_kv, ..., D) to (1, ..., D_I)."""
-        return np.concatenate(list(x), axis=-1)[None] @ R
-
-    def mean(q: Array) -> Array:
-        return q.reshape(s.H_kv, -1, *q.shape[1:]).mean(axis=1)
-
-    def start(q: Array, k: Array, v: Array) -> Any:
-        return m.start(k, v, row(k), BUDGET)
+def dsa(s: Sizes, indexer: Indexer | None = None) -> DropIn:
+    """The DSA indexer. Untrained, it is one random projection of queries and keys."""
+    m, own = dsa_indexer, indexer or untrained(s.H, s.H_kv, s.D)
 
     def step(state: Any, q: Array, k: Array, v: Array) -> Array:
-        return m.step(state, q, k, v, np.repeat(row(mean(q)), H_I, axis=0), row(k), w)
+        given = own.inputs(q[:, None], k[:, None])  # each with one token
+        return m.step(state, q, k, v, *(x[:, 0] for x in given))
 
-    def prefill(q: Array, k: Array, v: Array) -> Array:
-        weights = np.repeat(w[:, None], q.shape[1], axis=1)  # (H_I, L)
-        return m.parallel(q, k, v, np.repeat(row(mean(q)), H_I, axis=0), row(k), weights, BUDGET)
-
-    return DropIn(start, step, prefill)
+    return DropIn(
+        lambda q, k, v: m.start(k, v, own.inputs(q, k)[1], BUDGET),
+        step,
+        lambda q, k, v: m.parallel(q, k, v, *own.inputs(q, k), BUDGET),
+    )
 
 
 def routed(s: Sizes) -> DropIn:
@@ -308,12 +298,16 @@ def gated(s: Sizes) -> DropIn:
 
 
 def looped(s: Sizes) -> DropIn:
-    """Looped decoding. The hidden state is [k, v, q, out], and each loop adds to its `out`."""
+    """Looped decoding. The hidden state is [k, v, q, out], and each loop adds to its `out`.
+
+    Queries have a gain of 8, because the norm before the layer takes their length.
+    """
     m, parts = looped_decoder, (s.H_kv * s.D, s.H_kv * s.D, s.H * s.D, s.H * s.D)
     E, eye = sum(parts), np.eye(sum(parts), dtype=np.float32)
     k, v, q, out = np.split(eye, np.cumsum(parts)[:-1])
     columns = [x.reshape(-1, s.D, E) for x in (q, k, v)]  # (heads, D, E)
     readers = [np.ascontiguousarray(x.swapaxes(1, 2)) for x in columns]  # (heads, E, D)
+    readers[0] *= 8
     zeros = np.zeros((E, E), np.float32), np.zeros(E, np.float32)
     weights = m.Weights(*readers, out.reshape(s.H, s.D, E), *zeros)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from math import isqrt, log2
 from typing import NamedTuple
 
-from .drop_ins import BUDGET, D_I, D_R, H_I, HOSTS, KERNEL, LOOPS, WINDOW, Sizes
+from .drop_ins import BUDGET, D_R, HOSTS, KERNEL, LOOPS, WINDOW, Sizes
+from .indexer_fit import D_I, H_I
 from .mechanisms import (
     delta_rule,
     differential,
@@ -150,7 +151,9 @@ ROWS: dict[str, Row] = {
         f"sliding window {WINDOW}",
         "2004.05150",
         _pattern(
-            lambda S: min(S, WINDOW), lambda s: 2 * s.H_kv * s.D * min(s.S, WINDOW), "1, 1, S"
+            lambda S: min(S, WINDOW),
+            lambda s: sparse_patterns.kept(s.S, s.H_kv, s.D, sparse_patterns.Local(WINDOW)),
+            "1, 1, S",
         ),
         "Gemma 3, gpt-oss (some layers), Mistral 7B v0.1",
         True,

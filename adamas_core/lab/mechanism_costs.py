@@ -61,7 +61,7 @@ def step_costs(drop_in: DropIn, s: Sizes) -> tuple[int, int, int]:
     before = s.S - 1
     fill = drop_in.filled or drop_in.start
     state = fill(q[:, :before], k[:, :before], v[:, :before])
-    drop_in.step(state, q[:, before], k[:, before], v[:, before])  # the cache makes room here
+    drop_in.step(state, q[:, before], k[:, before], v[:, before])
     kept = 4 * numbers(state)
     with counting(state) as tally:
         drop_in.step(state, q[:, s.S], k[:, s.S], v[:, s.S])

@@ -18,7 +18,7 @@ class Rows:
     """A row per token and KV head, with room for more: a cache of keys, or of values."""
 
     def __init__(self, rows: Array) -> None:
-        self.data = np.array(rows, subok=True)  # (H_kv, room, D)
+        self.data = self._with_room(rows)  # (H_kv, room, D)
         self.tokens = rows.shape[1]
 
     @property
@@ -28,13 +28,19 @@ class Rows:
 
     def append(self, row: Array) -> Array:
         """Append a token's row (H_kv, D), and return all rows (H_kv, S, D)."""
-        H_kv, room, D = self.data.shape
+        _, room, _ = self.data.shape
         if self.tokens == room:
-            more = np.zeros_like(self.data, shape=(H_kv, max(self.tokens, 8), D))  # (H_kv, room, D)
-            self.data = np.concatenate([self.data, more], axis=1)  # (H_kv, 2 room, D)
+            self.data = self._with_room(self.data)
         self.data[:, self.tokens] = row
         self.tokens += 1
         return self.all
+
+    @staticmethod
+    def _with_room(rows: Array) -> Array:
+        """A copy of rows (H_kv, S, D) with room for S / 8 + 8 more."""
+        H_kv, S, D = rows.shape
+        more = np.zeros_like(rows, shape=(H_kv, S // 8 + 8, D))  # (H_kv, S / 8 + 8, D)
+        return np.concatenate([rows, more], axis=1)  # (H_kv, S + S / 8 + 8, D)
 
     @property
     def size(self) -> int:
