@@ -25,7 +25,7 @@ from .mechanisms.dsa_indexer import index
 from .mechanisms.tokens import Array, causal, scores, softmax
 
 H_I, D_I = 4, 32
-STEPS = 60  # of L-BFGS
+STEPS = 40  # of L-BFGS
 
 
 class Indexer(NamedTuple):

@@ -39,6 +39,11 @@ class Latent(NamedTuple):
     scale: float
 
 
+def fits(H_kv: int, D: int) -> bool:
+    """Whether the keys and values of a token are latent rows of D_C + D_R numbers."""
+    return 2 * H_kv * D <= D_C + D_R and D >= D_R
+
+
 def latent(q: Array, k: Array, v: Array) -> Latent:
     """The layer of q (H, L, D), k and v (H_kv, S, D), all after RoPE, as MLA.
 
@@ -47,8 +52,8 @@ def latent(q: Array, k: Array, v: Array) -> Latent:
     ValueError
         A token's keys and values are more than 576 numbers, or a head has fewer than 64.
     """
-    (H, L, D), (H_kv, S, _) = q.shape, k.shape
-    if 2 * H_kv * D > D_C + D_R or D < D_R:
+    (H, L, D), H_kv = q.shape, len(k)
+    if not fits(H_kv, D):
         raise ValueError(
             f"latent: k of shape {k.shape}; expected at most {(D_C + D_R) // 2} numbers per token, "
             f"and a head_dim of at least {D_R}"

@@ -16,7 +16,7 @@ from .mechanisms import softmax_attention
 from .mechanisms.lolcats import Maps, phi, weights
 from .mechanisms.tokens import Array, causal, scores, softmax
 
-STEPS = 60  # of L-BFGS
+STEPS = 40  # of L-BFGS
 
 
 def begin(H: int, D: int) -> Maps:
