@@ -12,7 +12,7 @@ from .terminal import show
 Row = Mapping[str, Any]
 
 COLUMNS = (
-    "step, kept, prefill: O()",
+    "O(): step, kept, prefill",
     "operations of a step",
     "bytes read in a step",
     "bytes kept",
@@ -57,7 +57,10 @@ def cost_cells(row: Row, errors: Mapping[str, float]) -> Sequence[str]:
 
     def cell(field: str, text: str) -> str:
         pair = row["exponents"][field]
-        return NONE if pair is None else f"{text} ({pair[0]:.2f}, {pair[1]:.2f})"
+        if pair is None:
+            return NONE
+        measured, theory = (round(x, 2) + 0.0 for x in pair)  # no -0.0
+        return f"{text} ({measured:.2f}, {theory:.2f})"
 
     def last(field: str) -> float:
         return 0.0 if row[field] is None else float(row[field][-1])

@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
         mechanism_tables.show_all(report)
     if args.out:
         write_json(args.out / "mechanisms.json", report)
-        drawn("mechanism_plots", lambda plots: plots.costs(report["rows"], args.out))
+        drawn("mechanism_plots", lambda plots: plots.costs(report, args.out))
     return 0

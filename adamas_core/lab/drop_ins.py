@@ -76,7 +76,8 @@ def _spread(x: Array, s: Sizes) -> Array:
 
 
 def _unit(x: Array) -> Array:
-    return x / np.sqrt((x * x).sum(axis=-1, keepdims=True))
+    out: Array = x / np.sqrt((x * x).sum(axis=-1, keepdims=True))
+    return out
 
 
 def softmax(s: Sizes) -> DropIn:
@@ -261,7 +262,7 @@ def delta(s: Sizes) -> DropIn:
     """Gated DeltaNet with alpha = beta = 1: nothing fades, and each key is written whole."""
     m = delta_rule
 
-    def given(k: Array, v: Array) -> tuple[Array, ...]:
+    def given(k: Array, v: Array) -> tuple[Array, Array, Array, Array]:
         ones = np.ones((s.H, *k.shape[1:-1]), np.float32)
         return _unit(_spread(k, s)), _spread(v, s), ones, ones
 
@@ -276,7 +277,7 @@ def kimi(s: Sizes) -> DropIn:
     """KDA with alpha = beta = 1."""
     m = kimi_delta
 
-    def given(k: Array, v: Array) -> tuple[Array, ...]:
+    def given(k: Array, v: Array) -> tuple[Array, Array, Array, Array]:
         keys = _unit(_spread(k, s))
         return keys, _spread(v, s), np.ones_like(keys), np.ones((s.H, *k.shape[1:-1]), np.float32)
 
@@ -306,10 +307,9 @@ def looped(s: Sizes) -> DropIn:
     E, eye = sum(parts), np.eye(sum(parts), dtype=np.float32)
     k, v, q, out = np.split(eye, np.cumsum(parts)[:-1])
     columns = [x.reshape(-1, s.D, E) for x in (q, k, v)]  # (heads, D, E)
-    readers = [np.ascontiguousarray(x.swapaxes(1, 2)) for x in columns]  # (heads, E, D)
-    readers[0] *= 8
-    zeros = np.zeros((E, E), np.float32), np.zeros(E, np.float32)
-    weights = m.Weights(*readers, out.reshape(s.H, s.D, E), *zeros)
+    w_q, w_k, w_v = (np.ascontiguousarray(x.swapaxes(1, 2)) for x in columns)  # (heads, E, D)
+    mlp, gate = np.zeros((E, E), np.float32), np.zeros(E, np.float32)
+    weights = m.Weights(8 * w_q, w_k, w_v, out.reshape(s.H, s.D, E), mlp, gate)
 
     def hidden(q: Array, k: Array, v: Array) -> Array:
         last = np.zeros_like(q)

@@ -64,7 +64,9 @@ def _projecting(B: Array, H: int, H_kv: int, gain: float) -> Indexer:
 
 def mean_attention(q: Array, k: Array) -> Array:
     """p (L, S): the mean of the heads' attention of the last L of S tokens."""
-    return softmax(scores(q, k), causal(q.shape[1], k.shape[1])).mean(axis=0)  # (L, S)
+    each = softmax(scores(q, k), causal(q.shape[1], k.shape[1]))  # (H, L, S)
+    mean: Array = each.mean(axis=0)  # (L, S)
+    return mean
 
 
 def divergence(p: Array, I: Array, seen: NDArray[np.bool_]) -> tuple[float, Array]:

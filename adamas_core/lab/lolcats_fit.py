@@ -84,9 +84,10 @@ def loss(
 def _backward(df: Array, f: Array, x: Array) -> Array:
     """The gradient by W (H, D, F / 2), from that by the features f (H, L, F) of x (H, L, D)."""
     sides = []
-    for own, gradient in zip(np.split(f, 2, axis=-1), np.split(df, 2, axis=-1), strict=True):
-        sides.append(own * (gradient - (gradient * own).sum(axis=-1, keepdims=True)))
-    return x.swapaxes(1, 2) @ (sides[0] - sides[1])  # (H, D, F / 2)
+    for own, by in zip(np.split(f, 2, axis=-1), np.split(df, 2, axis=-1), strict=True):
+        sides.append(own * (by - (by * own).sum(axis=-1, keepdims=True)))
+    gradient: Array = x.swapaxes(1, 2) @ (sides[0] - sides[1])  # (H, D, F / 2)
+    return gradient
 
 
 def kl(maps: Maps, q: Array, k: Array, window: int) -> float:

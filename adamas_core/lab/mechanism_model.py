@@ -68,13 +68,17 @@ def halves(layer: Layer) -> tuple[Layer, Layer]:
 
 
 def estimated_logits(q: Array, k: Array, bits: int) -> Array:
-    """The logits (H, L, S) that codes of 2 or 3 bits stand for, of the last L of S tokens."""
+    """The logits (H, L, S) that codes of 2 or 3 bits stand for, of the last L of S tokens.
+
+    Those of tokens that a query does not see have no meaning.
+    """
     codes = encode(k, bits=bits)
     x = hadamard(q)
     query = quantize_query(x)
     distances = score(query, codes.planes, codes.tokens)
     found = estimate(x[None], query[None], distances[None], codes.record, fine=bits == 3)
-    return found[0] * q.shape[-1] ** -0.5  # (H, L, S)
+    logits: Array = found[0] * np.float32(q.shape[-1] ** -0.5)  # (H, L, S)
+    return logits
 
 
 def indexer_rows(layer: Layer) -> list[dict[str, Any]]:

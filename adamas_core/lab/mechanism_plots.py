@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from .mechanism_costs import STEPS
 from .plot_lines import looks, name_ends
 from .plots import save
 
@@ -21,17 +20,18 @@ PANELS = {
 }
 
 
-def costs(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write costs.png: a panel per cost, a line per mechanism."""
+def costs(report: Mapping[str, Any], out: Path) -> None:
+    """Write costs.png from a report of the command: a panel per cost, a line per mechanism."""
+    rows, lengths = report["rows"], report["steps"]
     by_name = {row["mechanism"]: row for row in rows}
     style = looks(SHOWN)
     figure = Figure(figsize=(15, 5), layout="constrained")
     for ax, (field, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for name in SHOWN:
+        for name in (name for name in SHOWN if name in by_name):
             if by_name[name][field] is not None:
-                ax.plot(STEPS, by_name[name][field], label=by_name[name]["name"], **style[name])
+                ax.plot(lengths, by_name[name][field], label=by_name[name]["name"], **style[name])
         ax.set(xscale="log", yscale="log", xlabel="tokens", title=title)
-        ax.set_xticks([S + 1 for S in STEPS], [f"{(S + 1) // 1024}K" for S in STEPS])
+        ax.set_xticks([S + 1 for S in lengths], [f"{(S + 1) // 1024}K" for S in lengths])
         ax.minorticks_off()
         name_ends(ax)
     save(figure, out / "costs.png")
