@@ -15,8 +15,8 @@ from collections import Counter
 import llvmlite.binding as llvm
 from numba.core.registry import cpu_target
 
-from adamas_core.cpu._lookup import AVAILABLE
-from adamas_core.cpu.score import score_tile
+from adamas_core.cpu.kernels._lookup import AVAILABLE
+from adamas_core.cpu.kernels.score import score_tile
 
 # Triple, processor, features, and the instructions that count bits and look up nibbles.
 TARGETS = {

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas_core import attend
-from adamas_core.cpu._simd import prefetch
+from adamas_core.cpu.kernels._simd import prefetch
 from harness import RESULTS, Floor, Form, Report, measure, statistics
 
 H, H_KV, D = 32, 8, 128

@@ -19,8 +19,8 @@ import numba
 import numpy as np
 
 from adamas_core.cpu._array import address_of
-from adamas_core.cpu._jit import invoke
-from adamas_core.cpu.score import query_bytes, score_tile
+from adamas_core.cpu.kernels._jit import invoke
+from adamas_core.cpu.kernels.score import query_bytes, score_tile
 from harness import RESULTS, Form, Report, measure, statistics
 
 P, RING = 2, 512  # words, tiles of distances that are kept

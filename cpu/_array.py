@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import inlined
-
 try:
     from ._address import address_of as address_of
 except ImportError:  # a source tree whose compiled module was never built
@@ -85,12 +83,3 @@ def with_four_axes(array: NDArray[Any]) -> NDArray[Any]:
     if missing >= 0:
         return array[(None,) * missing]
     return array.reshape(-1, *array.shape[-3:])
-
-
-@inlined
-def aligned(array):
-    """Address of the first whole cache line in a scratch array with a line to spare.
-
-    It does not keep the array alive.
-    """
-    return (array.ctypes.data + LINE - 1) // LINE * LINE

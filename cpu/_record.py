@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from struct import Struct
 from typing import Any
 
 import numpy as np
-from numba.np.numpy_support import carray
 from numpy.typing import NDArray
-
-from ._jit import inlined
-from ._simd import pointer
 
 
 class Record:
@@ -46,12 +42,6 @@ class Record:
             raise TypeError(f"Record: unknown fields {unknown}; expected {', '.join(self._zeros)}")
         return np.frombuffer(bytearray(self._pack(*values.values())), self.dtype)
 
-    def reader(self) -> Callable[[Any], Any]:
-        """A function for kernels: the record at an address."""
-        dtype = self.dtype
-
-        @inlined
-        def read(address):
-            return carray(pointer(address), 1, dtype)[0]
-
-        return read
+    def offset(self, name: str) -> int:
+        """Where a field begins, in bytes."""
+        return 8 * self.dtype.names.index(name)  # type: ignore[union-attr]

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 from adamas_core.reference.layout import TILE, Codes, Selection, padded
 
 from ._array import address_of, dtype_code, head_fields, k_fields, q_fields
-from ._schedule import run
-from ._search import choose, collect
-from ._step import Step
-from .attend import attend_rows, attention_fields
-from .estimate import choose_estimated, collect_estimated
-from .group import collect_group
-from .rerank import rank_by_products
-from .score import score_tile
+from ._engine import Kernel, function
+from ._records import Step
+from .attend import attention_fields
+
+_step = Kernel(Step, plan="plan_step", place="place_step", work="step_share")
 
 
 def select_topk(
@@ -31,11 +28,14 @@ def select_topk(
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
     indices = np.empty((*q.shape[:3], budget), np.int32)
     if indices.size:
-        refine = 0 if k is None else selection.refine
-        others: dict[str, float] = {"scale": q.shape[3] ** -0.5 if scale is None else float(scale)}
+        fields: dict[str, float] = {
+            "scale": q.shape[3] ** -0.5 if scale is None else float(scale),
+            "budget": budget,
+            "indices": address_of(indices),
+        }
         if k is not None:
-            others.update(k_fields(k))
-        run_step(q, codes, indices, selection, refine * budget, others)
+            fields.update(k_fields(k), refined=selection.refine * budget)
+        run_step(q, codes, selection, fields)
     return indices
 
 
@@ -52,21 +52,17 @@ def attend_topk(
     out = np.empty(q.shape, q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
-        indices = np.empty((*q.shape[:3], budget), np.int32)
-        attention = attention_fields(k, v, scale, out, lse) | {"out_dtype": dtype_code(out)}
-        run_step(q, codes, indices, selection, selection.refine * budget, attention)
+        fields = attention_fields(k, v, scale, out, lse) | {
+            "out_dtype": dtype_code(out),
+            "budget": budget,
+            "refined": selection.refine * budget,
+        }
+        run_step(q, codes, selection, fields)
     return out, lse
 
 
-def run_step(
-    q: NDArray,
-    codes: Codes,
-    indices: NDArray[np.int32],
-    selection: Selection,
-    refined: int,
-    others: Mapping[str, float],
-) -> None:
-    """Fill the record of a step and run it. `others` are fields of keys, values and results."""
+def run_step(q: NDArray, codes: Codes, selection: Selection, others: Mapping[str, float]) -> None:
+    """Run a step. `others` are the fields of the budget, of keys and values, and of the results."""
     planes = codes.planes
     to_low, planes_b, planes_h = planes.strides[:3]
     _, _, H_kv, T, _, P, _ = planes.shape
@@ -75,35 +71,34 @@ def run_step(
         length = codes.length
     else:
         lengths = np.ascontiguousarray(codes.length, np.int64)
-    record = Step(
+    slots = T * TILE
+    _step(
         q_fields(q), _functions(codes, selection), _center_fields(codes), others,
+        refined=min(others.get("refined", 0), slots),
         Dt=padded(q.shape[3]),
         planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
-        H_kv=H_kv, slots=T * TILE, P=P, thresholds=address_of(codes.thresholds),
+        H_kv=H_kv, slots=slots, P=P, thresholds=address_of(codes.thresholds),
         length=length,
         lengths=0 if lengths is None else address_of(lengths),
         weights=0 if selection.metric == "manhattan" else selection.query_bits - 1,
-        budget=indices.shape[3], refined=min(refined, T * TILE),
         sinks=selection.sinks, recent=selection.recent, group=selection.group,
-        indices=address_of(indices),
     )  # fmt: skip
-    run(record)
 
 
 def _functions(codes: Codes, selection: Selection) -> dict[str, int]:
     """The opaque functions of a step."""
     if selection.group:
-        found = collect_group, choose_estimated
+        collect, choose = "collect_group", "choose_estimated"
     elif codes.centers is not None:
-        found = collect_estimated, choose_estimated
+        collect, choose = "collect_estimated", "choose_estimated"
     else:
-        found = collect, choose
+        collect, choose = "collect", "choose"
     return {
-        "score_tile": score_tile.address,
-        "collect": found[0].address,
-        "choose": found[1].address,
-        "rank_by_products": rank_by_products.address,
-        "attend_rows": attend_rows.address,
+        "score_tile": function("score_tile"),
+        "collect": function(collect),
+        "choose": function(choose),
+        "rank_by_products": function("rank_by_products"),
+        "attend_rows": function("attend_rows"),
     }
 
 

@@ -108,7 +108,7 @@ def test_an_older_version_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for version in (1, cache_file.VERSION - 1, cache_file.VERSION + 1):
         path.write_bytes(whole[:8] + version.to_bytes(4, "little") + whole[12:])
-        with pytest.raises(ValueError, match=rf"has version {version}; expected version 5, the"):
+        with pytest.raises(ValueError, match=rf"has version {version}; expected version 6, the"):
             KVCache.load(path)
 
 

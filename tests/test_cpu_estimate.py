@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu, encode, reference
-from adamas_core.cpu._jit import outlined
-from adamas_core.cpu._scratch import CHUNK, SAMPLE_TILES
-from adamas_core.cpu._simd import load_float32, store_float32
-from adamas_core.cpu.estimate import limits_of
+from adamas_core.cpu.kernels._jit import outlined
+from adamas_core.cpu.kernels._scratch import CHUNK, SAMPLE_TILES
+from adamas_core.cpu.kernels._simd import load_float32, store_float32
+from adamas_core.cpu.kernels.estimate import limits_of
 from adamas_core.reference.layout import TILE
 
 D = 16

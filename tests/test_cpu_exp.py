@@ -6,9 +6,9 @@ import numba
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from adamas_core.cpu import _simd
 from adamas_core.cpu._array import address_of
-from adamas_core.cpu._exp import exp
+from adamas_core.cpu.kernels import _simd
+from adamas_core.cpu.kernels._exp import exp
 
 
 @numba.njit

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from adamas_core.cpu import _float_rows, _simd
 from adamas_core.cpu._array import address_of, dtype_code
+from adamas_core.cpu.kernels import _float_rows, _simd
 
 
 @numba.njit

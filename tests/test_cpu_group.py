@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from adamas_core.cpu import group
 from adamas_core.cpu._array import address_of
-from adamas_core.cpu._scratch import TERMS_BYTES
+from adamas_core.cpu.kernels import group
+from adamas_core.cpu.kernels._scratch import TERMS_BYTES
 from adamas_core.reference import group as reference_group
 from adamas_core.reference.estimate import rank
 

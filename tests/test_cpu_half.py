@@ -7,9 +7,9 @@ import numpy as np
 from numba.core import types
 from numpy.testing import assert_array_equal
 
-from adamas_core.cpu import _half
 from adamas_core.cpu._array import address_of
-from adamas_core.cpu._simd import F32x16, I16x16, load, operation, store
+from adamas_core.cpu.kernels import _half
+from adamas_core.cpu.kernels._simd import F32x16, I16x16, load, operation, store
 
 
 @operation(types.void, types.int64, types.int64)

@@ -17,8 +17,8 @@ from numba import prange
 from processes import HOME, printed, run
 
 from adamas_core import cpu
-from adamas_core.cpu import _jit, _kernel_cache
-from adamas_core.cpu._kernel_cache import _SealedFiles, fingerprint
+from adamas_core.cpu.kernels import _jit, _kernel_cache
+from adamas_core.cpu.kernels._kernel_cache import _SealedFiles, fingerprint
 
 STAMP, KEY = b"stamp", ("types", "processor")
 NOWHERE = Path("/dev/null/adamas")  # not even root can make this folder
@@ -209,13 +209,15 @@ def test_fingerprints_tell_code_apart_and_not_places():
 
 def test_the_stamp_covers_every_module():
     names = {name for name, _ in _kernel_cache._codes()}
-    for package in ("cpu", "reference"):
+    for package in ("cpu/kernels", "reference"):
         found = {p.stem for p in (Path(cpu.__file__).parents[1] / package).glob("*.py")}
-        assert {f"adamas_core.{package}.{name}" for name in found - {"__init__"}} <= names
+        assert {
+            f"adamas_core.{package.replace('/', '.')}.{name}" for name in found - {"__init__"}
+        } <= names
 
 
 SHOW = """
-from adamas_core.cpu import _jit, _kernel_cache
+from adamas_core.cpu.kernels import _jit, _kernel_cache
 _jit._parallel_for()
 print(_kernel_cache.stamp().hex())"""
 
@@ -244,12 +246,12 @@ def test_sources_bytecode_and_zip_files_are_the_same_code(copies, tmp_path):
     stamps = {printed(SHOW, path, **unset) for path in copies.values()}
     assert stamps == {_kernel_cache.stamp().hex()}
     for name in ("sources", "bytecode"):
-        assert files(copies[name] / "adamas_core" / "cpu" / "__pycache__")
+        assert files(copies[name] / "adamas_core" / "cpu" / "kernels" / "__pycache__")
     assert len(list(tmp_path.rglob("*.nbi"))) == 2  # those of the zip file, at home
 
 
 def test_an_edit_counts_that_keeps_size_and_time(copies):
-    path = copies["sources"] / "adamas_core" / "cpu" / "_threads.py"
+    path = copies["sources"] / "adamas_core" / "cpu" / "kernels" / "_threads.py"
     before, text = path.stat(), path.read_text()
     path.write_text(text.replace("GOMP_SPINCOUNT", "GOMP_SPINCOUNX"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -270,7 +272,7 @@ def test_folders_are_absolute_without_a_home(monkeypatch, home):
         monkeypatch.setenv("HOME", home)
     found = _kernel_cache.folders.__wrapped__()
     assert all(folder.is_absolute() for folder in found)
-    assert Path(cpu.__file__).parent / "__pycache__" in found
+    assert Path(_kernel_cache.__file__).parent / "__pycache__" in found
 
 
 def test_folders_begin_with_that_of_numba(monkeypatch):
@@ -292,7 +294,7 @@ def test_a_generic_processor_has_no_float16():
     code = """
 import numpy as np
 from adamas_core import cpu, reference
-from adamas_core.cpu._half import converts_halves
+from adamas_core.cpu.kernels._half import converts_halves
 x = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 1, -1, 64)
 with np.errstate(invalid="ignore"):
     same = np.array_equal(cpu.hadamard(x), reference.hadamard(x), equal_nan=True)

@@ -8,9 +8,10 @@ import pytest
 
 from adamas_core.cpu._array import address_of
 from adamas_core.cpu._record import Record
+from adamas_core.cpu.kernels._memory import reader
 
 Sizes = Record("a", "b", "share", "c", floats=("share",))
-sizes_at = Sizes.reader()
+sizes_at = reader(Sizes)
 
 
 @numba.njit

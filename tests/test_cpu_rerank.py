@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu
-from adamas_core.cpu.rerank import LAST_RANK, MASK_RANKS, keep_best
+from adamas_core.cpu.kernels.rerank import LAST_RANK, MASK_RANKS, keep_best
 
 
 def test_index_out_of_range_names_it():

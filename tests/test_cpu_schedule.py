@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu, reference
-from adamas_core.cpu._scratch import CHUNK, ROWS
+from adamas_core.cpu.kernels._scratch import CHUNK, ROWS
 from adamas_core.reference.layout import Centers, Codes
 
 

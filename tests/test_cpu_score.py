@@ -8,9 +8,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core.cpu._array import address_of
-from adamas_core.cpu._jit import invoke
-from adamas_core.cpu._popcount import manhattan_tile, weighted_tile
-from adamas_core.cpu.score import add_tables, query_bytes, score_tile, table_bytes
+from adamas_core.cpu.kernels._jit import invoke
+from adamas_core.cpu.kernels._popcount import manhattan_tile, weighted_tile
+from adamas_core.cpu.kernels.score import add_tables, query_bytes, score_tile, table_bytes
 
 
 @numba.njit

@@ -11,8 +11,8 @@ from numpy.testing import assert_array_equal
 from processes import printed
 
 from adamas_core import cpu, reference
-from adamas_core.cpu import _jit, _threads
 from adamas_core.cpu._array import address_of
+from adamas_core.cpu.kernels import _jit, _threads
 
 # Two cores are enough for four threads. `check` prints nothing and raises if a bit differs.
 START = """

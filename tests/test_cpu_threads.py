@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from adamas_core.cpu import _jit, _threads
+from adamas_core.cpu.kernels import _jit, _threads
 
 
 @_jit.kernel

@@ -8,9 +8,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu, reference
-from adamas_core.cpu import _simd
 from adamas_core.cpu._array import address_of
-from adamas_core.cpu.topk import (
+from adamas_core.cpu.kernels import _simd
+from adamas_core.cpu.kernels.topk import (
     INVISIBLE,
     MASK_BITS,
     append_newest,

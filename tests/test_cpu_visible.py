@@ -9,11 +9,12 @@ import numpy as np
 
 from adamas_core.cpu._array import address_of
 from adamas_core.cpu._record import Record
-from adamas_core.cpu._visible import forced_tokens, visible_tokens
+from adamas_core.cpu.kernels._memory import reader
+from adamas_core.cpu.kernels._visible import forced_tokens, visible_tokens
 from adamas_core.reference.score import visible_tokens as visible_of_reference
 
 Options = Record("sinks", "recent")
-options_at = Options.reader()
+options_at = reader(Options)
 
 
 @numba.njit

@@ -8,8 +8,8 @@ from processes import printed
 CODE = """
 import numba
 import numpy as np
-from adamas_core.cpu._simd import load_float32, store_float32
-from adamas_core.cpu._weights import HIGHEST, power_of_two
+from adamas_core.cpu.kernels._simd import load_float32, store_float32
+from adamas_core.cpu.kernels._weights import HIGHEST, power_of_two
 
 @numba.njit
 def powers(x, y, n):

@@ -8,6 +8,7 @@ from numba.np.numpy_support import carray
 from adamas_core.reference.layout import INVISIBLE, TILE
 
 from ._jit import inlined, invoke, opaque
+from ._memory import step_at
 from ._queries import (
     begin_row,
     common_tiles,
@@ -38,7 +39,6 @@ from ._simd import (
     store_int64,
     store_uint16,
 )
-from ._step import step_at
 from .score import query_bytes
 from .topk import append_newest, keep_nearest, kth_smallest, move_candidate
 

@@ -16,6 +16,7 @@ from adamas_core.reference.layout import TILE
 
 from ._float_rows import LANES
 from ._jit import inlined, invoke, opaque, outlined
+from ._memory import step_at
 from ._queries import (
     Part,
     begin_row,
@@ -85,7 +86,6 @@ from ._simd import (
     sum_of,
     to_all,
 )
-from ._step import step_at
 from ._weights import (
     add_and_test,
     add_weights,

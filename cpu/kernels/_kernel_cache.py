@@ -34,9 +34,12 @@ from numba.core.serialize import dumps
 
 from adamas_core import reference
 
+from .. import _array, _record, _records
+
 _Base: Any = _Cache  # Numba has no types
 _Files: Any = IndexDataCacheFile
 _PACKAGES = (__package__, reference.__name__)
+_HOST_MODULES = (_array.__name__, _record.__name__, _records.__name__)
 _SEAL_BYTES = hashlib.sha256().digest_size
 _LEFTOVER_SECONDS = 3600  # a file that is being written is younger
 
@@ -208,14 +211,15 @@ def stamp() -> bytes:
 
 
 def _codes() -> Iterator[tuple[str, CodeType]]:
+    names = list(_HOST_MODULES)
     for package in _PACKAGES:
-        for module in iter_modules(sys.modules[package].__path__):
-            name = f"{package}.{module.name}"
-            spec = find_spec(name)
-            loader: Any = spec and spec.loader
-            code = loader.get_code(name) if hasattr(loader, "get_code") else None
-            if code is not None:  # a module compiled by Cython has none
-                yield name, code
+        names += [f"{package}.{m.name}" for m in iter_modules(sys.modules[package].__path__)]
+    for name in names:
+        spec = find_spec(name)
+        loader: Any = spec and spec.loader
+        code = loader.get_code(name) if hasattr(loader, "get_code") else None
+        if code is not None:  # a module compiled by Cython has none
+            yield name, code
 
 
 def fingerprint(code: CodeType) -> bytes:

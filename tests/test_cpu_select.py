@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from adamas_core import Selection, cpu, reference
-from adamas_core.cpu._scratch import CHUNK
-from adamas_core.cpu._search import SAMPLE
+from adamas_core.cpu.kernels._scratch import CHUNK
+from adamas_core.cpu.kernels.select import SAMPLE
 from adamas_core.reference.layout import Codes
 from adamas_core.reference.quantize import to_planes
 

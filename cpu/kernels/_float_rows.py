@@ -6,7 +6,7 @@ from typing import Any
 
 from numba.core import types
 
-from ._array import FLOAT16, FLOAT32
+from .._array import FLOAT16, FLOAT32
 from ._half import narrow_half, widen_half
 from ._jit import inlined
 from ._simd import (

@@ -27,14 +27,14 @@ _CFunc: Any = CFunc  # its attributes are not typed
 
 # Strict IEEE arithmetic: the transform's bits are part of the contract, so there is no fastmath. A
 # division by zero gives inf or NaN, as in NumPy, and never raises.
-_FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
 
 class kernel:
     """Compile a parallel kernel at its first call and cache it on disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.dispatcher = numba.njit(parallel=True, **_FLAGS)(function)
+        self.dispatcher = numba.njit(parallel=True, **FLAGS)(function)
         self.dispatcher._cache = KernelCache(function)
 
     def __call__(self, record: Any) -> Any:
@@ -68,12 +68,12 @@ class kernel:
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile into every caller. Arguments that are constant there are constants inside."""
-    return numba.njit(forceinline=True, **_FLAGS)(function)
+    return numba.njit(forceinline=True, **FLAGS)(function)
 
 
 def outlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile as a function of its own. Kernels call it and keep it in their cache files."""
-    return numba.njit(**_FLAGS)(function)
+    return numba.njit(**FLAGS)(function)
 
 
 class opaque:
@@ -99,7 +99,7 @@ class opaque:
         count = self._function.__code__.co_argcount
         signature = (types.int64,) * count, types.int64
         with global_compiler_lock:
-            self._compiled = _CFunc(self._function, signature, {}, dict(_FLAGS))
+            self._compiled = _CFunc(self._function, signature, {}, dict(FLAGS))
             self._compiled._cache = KernelCache(self._function)
             self._compiled.compile()
             self.address = int(self._compiled.address)

@@ -18,6 +18,7 @@ from adamas_core.reference.layout import TILE
 
 from ._float_rows import LANES
 from ._jit import inlined, invoke, opaque, outlined
+from ._memory import step_at
 from ._queries import length_of
 from ._scratch import BEST, INVERSE, TERMS_BYTES, TOTAL, UNIT, layout_of
 from ._simd import (
@@ -40,7 +41,6 @@ from ._simd import (
     store_scalar_float32,
     to_all,
 )
-from ._step import step_at
 from ._visible import forced_tokens, visible_tokens
 from .center import load_scales
 from .estimate import (

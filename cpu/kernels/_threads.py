@@ -34,6 +34,12 @@ def take_next(builder: Any, address: Any) -> Any:
     return builder.atomic_rmw("add", pointer, I64(1), "seq_cst")
 
 
+@operation(types.void, types.int64, types.int64)
+def raise_to(builder: Any, address: Any, value: Any) -> None:
+    """Let the int64 at address be at least `value`, while other threads do the same."""
+    builder.atomic_rmw("max", builder.inttoptr(address, I64.as_pointer()), value, "seq_cst")
+
+
 @operation(types.int64, types.int64)
 def load_shared(builder: Any, address: Any) -> Any:
     """The int64 at address, to which other threads add."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from adamas_core.reference.layout import TILE
 
-from ._array import LINE
+from .._array import LINE
 from ._jit import inlined
 from .attend import attend_scratch
 from .hadamard import scratch_floats

@@ -7,68 +7,37 @@ lane, and nothing is summed across a vector. The G query heads of a KV head shar
 from __future__ import annotations
 
 import math
-from math import gcd
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba.np.numpy_support import carray
 
-from ._array import BFLOAT16, FLOAT16, FLOAT32, K_FIELDS, Q_FIELDS, V_FIELDS, address_of
+from .._array import BFLOAT16, FLOAT16, FLOAT32
+from .._records import Dense
 from ._exp import exp
 from ._float_rows import LANES, item_bytes, narrow_row, whole_lanes, widen_row
-from ._jit import inlined, kernel, outlined
+from ._jit import inlined, opaque, outlined
 from ._matmul import VECTOR_BYTES, add_matmul
-from ._record import Record
+from ._memory import loop_at, reader
 from ._simd import (
     larger_number,
     load_first_float32,
     load_float32,
     load_scalar_float32,
     multiply_add,
+    pointer,
     store_float32,
     store_scalar_float32,
     sum_of,
     to_all,
 )
-from ._threads import get_num_threads
 from ._visible import visible_tokens
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 DEPTH = 64  # terms of q.k summed at once: short sums round less
 BLOCK_KEYS = 128  # the logits of a block against 64 queries are 32 KiB
 
-# A thread takes 16 * vectors query rows of one KV head, and one of `splits` parts of the keys.
-Dense = Record(
-    *(*Q_FIELDS, *K_FIELDS, *V_FIELDS, "H_kv", "window", "scale", "out", "lse"),
-    *("vectors", "splits", "parts", "part_lse"),
-    floats=("scale",),
-)
-dense_at = Dense.reader()
-
-
-def attend_dense(
-    q_fields: dict[str, int], H_kv: int, attention: dict[str, float], window: int | None
-) -> None:
-    """Fill out (B, H, L, D) and lse (B, H, L) for queries that are the last L of S tokens.
-
-    `attention` are the fields of keys, values, out and lse, see attend.attention_fields. A query
-    sees the last `window` tokens up to itself, or all of them.
-    """
-    B, H, L, D = (q_fields[name] for name in ("B", "H", "L", "D"))
-    rows = H // H_kv * L  # of one KV head
-    vectors = 1 if rows <= LANES else 4
-    items = B * H_kv * -(-rows // (LANES * vectors))
-    threads = get_num_threads()
-    # Few items (decoding) are split along the keys too, so that no thread is idle.
-    splits = 1 if items >= 8 * threads else threads // gcd(items, threads)
-    parts = np.empty((B * H * L, splits, -(-D // LANES) * LANES), np.float32)
-    part_lse = np.empty((B * H * L, splits), np.float32)
-    record = Dense(
-        q_fields, attention, H_kv=H_kv, vectors=vectors, splits=splits,
-        window=attention["S"] if window is None else min(window, attention["S"]),
-        parts=address_of(parts), part_lse=address_of(part_lse),
-    )  # fmt: skip
-    _attend_dense(record)
+dense_at = reader(Dense)
 
 
 class Columns(NamedTuple):
@@ -92,7 +61,7 @@ def _columns(record, block, floats):
     rows = record.H // record.H_kv * record.L
     columns = LANES * record.vectors
     first, line = block * columns, 4 * columns
-    queries = floats.ctypes.data
+    queries = floats
     sums = queries + line * record.D
     logits = sums + line * record.D
     largest = logits + line * BLOCK_KEYS
@@ -103,27 +72,62 @@ def _columns(record, block, floats):
     )  # fmt: skip
 
 
-@kernel
-def _attend_dense(records):
-    record = records[0]
-    at = records.ctypes.data
+@inlined
+def gcd(a, b):
+    """The greatest common divisor of two positive numbers."""
+    while b:
+        a, b = b, a % b
+    return a
+
+
+@opaque
+def plan_dense(at):
+    """Blocks of queries against splits of the keys; then the splits of each row are merged.
+
+    Few items (decoding) are split along the keys too, so that no thread is idle.
+    """
+    loop = loop_at(at)
+    record = dense_at(loop.record)
+    heads, rows = record.B * record.H_kv, record.H // record.H_kv * record.L
+    record.vectors = 1 if rows <= LANES else 4
     columns = LANES * record.vectors
-    blocks = (record.H // record.H_kv * record.L + columns - 1) // columns
+    items = heads * ((rows + columns - 1) // columns)
+    threads = loop.threads
+    record.splits = 1 if items >= 8 * threads else threads // gcd(items, threads)
+    loop.items = items * record.splits
+    loop.rest = heads * rows
+    loop.scratch = 8 * columns + 4 * _floats(record)
+    loop.shared = 4 * heads * rows * record.splits * (whole_lanes(record.D) + 1)
+    return 0
+
+
+@opaque
+def place_dense(at, memory):
+    """The memory of the splits' results."""
+    record = dense_at(loop_at(at).record)
+    record.parts = memory
+    rows = record.B * record.H * record.L
+    record.part_lse = memory + 4 * rows * record.splits * whole_lanes(record.D)
+    return 0
+
+
+@inlined
+def _floats(record):
+    """How many float32 `_columns` needs."""
+    columns = LANES * record.vectors
     wide = 0 if record.kv_dtype == FLOAT32 else BLOCK_KEYS * whole_lanes(record.D)
-    size = (2 * record.D + BLOCK_KEYS + 3) * columns + whole_lanes(record.D) + wide
-    for item in prange(record.B * record.H_kv * blocks * record.splits):
-        floats = np.empty(size, np.float32)
-        visible = np.empty(columns, np.int64)
-        _attend_block(at, np.int64(item), blocks, floats, visible)
-    for row in prange(record.B * record.H * record.L):
-        _merge(at, np.int64(row))
+    return (2 * record.D + BLOCK_KEYS + 3) * columns + whole_lanes(record.D) + wide
 
 
-@outlined
-def _attend_block(at, item, blocks, floats, visible):
+@opaque
+def attend_block(at, item, scratch):
     """A block of query rows of one KV head against one split of the keys."""
     record = dense_at(at)
     D, dtype, vectors, splits = record.D, record.kv_dtype, record.vectors, record.splits
+    counts = LANES * vectors
+    floats = scratch + 8 * counts
+    visible = carray(pointer(scratch), counts, np.int64)
+    blocks = (record.H // record.H_kv * record.L + counts - 1) // counts
     head_block, split = divmod(item, splits)
     head, block = divmod(head_block, blocks)
     b, h = divmod(head, record.H_kv)
@@ -171,6 +175,7 @@ def _attend_block(at, item, blocks, floats, visible):
         else:
             add_matmul(sums, source, 4, stride, D, logits, count, 1)
     _store_part(record, splits * (head * (record.H // record.H_kv) * record.L) + split, columns)
+    return 0
 
 
 @inlined
@@ -285,8 +290,8 @@ def _store_part(record, first_part, columns):
         store_scalar_float32(record.part_lse + 4 * part, log_sum)
 
 
-@outlined
-def _merge(at, row):
+@opaque
+def merge_splits(at, row, scratch):
     """Merge the splits of one row into the first of them, and round it into out."""
     record = dense_at(at)
     D, splits = record.D, record.splits
@@ -312,3 +317,4 @@ def _merge(at, row):
             store_scalar_float32(parts + 4 * d, np.float32(x / mass))
     narrow_row(parts, D, record.out + item_bytes(record.q_dtype) * D * row, record.q_dtype)
     store_scalar_float32(record.lse + 4 * row, np.float32(log_sum))
+    return 0
