@@ -33,8 +33,8 @@ SMALL = needles.SIZES._replace(S=256)
 
 def test_without_a_model(out_of: OutOf, short: None, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    status, printed, err = out_of("mechanisms", "--no-model", "--json")
-    assert (status, err) == (0, "")
+    status, printed, _ = out_of("mechanisms", "--no-model", "--json")
+    assert status == 0
     report = json.loads(printed)
     assert [row["mechanism"] for row in report["rows"]] == [*mechanism_report.ROWS]
     assert report["rows"][0]["found"] == 1
