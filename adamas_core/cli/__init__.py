@@ -8,10 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import compare, demo, generate, info, streams
+from . import compare, demo, generate, info, mechanisms, streams
 from .parser import Parser, UsageError, Version, joined
 
-COMMANDS = {"generate": generate, "compare": compare, "info": info, "demo": demo}
+COMMANDS = {
+    "generate": generate,
+    "compare": compare,
+    "mechanisms": mechanisms,
+    "info": info,
+    "demo": demo,
+}
 
 # As a shell reports a program that SIGINT or SIGPIPE ended.
 INTERRUPTED, CLOSED_PIPE = 130, 141

@@ -143,7 +143,7 @@ def run_texts(args: argparse.Namespace, chosen: list[Variant]) -> None:
     }
     write_json(args.out / "results.json", report)
     tables.quality(rows, at, cells)
-    draw(lambda plots: plots.quality(cells, args.out, context, at))
+    drawn("plots", lambda plots: plots.quality(cells, args.out, context, at))
 
 
 def run_tasks(args: argparse.Namespace, chosen: list[Variant]) -> None:
@@ -174,7 +174,7 @@ def run_tasks(args: argparse.Namespace, chosen: list[Variant]) -> None:
     solved = [row for row in rows if row["solved"]]
     write_json(args.out / "tasks.json", {**environment(path, command()), "rows": rows})
     tables.answers(rows)
-    draw(lambda plots: plots.tasks(solved, args.out))
+    drawn("plots", lambda plots: plots.tasks(solved, args.out))
 
 
 def run_offsets(args: argparse.Namespace, chosen: list[Variant]) -> None:
@@ -225,12 +225,10 @@ def command() -> str:
     return " ".join(["adamas-core", *sys.argv[1:]])
 
 
-def draw(plot: Callable[[Any], None]) -> None:
-    """Call `plot` with the module of plots, or print one sentence if matplotlib is missing."""
+def drawn(module: str, plot: Callable[[Any], None]) -> None:
+    """Call `plot` with a module of plots, or print one sentence if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         missing = 'no plots: matplotlib is missing (pip install "adamas-core[compare]")'
         print(missing, file=sys.stderr)
         return
-    from ..lab import plots
-
-    plot(plots)
+    plot(importlib.import_module(f"..lab.{module}", __package__))
