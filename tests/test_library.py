@@ -25,5 +25,5 @@ def test_a_library_that_was_not_built(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(library, "_native", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="get_library: there is no libadamas in"):
         library.get_library()
-    with pytest.raises(FileNotFoundError, match="get_include: there is no adamas.h in"):
+    with pytest.raises(FileNotFoundError, match=r"get_include: there is no adamas\.h in"):
         library.get_include()
