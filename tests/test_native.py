@@ -265,6 +265,8 @@ ERRORS = {
     "head_dim": ("keys", {"D": 0}, -3),
     "large head_dim": ("keys", {"D": 2049}, -3),
     "tiles": ("keys", {"T": 0}, -3),
+    "a shape that overflows": ("keys", {"B": 2**31 - 1, "T": 2**31 - 1}, -3),
+    "queries that overflow": ("step", {"H": 2**31 - 2, "L": 2**31 - 1}, -3),
     "too few tiles": ("keys", {"T": 2}, -5),
     "means without scales": ("keys", {"scales": libadamas.Heads()}, -1),
     "thresholds": ("keys", {"thresholds": None}, -1),

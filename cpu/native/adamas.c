@@ -157,8 +157,12 @@ static int64_t words(int64_t D) { return (padded(D) + 63) / 64; }
 static int is_dtype(int dtype) { return dtype >= ADAMAS_FLOAT32 && dtype <= ADAMAS_BFLOAT16; }
 static int64_t item(int dtype) { return dtype == ADAMAS_FLOAT32 ? 4 : 2; }
 
-/* The size of an array that is indexed by 64 bits must stay far below them. */
+/* Products of axes are far below 2^63, where the bytes of an array are counted. */
+static const int64_t most_elements = (int64_t)1 << 48;
 static int is_axis(int64_t n) { return n >= 1 && n <= INT32_MAX; }
+static int are_axes(int64_t a, int64_t b, int64_t c) {
+  return is_axis(a) && is_axis(b) && is_axis(c) && a * b <= most_elements / MOST_DIM / c;
+}
 
 static adamas_rows dense_rows(adamas_rows x, int64_t heads, int64_t tokens, int64_t bytes) {
   if (!x.stride_b && !x.stride_h && !x.stride_token) {
@@ -183,8 +187,7 @@ static int check_keys(const adamas_keys *given, adamas_keys *keys) {
   if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
   *keys = *given;
   int64_t H = keys->H_kv, T = keys->T, Dt, P;
-  if (!is_axis(keys->B) || !is_axis(H) || !is_axis(T) || keys->D < 1 || keys->D > MOST_DIM)
-    return ADAMAS_ERROR_SHAPE;
+  if (!are_axes(keys->B, H, T) || keys->D < 1 || keys->D > MOST_DIM) return ADAMAS_ERROR_SHAPE;
   Dt = padded(keys->D);
   P = words(keys->D);
   int centered = !!keys->means.data + !!keys->scales.data + !!keys->open_tile.data;
@@ -206,8 +209,7 @@ static int check_values(const adamas_values *given, adamas_values *values) {
   if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
   *values = *given;
   int64_t H = values->H_kv, T = values->T, P;
-  if (!is_axis(values->B) || !is_axis(H) || !is_axis(T) || values->D < 1 || values->D > MOST_DIM)
-    return ADAMAS_ERROR_SHAPE;
+  if (!are_axes(values->B, H, T) || values->D < 1 || values->D > MOST_DIM) return ADAMAS_ERROR_SHAPE;
   P = words(values->D);
   if (!values->codes.data || !values->scales.data || !values->bases.data)
     return ADAMAS_ERROR_ARGUMENT;
@@ -238,8 +240,7 @@ static int check_span(int64_t B, int64_t S, int64_t slots, const int64_t *start,
 /* ---- codes ------------------------------------------------------------------------------------- */
 
 size_t adamas_place_keys(adamas_keys *keys, int centered, int bits, void *memory) {
-  if (!keys || !is_axis(keys->B) || !is_axis(keys->H_kv) || !is_axis(keys->T) || keys->D < 1 ||
-      keys->D > MOST_DIM || bits < 2 || bits > 3 || (bits == 3 && !centered))
+  if (!keys || !are_axes(keys->B, keys->H_kv, keys->T) || keys->D < 1 || keys->D > MOST_DIM || bits < 2 || bits > 3 || (bits == 3 && !centered))
     return 0;
   int64_t heads = keys->B * keys->H_kv, T = keys->T, Dt = padded(keys->D), P = words(keys->D);
   int64_t tokens = heads * T * TILE, bytes = 0;
@@ -410,13 +411,14 @@ static int check_step(const adamas_step *given, adamas_step *step, adamas_keys *
   if (step->values && (values->B != keys->B || values->H_kv != keys->H_kv ||
                        values->T != keys->T || values->D != keys->D))
     return ADAMAS_ERROR_SHAPE;
-  if (!is_axis(step->H) || !is_axis(step->L) || step->H % keys->H_kv) return ADAMAS_ERROR_SHAPE;
+  if (!are_axes(keys->B, step->H, step->L) || step->H % keys->H_kv) return ADAMAS_ERROR_SHAPE;
   if (!step->q.data || !step->lengths) return ADAMAS_ERROR_ARGUMENT;
   if (!step->out != !step->lse || (step->out && !step->v.data)) return ADAMAS_ERROR_ARGUMENT;
   if (!step->out && !step->indices) return ADAMAS_ERROR_ARGUMENT;
   if (!is_dtype(step->q_dtype) || !is_dtype(step->kv_dtype)) return ADAMAS_ERROR_DTYPE;
   if (step->k.data && !is_axis(step->S)) return ADAMAS_ERROR_SHAPE;
   if ((status = check_selection(step->selection, keys, step))) return status;
+  if (!are_axes(keys->B * step->H, step->L, step->selection->budget)) return ADAMAS_ERROR_SHAPE;
   if ((status = check_lengths(step, keys))) return status;
   int64_t q_bytes = keys->D * item(step->q_dtype), kv_bytes = keys->D * item(step->kv_dtype);
   step->q = dense_rows(step->q, step->H, step->L, q_bytes);
@@ -519,8 +521,8 @@ static int check_attention(const adamas_attention *given, adamas_attention *a) {
   if (!given) return ADAMAS_ERROR_ARGUMENT;
   if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
   *a = *given;
-  if (!is_axis(a->B) || !is_axis(a->H) || !is_axis(a->H_kv) || !is_axis(a->L) || !is_axis(a->S) ||
-      a->D < 1 || a->D > MOST_DIM || a->H % a->H_kv || (a->indices && !is_axis(a->K)))
+  if (!are_axes(a->B, a->H, a->L) || !are_axes(a->B, a->H_kv, a->S) || a->D < 1 ||
+      a->D > MOST_DIM || a->H % a->H_kv || (a->indices && !are_axes(a->B * a->H, a->L, a->K)))
     return ADAMAS_ERROR_SHAPE;
   if (!a->q.data || !a->k.data || !a->v.data || !a->out || !a->lse) return ADAMAS_ERROR_ARGUMENT;
   if (!is_dtype(a->q_dtype) || !is_dtype(a->kv_dtype)) return ADAMAS_ERROR_DTYPE;
