@@ -13,8 +13,8 @@ Every time is the median over replays of one CUDA graph, between CUDA events. A 
 16 calls, so that its launch from the host does not count. The inputs rotate through several caches
 whose codes together exceed the L2 cache, as the layers of a model do. A shape that does not fit the
 memory, and a form that a peer refuses, are printed with the reason. `--dry` runs the same path on a
-CPU, through the shim of the tests, with tiny sizes and a temporary folder. It shows that the script
-works, and measures no time.
+CPU, through the shim of the tests, with a temporary folder, and tiny sizes where none are given. It
+shows that the script works, and measures no time.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ SHORT = [  # query heads, KV heads, batch, tokens
     (32, 8, 16, 2**17),
     (32, 32, 16, 2**17),
 ]
+DRY = {"tokens": [100, 200], "batch": [1, 2], "budget": [16], "heads": ["2/2", "4/1"]}
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")  # of torch's SDPA
 PACKAGES = ("adamas-core", "cupy-cuda12x", "cupy-cuda13x", "torch", "flashinfer-python")
 
@@ -91,13 +92,13 @@ class Shape(NamedTuple):
         """Bytes that a step must read: the codes, and the chosen rows of k and v, float16.
 
         This is an upper bound, because the query heads of a group may choose the same rows. With a
-        tail also three bits of all candidates, and codes of values with the means of their tiles.
+        tail also three bits of all candidates, and codes of values.
         """
         per_query = 4 * self.budget * HEAD_DIM
         if self.codes == "tail":
             tail = min(TAIL, self.tokens - self.budget)
             per_query += (self.budget + tail) * (3 * HEAD_DIM // 8 + 1)
-            per_query += tail * (HEAD_DIM // 4 + 1 + 2 * HEAD_DIM)
+            per_query += tail * (HEAD_DIM // 4 + 1)
         return self.code_bytes + self.batch * self.heads * per_query
 
     @property
@@ -451,8 +452,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.report:
         report(options.report)
     elif options.dry:
-        options.tokens, options.batch, options.budget = [100, 200], [1, 2], [16]
-        options.heads = ["2/2", "4/1"]
+        parser.set_defaults(**DRY)
+        options = parser.parse_args(arguments)
         with tempfile.TemporaryDirectory() as folder, device(dry=True) as xp:
             options.out = Path(folder)
             path = run(options, xp, untimed, 0, None, {"device": "the tests' shim"})

@@ -20,6 +20,7 @@ from .score import score
 from .select import attend_topk, select_topk
 from .tail import attend_tail
 from .topk import topk
+from .values import encode_values
 
 __all__ = [
     "DecodeStep",
@@ -33,6 +34,7 @@ __all__ = [
     "encode",
     "encode_centered",
     "encode_query",
+    "encode_values",
     "fill",
     "hadamard",
     "quantize",

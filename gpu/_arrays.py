@@ -6,6 +6,7 @@ import math
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adamas_core.reference.layout import Centers, Fine
 
@@ -17,6 +18,7 @@ VECTOR = 16  # bytes of one load, where all rows are aligned to it
 
 # The axes of an array (B, heads, tokens, D) whose strides a kernel takes.
 ROWS = ("batch", "head", "token")
+HEADS = ("batch", "head")  # where the part of a head is contiguous
 
 
 def strides(name: str, x: Array, axes: tuple[str, ...] = ROWS) -> dict[str, Argument]:
@@ -72,30 +74,44 @@ def key_planes(planes: Array) -> dict[str, Argument]:
     return strides("planes", planes, ("plane", "batch", "head"))
 
 
-def coded_planes(planes: Array, name: str = "planes") -> dict[str, Argument]:
-    """Planes (2, B, H_kv, T, 8, P, 8) with all strides but that of a tile, which is 8 groups."""
-    *_, group, word, token = (step // planes.itemsize for step in planes.strides)
-    own = strides(name, planes, ("plane", "batch", "head"))
-    return own | {f"{name}_group": group, f"{name}_word": word, f"{name}_token": token}
-
-
 def third_bits(fine: Fine | None) -> dict[str, Argument]:
     """Third bits and their scales with their strides; nothing if there are none."""
     if fine is None:
         return {}
-    axes = ("batch", "head")
-    return strides("bits", fine.bits, axes) | strides("finer", fine.scales, axes)
+    return strides("bits", fine.bits, HEADS) | strides("finer", fine.scales, HEADS)
 
 
-def head_centers(centers: Centers, *more: str, of: str = "") -> dict[str, Argument]:
-    """The means and scales of centered codes, and `more` of their arrays, with their strides.
-
-    Their names begin with `of`.
-    """
+def head_centers(centers: Centers, *more: str) -> dict[str, Argument]:
+    """The means and scales of centered codes, and `more` of their arrays, with their strides."""
     named: dict[str, Argument] = {}
     for name in ("means", "scales", *more):
-        named |= strides(of + name, getattr(centers, name), ("batch", "head"))
+        named |= strides(name, getattr(centers, name), HEADS)
     return named
+
+
+def head_values(
+    codes: Array, scales: Array, bases: Array, names: tuple[str, ...] = ("codes", "scales", "bases")
+) -> dict[str, Argument]:
+    """The codes of values, their scales and bases, with their strides, under three names."""
+    named: dict[str, Argument] = {}
+    for name, x in zip(names, (codes, scales, bases), strict=True):
+        named |= strides(name, x, HEADS)
+    return named
+
+
+def spans(
+    B: int, S: int, start: int | Array, count: int | Array | None
+) -> tuple[dict[str, Argument], NDArray[np.int64]]:
+    """The new tokens of each sequence as arguments, and as (2, B): the first, and their number.
+
+    Each sequence takes its first `count` of S rows, or all if count is not given. start and count
+    are ints or (B,), on the host.
+    """
+    each = np.empty((2, B), np.int64)
+    each[0], each[1] = start, S if count is None else count
+    if B and (each == each[:, :1]).all():
+        return {"start": int(each[0, 0]), "count": int(each[1, 0])}, each
+    return {"spans": _launch.device().xp.asarray(each)}, each
 
 
 def sequence_lengths(length: int | Array) -> dict[str, Argument]:

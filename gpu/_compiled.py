@@ -79,7 +79,7 @@ def _read(folder: Path, stem: str, suffix: str) -> str | None:
             return None
         told = name.read_bytes()
         symbol = told.split(b" ")[1].decode() if told.count(b" ") == 2 else ""
-        whole = told == _name(Binary(code.read_bytes(), symbol, ""))
+        whole = told == _name(Binary(code.read_bytes(), symbol, "", ""))
     except (OSError, UnicodeDecodeError):
         return None
     return symbol if whole else None

@@ -113,6 +113,7 @@ QUANTIZE_QUERY = Kernel("quantize.cu", "quantize_query", _LANE)
 ENCODE = Kernel("quantize.cu", "encode", _ELEMENT_AND_LANE)
 ENCODE_FULL = Kernel("center.cu", "encode_full", _ELEMENT_AND_LANE)
 ENCODE_LAST = Kernel("center.cu", "encode_last", _ELEMENT_AND_LANE)
+ENCODE_VALUES = Kernel("values.cu", "encode_values", _ELEMENT_AND_LANE)
 
 # PLANES, P, QUERIES of score.cuh: the manhattan metric, and the weighted one with 3, 4 and up to 8
 # bits. Several queries at once up to head_dim 256. 8 bits at P = 32 would not fit uint16.
@@ -168,6 +169,7 @@ KERNELS = (
     ENCODE,
     ENCODE_FULL,
     ENCODE_LAST,
+    ENCODE_VALUES,
     SCORE,
     TOPK_CHUNKS,
     MERGE_CANDIDATES,

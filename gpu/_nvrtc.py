@@ -17,11 +17,15 @@ OPTIONS = ("-std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 
 
 class Binary(NamedTuple):
-    """A compiled variant: the code, the name of the kernel in it, and the messages of ptxas."""
+    """A compiled variant.
+
+    The code, the name of the kernel in it, the messages of ptxas, and the PTX before ptxas.
+    """
 
     code: bytes
     symbol: str
     log: str
+    ptx: str
 
 
 class Resources(NamedTuple):
@@ -77,12 +81,11 @@ def compile_variant(kernel: Kernel, variant: Variant, architecture: str) -> Bina
         except nvrtc.NVRTCError as error:
             log = nvrtc.getProgramLog(program)
             raise RuntimeError(f"{kernel.file}: {expression} for {architecture}:\n{log}") from error
-        if architecture.startswith("sm_"):
-            code = whole(nvrtc.getCUBIN(program))
-        else:
-            text = nvrtc.getPTX(program)
-            code = text if isinstance(text, bytes) else text.encode()
-        return Binary(code, nvrtc.getLoweredName(program, expression), nvrtc.getProgramLog(program))
+        text = nvrtc.getPTX(program)
+        ptx = text.decode() if isinstance(text, bytes) else text
+        code = whole(nvrtc.getCUBIN(program)) if architecture.startswith("sm_") else ptx.encode()
+        symbol = nvrtc.getLoweredName(program, expression)
+        return Binary(code, symbol, nvrtc.getProgramLog(program), ptx)
     finally:
         nvrtc.destroyProgram(program)
 

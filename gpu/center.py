@@ -1,22 +1,21 @@
-"""Codes of keys or values relative to the mean of their tile."""
+"""Codes of keys relative to the mean of their tile."""
 
 from __future__ import annotations
-
-import numpy as np
 
 from adamas_core.reference.layout import TILE, Centers, Fine, padded
 
 from . import _launch
 from ._arrays import (
-    coded_planes,
     element,
     head_centers,
     head_thresholds,
+    key_planes,
+    spans,
     strides,
     third_bits,
 )
 from ._kernels import ENCODE_FULL, ENCODE_LAST
-from ._launch import Argument, Array
+from ._launch import Array
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
 
 
@@ -37,19 +36,13 @@ def encode_centered(
     """
     device = _launch.device()
     B, H_kv, S, D = k.shape
-    first = np.broadcast_to(np.asarray(start, np.int64), (B,))
-    taken = np.broadcast_to(np.asarray(S if count is None else count, np.int64), (B,))
+    new, (first, taken) = spans(B, S, start, count)
     if H_kv == 0 or taken.max(initial=0) == 0:
         return planes
-    spans: dict[str, Argument]
-    if (first == first[0]).all() and (taken == taken[0]).all():
-        spans = {"start": int(first[0]), "count": int(taken[0])}
-    else:
-        spans = {"spans": device.xp.asarray(np.stack([first, taken]))}
     arguments = {
         **strides("k", k),
-        **spans,
-        **coded_planes(planes),
+        **new,
+        **key_planes(planes),
         **head_centers(centers, "open_tile"),
         **third_bits(fine),
         **head_thresholds(thresholds),

@@ -14,7 +14,6 @@ from adamas_core.reference.layout import (
     Fine,
     Selection,
     Values,
-    as_planes,
     padded,
     tiles,
     words,
@@ -22,10 +21,11 @@ from adamas_core.reference.layout import (
 
 from . import _launch
 from ._arrays import (
-    coded_planes,
     element,
     head_centers,
     head_thresholds,
+    head_values,
+    key_planes,
     strides,
     third_bits,
 )
@@ -37,6 +37,7 @@ from .center import encode_centered
 from .quantize import CodedQuery, empty_coded_query, encode, query_bits
 from .select import make_plan, select_coded
 from .tail import attend_tiers, choose_tiers, make_room
+from .values import CUT, encode_values
 
 MOST_WITH_TAIL = 1024  # the head_dim up to which begin_step.cu codes what a tail needs
 
@@ -97,10 +98,13 @@ def device_cache(
         fine = Fine(
             xp.zeros((B, H_kv, T, TILE, P), np.uint64), xp.zeros((B, H_kv, T, TILE), np.uint8)
         )
-        rows = xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64)
         sums = xp.zeros((3, B, H_kv, D), np.float32)
-        own = _empty_centers(B, H_kv, D, T)
-        values = Values(as_planes(rows), own, sums[2])
+        values = Values(
+            xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64),
+            xp.zeros((B, H_kv, T, TILE), np.uint8),
+            xp.zeros((B, H_kv, 2, D), np.float32),
+            sums[2],
+        )
     planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
     t = xp.ascontiguousarray(xp.broadcast_to(xp.asarray(thresholds, np.float32), (H_kv, 3)))
     return DeviceCache(
@@ -135,20 +139,25 @@ def fill(cache: DeviceCache, k: Array, v: Array, count: int | Array | None = Non
     else:
         encode_centered(k, cache.thresholds, cache.planes, cache.centers, 0, each, cache.fine)
     if cache.values is not None:
-        planes, centers, _ = cache.values
-        encode_centered(v, cache.thresholds, planes, centers, 0, each)
+        codes, scales, bases, _ = cache.values
         for b, n in enumerate(map(int, each)):
-            _sum(v[b, :, :n], cache.sums[:, b])  # type: ignore[index]
+            _sum(v[b, :, :n], cache.sums[:, b], bases[b])  # type: ignore[index]
+        encode_values(v, codes, scales, bases, 0, each)
     cache.lengths[...] = _launch.device().xp.asarray(each, np.int32)
 
 
-def _sum(v: Array, sums: Array) -> None:
-    """Write the sums (3, H_kv, D) of values (H_kv, n, D), in the order of `total_of`."""
+def _sum(v: Array, sums: Array, bases: Array) -> None:
+    """Write sums (3, H_kv, D) and bases (H_kv, 2, D) of values (H_kv, n, D).
+
+    The order of additions is that of `total_of` and `bases_of` in reference.values.
+    """
+    xp = _launch.device().xp
     n = v.shape[1]
     whole = n // TILE
     end = whole * TILE
     sums[...] = 0
-    full = _launch.device().xp.zeros((v.shape[0], whole, v.shape[2]), np.float32)
+    bases[...] = 0
+    full = xp.zeros((v.shape[0], whole, v.shape[2]), np.float32)
     for slot in range(TILE):  # in each tile token by token, in all tiles at once
         full += v[:, slot:end:TILE].astype(np.float32)
     for t in range(whole):
@@ -156,6 +165,11 @@ def _sum(v: Array, sums: Array) -> None:
     for i in range(end, n):
         sums[1] += v[:, i].astype(np.float32)
     sums[2] = sums[0] + sums[1]
+    if n:
+        bases[:, 0] = v[:, 0].astype(np.float32)
+    if whole:
+        bases[:, 1] = full[:, 0] * np.float32(1 / TILE)
+    bases[...] = xp.where(xp.isfinite(bases), bases, xp.zeros_like(bases))
 
 
 class DecodeStep:
@@ -265,8 +279,8 @@ def _begin(
         centers = head_centers(cache.centers, "open_tile") | third_bits(cache.fine)
         shared = 4 * padded(D) * (warps + 1)
     if cache.values is not None:
-        values = coded_planes(cache.values.planes, "v_planes") | {"sums": cache.sums}
-        values |= head_centers(cache.values.centers, "open_tile", of="v_")
+        values = head_values(*cache.values[:3], ("v_codes", "v_scales", "bases"))
+        values |= {"sums": cache.sums, "cut": CUT}
     _launch.device().launch(
         BEGIN_STEP,
         (element(cache.k), per_lane(D)),
@@ -281,7 +295,7 @@ def _begin(
             "x": query.x,
             **strides("k", cache.k),
             **strides("v", cache.v),
-            **coded_planes(cache.planes),
+            **key_planes(cache.planes),
             **centers,
             **values,
             **head_thresholds(cache.thresholds),

@@ -16,8 +16,12 @@ from ._warps import THREADS, per_lane
 BLOCK_TOKENS = 32 * TILE  # per block, so eight tiles per warp
 
 
-def levels(x: Array, query: Array, distances: Array, codes: Codes, scale: float) -> Array:
-    """Logits scale q.k (B, H, L, S), int16, in units of ln 2 / STEPS.
+def levels(
+    x: Array, query: Array, distances: Array, codes: Codes, scale: float
+) -> tuple[Array, Array]:
+    """Logits scale q.k (B, H, L, S), int16, in units of ln 2 / STEPS, and the highest of each row.
+
+    The highest (B, H, L), uint32, are those of the visible tokens plus 32769, or 0 without a token.
 
     x (B, H, L, Dt) are transformed queries, query their planes from `quantize_query`, and distances
     (B, H, L, S) their weighted distances. The level of an invisible token has no meaning.
@@ -26,6 +30,7 @@ def levels(x: Array, query: Array, distances: Array, codes: Codes, scale: float)
     B, H, L, S = distances.shape
     Dt, H_kv = x.shape[-1], codes.planes.shape[2]
     found = device.xp.empty(distances.shape, np.int16)
+    highest = device.xp.zeros((B, H, L), np.uint32)
     centers: dict[str, Argument] = {}
     if codes.centers is not None:
         centers = head_centers(codes.centers)
@@ -47,6 +52,7 @@ def levels(x: Array, query: Array, distances: Array, codes: Codes, scale: float)
                 # A launch rounds it to float32.
                 "levels_per_unit": float(STEPS / np.log(2) * scale),
                 "levels": found,
+                "highest": highest,
             },
         )
-    return found
+    return found, highest

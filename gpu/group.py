@@ -9,16 +9,15 @@ from ._arrays import sequence_lengths
 from ._kernels import POOL, WEIGH
 from ._launch import Array
 
-WEIGH_THREADS = 512
-POOL_THREADS = 256
-BLOCK_TOKENS = 4096  # per block of `pool`
+THREADS = 256
+BLOCK_TOKENS = 4096  # per block; at most 2^15
 
 
-def pool(levels: Array, length: int | Array, G: int) -> Array:
+def pool(levels: Array, highest: Array, length: int | Array, G: int) -> Array:
     """Ranks (B, H_kv, L, S), uint32, of the attention that groups of G heads give to tokens.
 
-    levels (B, H, L, S) are those of `estimate.levels`. The more attention, the smaller the rank;
-    2^32 - 1 where a token is invisible.
+    levels (B, H, L, S) and highest (B, H, L) are those of `estimate.levels`. The more attention,
+    the smaller the rank; 2^32 - 1 where a token is invisible.
     """
     device = _launch.device()
     xp = device.xp
@@ -26,20 +25,23 @@ def pool(levels: Array, length: int | Array, G: int) -> Array:
     H_kv = H // G
     ranks = xp.empty((B, H_kv, L, S), np.uint32)
     if ranks.size:
+        chunks = -(-S // BLOCK_TOKENS)
         rows = {
             "levels": levels,
             **sequence_lengths(length),
             "L": L,
             "S": S,
-            "highest": xp.empty((B, H, L), np.int32),
-            "inverse": xp.empty((B, H, L), np.float32),
+            "size": BLOCK_TOKENS,
+            "highest": highest,
+            "totals": xp.zeros((B, H, L), np.uint64),
         }
-        device.launch(WEIGH, (), (B * H * L,), WEIGH_THREADS, {**rows, "H": H})
+        device.launch(WEIGH, (), (B * H * L, chunks), THREADS, {**rows, "H": H})
         device.launch(
             POOL,
             (),
-            (B * H_kv * L, -(-S // BLOCK_TOKENS)),
-            POOL_THREADS,
-            {**rows, "H_kv": H_kv, "G": G, "size": BLOCK_TOKENS, "ranks": ranks},
+            (B * H_kv * L, chunks),
+            THREADS,
+            {**rows, "H_kv": H_kv, "G": G, "ranks": ranks},
+            shared=8 * G,
         )
     return ranks

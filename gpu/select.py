@@ -52,7 +52,8 @@ def make_plan(
     queries = min(groups.variant[2], rows)
     dtype = np.dtype(np.uint32 if centered else np.uint16)
     room = SHARED_RANKS if centered else SHARED_DISTANCES
-    most = min(room // dtype.itemsize // queries // TILE * TILE, MAX_CHUNK)
+    teams = 1 << (queries - 1).bit_length()  # of threads, which select at the same time
+    most = min(room // dtype.itemsize // teams // TILE * TILE, MAX_CHUNK)
     fill = BLOCKS * _launch.device().multiprocessors() // (B * H_kv * groups.groups)
     chunks = max(-(-capacity // most), min(fill, capacity // MIN_CHUNK), 1)
     size = -(-tiles(capacity) // chunks) * TILE
@@ -164,7 +165,7 @@ def _select_together(q: Array, codes: Codes, K: int, selection: Selection, scale
     x = hadamard(q)
     query = quantize_query(x, selection.query_bits)
     distances = score(query, codes.planes, codes.length)
-    attention = pool(levels(x, query, distances, codes, scale), codes.length, G)
+    attention = pool(*levels(x, query, distances, codes, scale), codes.length, G)
     return _launch.device().xp.repeat(topk(attention, K, selection), G, axis=1)
 
 

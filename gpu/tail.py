@@ -13,7 +13,7 @@ from . import _launch
 from ._arrays import (
     element,
     elements_per_load,
-    head_centers,
+    head_values,
     key_planes,
     longest,
     sequence_lengths,
@@ -50,7 +50,7 @@ class TailRoom(NamedTuple):
     logits: Array  # (rows, M), float32
     rest: Array  # (rows, 2), float32
     exact_splits: int
-    partial: Array  # (rows, splits, DT + 2), float32
+    partial: Array  # (rows, splits, DT + 3), float32
     finished: Array  # (rows,), uint32, 0 between launches
 
 
@@ -84,7 +84,7 @@ def make_room(
         logits=xp.empty((rows, tail), np.float32),
         rest=xp.empty((rows, 2), np.float32),
         exact_splits=exact,
-        partial=xp.empty((rows, splits, max(padded(D), 32) + 2), np.float32),
+        partial=xp.empty((rows, splits, max(padded(D), 32) + 3), np.float32),
         finished=xp.zeros((rows,), np.uint32),
     )
 
@@ -228,7 +228,7 @@ def attend_tiers(
             "coded": room.coded,
             "logits": room.logits,
             "rest": room.rest,
-            **_coded_values(values),
+            **head_values(*values[:3], ("v_codes", "v_scales", "bases")),
             "total": values.total,
             **lengths,
             "H": H,
@@ -248,19 +248,6 @@ def attend_tiers(
             "finished": room.finished,
         },
     )
-
-
-def _coded_values(values: Values) -> dict[str, Argument]:
-    """The codes of values, whose words lie token by token."""
-    planes, P = values.planes, values.planes.shape[5]
-    size = planes.itemsize
-    assert [step // size for step in planes.strides[3:]] == [128 * P, 16 * P, 1, 2 * P]
-    named: dict[str, Argument] = {
-        "v_planes": planes,
-        "v_planes_batch": planes.strides[1] // size,
-        "v_planes_head": planes.strides[2] // size,
-    }
-    return named | head_centers(values.centers, of="v_")
 
 
 def attend_tail(

@@ -177,6 +177,48 @@ def test_dry(device: Any) -> None:
     assert lines[-1].startswith("dry: every shape ran")
 
 
+def test_check(device: Any, tmp_path: Path) -> None:
+    """All phases of the check through the shim, but those of compute-sanitizer."""
+    if device.__name__ == "cupy":
+        pytest.skip("there is a GPU to run it on")
+    done = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/gpu_check.py", "--dry"),
+            *("--out", str(tmp_path), "--processes", "0"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    results = json.loads((tmp_path / "gpu_check.json").read_text())["phases"]
+    assert [(r["phase"], r["status"]) for r in results] == [
+        (name, 0) for name in ("kernel", "tests", "large", "benchmark", "kernels")
+    ], done.stdout
+    assert done.returncode == 0
+    assert (tmp_path / "large.log").read_text().count("ok ") == 3
+    assert len(json.loads((tmp_path / "gpu_kernels.json").read_text())) == 3
+
+
+def test_check_of_a_phase_that_fails(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    check = importlib.import_module("gpu_check")
+    code = "import os; print('end'); exit(int(os.environ.get('ADAMAS_REQUIRE_GPU', 7)))"
+    for name, seconds, command, status in (
+        ("fails", 60, [sys.executable, "-c", code], 1),
+        ("late", 0, [sys.executable, "-c", "import time; time.sleep(60)"], "stopped after 0 s"),
+        ("none", 60, ["no-such-program"], "[Errno 2] No such file or directory: 'no-such-program'"),
+    ):
+        result = check.run(check.Phase(name, seconds, command), tmp_path, False)
+        assert result["status"] == status
+    assert check.run(check.Phase("dry", 60, [sys.executable, "-c", code]), tmp_path, True) == {
+        "phase": "dry",
+        "status": 7,
+        "seconds": pytest.approx(0, abs=60),
+        "end": ["end"],
+    }
+
+
 def test_report_of_times(benchmark: Any, tmp_path: Path) -> None:
     """Table and plot from a JSON whose numbers are made up here."""
     results = [

@@ -21,9 +21,11 @@ from oracles import assert_attention, assert_same_bits
 
 from adamas_core import Selection, encode, encode_values, gpu, reference
 from adamas_core.gpu import estimate, group
+from adamas_core.gpu import select as select_of_gpu
 from adamas_core.gpu import tail as tail_of_gpu
 from adamas_core.gpu._arrays import strides
 from adamas_core.gpu._kernels import FOLDER, HADAMARD, Kernel, headers
+from adamas_core.gpu.decode_step import DecodeStep, device_cache
 from adamas_core.gpu.rerank import rerank_below
 from adamas_core.reference.center import CENTERED_THRESHOLDS
 from adamas_core.reference.estimate import estimate as reference_estimate
@@ -32,6 +34,7 @@ from adamas_core.reference.group import levels as reference_levels
 from adamas_core.reference.group import pool as reference_pool
 from adamas_core.reference.layout import INVISIBLE, Centers, Codes, Fine, Values
 from adamas_core.reference.tail import tiers
+from adamas_core.reference.values import bases_of, total_of
 
 pytestmark = BUILDS_PROGRAMS
 
@@ -173,36 +176,82 @@ def on_device(codes: Codes) -> Codes:
     return Codes(DeviceArray(codes.planes), codes.length, t, centers, fine)
 
 
+def highest_of(levels: Any, seen: Any) -> Any:
+    """The highest level of the visible tokens of each row, as the kernels keep it."""
+    return np.where(seen, levels.astype(np.int64) + 32769, 0).max(axis=-1).astype(np.uint32)
+
+
 def compare_levels(D: int, size: float) -> None:
-    """Of the visible tokens."""
+    """Of the visible tokens, and the highest of them."""
     *arrays, codes = estimated(D, size)
     seen = arrays[-1] != INVISIBLE
-    levels = estimate.levels(*map(DeviceArray, arrays), on_device(codes), D)
+    levels, highest = estimate.levels(*map(DeviceArray, arrays), on_device(codes), D)
     expected = reference_levels(reference_estimate(*arrays, codes), D).astype(np.int16)
     assert_same_bits(levels.get()[seen], expected[seen])
+    assert_same_bits(highest.get(), highest_of(expected, seen))
 
 
-def compare_selection(G: int, L: int, D: int) -> None:
-    """From centered codes of 300 and 97 tokens, as test_select does."""
+def compare_selection(G: int, L: int, D: int, S: int = 300, centered: bool = True) -> None:
+    """From codes of S and 97 tokens, as test_select does."""
     rng = np.random.default_rng(0)
     k, q = (
         rng.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
-        for H, n in [(2, 300), (2 * G, L)]
+        for H, n in [(2, S), (2 * G, L)]
     )
-    codes = encode(k, length=np.array([300, 97]), backend="reference", centered=True).record
-    got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
+    k[:, :, -1] = 9 * q[:, ::G, 0]  # the nearest token
+    t = None if centered else np.array([-1, 0, 1], np.float32)
+    codes = encode(k, t, np.array([S, 97]), "reference", centered=centered).record
+    most = 8192 if S > 300 else select_of_gpu.MAX_CHUNK  # as on a GPU, or small
+    with patch.object(select_of_gpu, "MAX_CHUNK", most):
+        got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
     assert_same_bits(got.get(), reference.select_topk(q, codes, 9, FORCED))
 
 
-def compare_tail(refine: int, tail: int) -> None:
+def compare_values() -> None:
+    """Two calls, of which the second begins inside a tile, with two lengths."""
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((2, 2, 150, 12)).astype(np.float32) + np.float32(1)
+    lengths, bases = np.array([150, 97]), np.zeros((2, 2, 2, 12), np.float32)
+    room = np.full((2, 2, 3, 64, 2, 1), 7, np.uint64), np.full((2, 2, 3, 64), 7, np.uint8)
+    expected = [x.copy() for x in room]
+    for first, counts in (0, np.array([70, 50])), (np.array([70, 50]), np.array([80, 47])):
+        own = np.stack([v[b, :, i : i + 80] for b, i in enumerate(np.broadcast_to(first, 2))])
+        bases[...] = bases_of(v, first + counts)
+        reference.encode_values(own, *expected, bases, first, counts)
+        gpu.encode_values(*map(DeviceArray, (own, *room, bases)), first, counts)
+        for got, wanted in zip(room, expected, strict=True):
+            assert_same_bits(got, wanted)
+    assert (lengths == first + counts).all()
+
+
+def compare_step() -> None:
+    """Three steps past the first tile: codes of values, bases and sums, some of them infinite."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 2, 69, 12)).astype(np.float32)
+    v[:, :, 0, 1] = np.inf
+    v[:, :, :, 2] = 3e38
+    cache = device_cache(1, 2, 12, v.dtype, 69, tail=True)
+    step = DecodeStep(2, 23, cache, 4, Selection(tail=4))
+    for i in range(0, 69, 23):
+        step(*(DeviceArray(x[:, :, i : i + 23].copy()) for x in (q, k, v)), cache)
+    codes = np.zeros((1, 2, 2, 64, 2, 1), np.uint64)
+    scales = np.zeros((1, 2, 2, 64), np.uint8)
+    bases = bases_of(v, 69)
+    reference.encode_values(v, codes, scales, bases)
+    assert cache.values is not None
+    for got, wanted in zip(cache.values, (codes, scales, bases, total_of(v, 69)), strict=True):
+        assert_same_bits(got.get(), wanted)
+
+
+def compare_tail(refine: int, tail: int, spread: float = 1) -> None:
     """Two heads of sequences of 300 and 97 tokens: both tiers to the bit, and the attention."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, H, n, 40)).astype(np.float32) for H, n in TAIL_SIZES)
+    v *= np.float32(spread)
     codes = encode(k, length=TAIL_LENGTHS, backend="reference", bits=3).record
     values = encode_values(v, length=TAIL_LENGTHS, backend="reference").record
     selection = Selection(sinks=1, recent=2, refine=refine, tail=tail)
-    centers = Centers(*map(DeviceArray, values.centers))
-    there = Values(DeviceArray(values.planes), centers, DeviceArray(values.total))
+    there = Values(*map(DeviceArray, values))
     rows = [DeviceArray(x) for x in (q, k, v)]
     with patch.object(tail_of_gpu, "attend_tiers", wraps=tail_of_gpu.attend_tiers) as attend:
         got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)
@@ -220,9 +269,10 @@ def compare_pool(size: float) -> None:
     """With levels close together or far apart, in groups of three heads."""
     *arrays, codes = estimated(40, size)
     estimates, seen = reference_estimate(*arrays, codes), arrays[-1] != INVISIBLE
-    levels = DeviceArray(reference_levels(estimates, 40).astype(np.int16))
+    levels = reference_levels(estimates, 40).astype(np.int16)
     expected = rank(reference_pool(estimates, seen, 3, 40), arrays[-1][:, ::3])
-    assert_same_bits(group.pool(levels, LENGTHS, 3).get(), expected)
+    found = group.pool(*map(DeviceArray, (levels, highest_of(levels, seen))), LENGTHS, 3)
+    assert_same_bits(found.get(), expected)
 
 
 COUNTED = partial(compare_scores, 2, 1)
@@ -235,6 +285,9 @@ FEW = partial(compare_selection, 1, 1, 40)
 MANY = partial(compare_selection, 4, 2, 40)
 SHORT = partial(compare_selection, 1, 2, 6)
 WIDE = partial(compare_selection, 1, 1, 100)
+LONG = partial(compare_selection, 8, 1, 40, 1900, False)
+SPARE_TEAM = partial(compare_selection, 3, 1, 40, 1900, False)
+LONG_CENTERED = partial(compare_selection, 3, 1, 40, 1900)
 LEVELS = partial(compare_levels, 40, 1)
 SHORT_LEVELS = partial(compare_levels, 12, 1)
 FAR_LEVELS = partial(compare_levels, 40, 100)
@@ -243,19 +296,23 @@ CLOSE_POOL = partial(compare_pool, 0.1)
 TAIL = partial(compare_tail, 0, 30)
 LONG_TAIL = partial(compare_tail, 0, 200)
 REFINED_TAIL = partial(compare_tail, 4, 10)
+EQUAL_TAIL = partial(compare_tail, 0, 200, 0)
 
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
 TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
 MEAN_BARRIER = "  __syncthreads();\n\n  for (int slot"
-TOP_BARRIER = "  __syncthreads();\n  int own"
-BEST_BARRIER = "  __syncthreads();\n  const int best"
-TOTAL_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0) {\n    highest"
+PARTS_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0 && first < n)"
+HEADS_BARRIER = "  __syncthreads();\n  for (Int i = first"
+BINS_BARRIER = "  unsigned own = 0;\n  __syncthreads();\n"
+LIST_BARRIER = "  __syncthreads();\n  if (compares) {\n#pragma"
+CHUNK_BARRIER = "  __syncthreads();\n  const Team team"
 SCORE_BARRIER = "  __syncthreads();\n\n  const int n = lengths"
 QUERY_BARRIER = "  __syncthreads();\n\n  using Part"
 PRODUCTS_BARRIER = "  __syncthreads();\n  const int taken"
 QUERIES_BARRIER = "  __syncthreads();\n  for (int q = threadIdx"
 RANKS_BARRIER = "  __syncthreads();\n  if (rests) {\n    for"
 TIERS_BARRIER = "  __syncthreads();\n  if (threadIdx.x < LANES)"
+BASES_BARRIER = "    __syncthreads();  // the bases are there\n    for (int s = warp"
 SUMS_BARRIER = "  __syncthreads();\n\n  // Merge the warps"
 
 MISTAKES = [
@@ -277,7 +334,22 @@ MISTAKES = [
     ("rerank.cu", "stride = SHARERS / 2", "stride = SHARERS / 4", RERANK),
     ("rerank.cu", "start < n", "start + teams <= n", RERANK),
     ("common.cuh", "bits ^ 0x7fffffffu", "~bits", RERANK),
-    ("topk.cuh", "32 - BIN_BITS", "31 - BIN_BITS", RERANK),
+    ("topk.cuh", "- __clz(width - 1), 0)", "- __clz(width - 1) - 1, 0)", compare_topk),
+    ("topk.cuh", "less < wanted && wanted", "wanted", RERANK),
+    ("topk.cuh", BINS_BARRIER, "  unsigned own = 0;\n", compare_topk),
+    ("topk.cuh", LIST_BARRIER, "  if (compares) {\n#pragma", LONG_CENTERED),
+    ("topk.cuh", "&bins[(d - first) >> shift], by", "&bins[d - first], by", compare_topk),
+    ("topk.cuh", "free_end + team.thread; i < n", "free_end + team.thread + 1; i < n", LONG),
+    ("topk.cuh", "low_bits(free_begin - own_start)", "0", LONG),
+    ("topk.cuh", "kept[KEPT - 1]", "kept[0]", LONG),
+    ("topk.cuh", "<< 1;\n    return __funnel", ";\n    return __funnel", LONG),
+    ("topk.cuh", "some.y, some.z, some.w};\n", "some.z, some.y, some.w};\n", LONG),
+    ("topk.cuh", "n % 8) own.add", "n % 8 - 1) own.add", LONG),
+    ("topk.cuh", "N * turn)};", "turn)};", LONG_CENTERED),
+    ("topk.cuh", "rows > 2 ? 4", "rows > 2 ? 2", LONG_CENTERED),
+    ("topk.cuh", "n % N) visit", "n % N - 1) visit", LONG),
+    ("select.cu", CHUNK_BARRIER, "  const Team team", LONG),
+    ("select.cu", "= team.number < count;", "= true;", SPARE_TEAM),
     ("topk.cuh", "+ i] = NOT_THERE<T>", "+ i] = INVISIBLE", compare_topk),
     ("topk.cu", "S - start)", "S - start + 1)", compare_topk),
     ("center.cuh", ROWS_BARRIER, "    for (int i", compare_centered),
@@ -307,20 +379,23 @@ MISTAKES = [
     ("select_centered.cu", "int b = 1;", "int b = 0;", FEW),
     ("select_centered.cu", "on_means + q * tiles", "on_means", MANY),
     ("select_centered.cu", "lane_index() == 0) units", "lane_index() == 0 && q == 0) units", MANY),
-    ("select_centered.cu", "code, scale_of(bytes[i])", "code, scale_of(bytes[0])", FEW),
+    ("select_centered.cu", "scale_words[v] >> (8 * j)", "scale_words[v] >> 8", FEW),
+    ("select_centered.cu", "own[i], bytes[i]", "own[i], bytes[0]", FEW),
     ("select_centered.cu", "i < tiles * (TILE / 4)", "i <= tiles * (TILE / 4)", FEW),
-    ("group.cu", TOP_BARRIER, "  int own", POOL),
-    ("group.cu", BEST_BARRIER, "  const int best", POOL),
-    ("group.cu", TOTAL_BARRIER, TOTAL_BARRIER.partition("\n")[2], POOL),
+    ("estimate.cu", "distance != INVISIBLE", "true", LEVELS),
+    ("group.cu", PARTS_BARRIER, PARTS_BARRIER.partition("\n")[2], POOL),
+    ("group.cu", HEADS_BARRIER, HEADS_BARRIER.partition("\n")[2], POOL),
+    ("group.cu", "int w = 1;", "int w = 2;", POOL),
+    ("group.cu", "static_cast<int>(size), n)", "static_cast<int>(size), n - 1)", POOL),
     ("group.cu", "32 * STEPS - 1", "32 * STEPS", POOL),
-    ("group.cu", "first_row + g * L", "first_row + (G - 1 - g) * L", CLOSE_POOL),
-    ("group.cu", "first_row + g * L", "first_row + (g > 0 ? g - 1 : 0) * L", CLOSE_POOL),
+    ("group.cu", "levels[(first_row + g * L)", "levels[(first_row + (G - 1 - g) * L)", CLOSE_POOL),
+    ("group.cu", "totals[first_row + g * L]", "totals[first_row]", CLOSE_POOL),
     ("group.cu", "i < n ? rank_of", "i <= n ? rank_of", POOL),
     ("group.cu", "visible_tokens(n, l, L)", "n", POOL),
     ("group.cu", "min(first + size, S)", "first + size", POOL),
     ("center.cuh", "? 0.25f : -0.25f", "? 0.25f : 0.5f", compare_centered),
     ("center.cuh", "head.bits[token * words", "head.bits[words", compare_centered),
-    ("select_centered.cu", "noise, squares[q]", "noise, squares[0]", TAIL),
+    ("select_centered.cu", "noise, squares[r]", "noise, squares[0]", TAIL),
     ("select_centered.cu", "* T + first_tile + i", "* T + i", TAIL),
     ("select_centered.cu", "rests != nullptr", "false", TAIL),
     ("tail.cuh", "other.sum, __fmul_rn(share, sum)", "other.sum, sum", TAIL),
@@ -335,7 +410,19 @@ MISTAKES = [
     ("attend_tail.cu", "sum[j] - 1.5f * along", "sum[j] - along", TAIL),
     ("attend_tail.cu", "int token = seen;", "int token = seen + 1;", TAIL),
     ("attend_tail.cu", "at < end ?", "at <= end ?", TAIL),
-    ("attend_tail.cu", "other / TILE) * Dt", "0) * Dt", TAIL),
+    ("attend_tail.cu", "on_first * bases[d]", "on_first * bases[D + d]", TAIL),
+    ("attend_tail.cu", "(token < TILE ? 0.0f : p)", "p", TAIL),
+    ("attend_tail.cu", "split < exact ? 0.0f :", "", TAIL),
+    ("attend_tail.cu", "on_first + others", "others", TAIL),
+    ("attend_tail.cu", "byte ? p", "token >= 0 ? p", EQUAL_TAIL),
+    ("values.cuh", "token < TILE ?", "token <= TILE ?", compare_values),
+    ("values.cuh", "token * (2 * P)", "token * P", compare_values),
+    ("values.cuh", "0.0f, head.cut", "0.1f, head.cut", compare_values),
+    ("values.cu", "i >= span.end - span.begin", "i > span.end - span.begin", compare_values),
+    ("begin_step.cu", BASES_BARRIER, "    for (int s = warp", compare_step),
+    ("begin_step.cu", "token == TILE - 1) bases", "token == TILE) bases", compare_step),
+    ("begin_step.cu", "bases[d] = finite(x)", "bases[d] = x", compare_step),
+    ("begin_step.cu", "finite(__fmul_rn(tile, 1.0f / TILE))", "tile / TILE", compare_step),
     ("attend_tail.cu", "== splits - 1u", "== splits - 2u", TAIL),
     ("attend_tail.cu", TIERS_BARRIER, "  if (threadIdx.x < LANES)", TAIL),
 ]  # fmt: skip
@@ -345,8 +432,9 @@ MISTAKES = [
     "compare",
     [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
-        *(compare_centered, FEW, MANY, SHORT, WIDE, LEVELS, SHORT_LEVELS, FAR_LEVELS),
-        *(POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
+        *(compare_centered, FEW, MANY, SHORT, WIDE, LONG, LONG_CENTERED, SPARE_TEAM),
+        *(LEVELS, SHORT_LEVELS, FAR_LEVELS, POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
+        *(EQUAL_TAIL, compare_values, compare_step),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ class Compiler:
 
     def __call__(self, *_: object) -> Binary:
         self.calls += 1
-        return Binary(CODE, "symbol", "")
+        return Binary(CODE, "symbol", "", "")
 
 
 @pytest.fixture

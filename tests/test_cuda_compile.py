@@ -1,4 +1,7 @@
-"""Every kernel and template variant compiles for real architectures, and none spills registers."""
+"""Every kernel and template variant compiles for real architectures.
+
+None spills registers, and none fuses or flushes where bits are promised.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from adamas_core.gpu import _nvrtc
 from adamas_core.gpu._kernels import HADAMARD, KERNELS, Kernel, Variant
-from adamas_core.gpu._nvrtc import Binary, Resources, compile_variant, elf_size, resources, whole
+from adamas_core.gpu._nvrtc import (
+    Binary,
+    Resources,
+    compile_variant,
+    elf_size,
+    options,
+    resources,
+    whole,
+)
 
 # A100; H100 and H200; B200.
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -27,21 +39,41 @@ def nvrtc() -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
+# In PTX: a multiplication that is fused with an addition, and operations without a rounding, which
+# ptxas may fuse.
+FUSED = re.compile(r"fma\..*|(add|sub|mul)(\.ftz|\.sat)*\.(b?f16(x2)?|f32|f64)")
+# It sets subnormal numbers to 0. expf of CUDA calls it with numbers that are not subnormal.
+FLUSHED, FROM_EXPF = re.compile(r".*\.ftz\b.*"), "ex2.approx.ftz.f32"
+
+
+def broken_promises(binary: Binary, exact: bool) -> set[str]:
+    """Operations of a variant that may change promised bits.
+
+    A correctly rounded division has fused steps too, but only in machine code.
+    """
+    operations = set(re.findall(r"(?<![.$%\w])[a-z]\w*(?:\.\w+)+", binary.ptx))
+    flushed = {x for x in operations if FLUSHED.fullmatch(x)}
+    if not exact:
+        return flushed - {FROM_EXPF}
+    return flushed | {x for x in operations if FUSED.fullmatch(x)}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_no_variant_spills(kernel: Kernel, architecture: str) -> None:
-    """Nor does a file of machine code lack its last bytes."""
+def test_every_variant(kernel: Kernel, architecture: str) -> None:
+    """No register spills, the machine code is whole, and promised bits are kept."""
 
-    def compiled(variant: Variant) -> Resources:
+    def compiled(variant: Variant) -> tuple[Resources, set[str]]:
         binary = compile_variant(kernel, variant, architecture)
         assert elf_size(binary.code) == len(binary.code)
-        return resources(binary)
+        return resources(binary), broken_promises(binary, kernel.exact)
 
     with ThreadPoolExecutor() as threads:  # NVRTC runs without the GIL
         found = list(threads.map(compiled, kernel.variants))
-    for variant, used in zip(kernel.variants, found, strict=True):
+    for variant, (used, broken) in zip(kernel.variants, found, strict=True):
         assert used.spills == 0, f"{kernel.expression(variant)} on {architecture}: {used}"
         assert used.registers <= 255
+        assert not broken, f"{kernel.expression(variant)} on {architecture}: {broken}"
 
 
 # .param types of PTX, by the kind of a parameter; an address has 64 bits.
@@ -76,13 +108,33 @@ def test_a_spill_is_seen() -> None:
     assert used.spills > 0
 
 
-def test_promised_bits_are_compiled_without_fused_or_flushed_arithmetic() -> None:
-    for kernel in KERNELS:
-        if kernel.exact:
-            ptx = compile_variant(kernel, kernel.variants[0], "compute_80").code.decode()
-            assert ".ftz" not in ptx
-            # A correctly rounded division has fused steps too, but only in machine code.
-            assert "fma.rn.f32" not in ptx
+@pytest.mark.parametrize(
+    ("body", "exact", "flag", "expected"),
+    [
+        ("a * b + c", True, None, set()),
+        ("a * b + c", False, None, set()),
+        ("__fmaf_rn(a, b, c)", True, None, {"fma.rn.f32"}),
+        ("a / b + expf(c)", True, None, {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"}),
+        ("a / b + expf(c) + logf(c)", False, None, set()),
+        ("a * b + c", True, "--fmad=true", {"fma.rn.f32"}),
+        ("a + b", True, "--fmad=true", {"add.f32"}),
+        ("a + b", False, "--ftz=true", {"add.rn.ftz.f32"}),
+        ("sqrtf(a)", False, "--ftz=true", {"sqrt.rn.ftz.f32"}),
+    ],
+)
+def test_a_broken_promise_is_seen(
+    body: str, exact: bool, flag: str | None, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small(Kernel):
+        source = f"__global__ void f(float a, float b, float c, float* x) {{ *x = {body}; }}"
+
+    if flag:
+        chosen = options(HADAMARD, "sm_90")
+        name = flag.partition("=")[0]
+        others = tuple(option for option in chosen if not option.startswith(name))
+        monkeypatch.setattr(_nvrtc, "options", lambda kernel, architecture: (*others, flag))
+    binary = compile_variant(Small("f.cu", "f", exact=exact), (), "sm_90")
+    assert broken_promises(binary, exact) == expected
 
 
 def test_a_cut_file_of_machine_code() -> None:
@@ -95,7 +147,7 @@ def test_a_cut_file_of_machine_code() -> None:
 
 def test_messages_of_another_kernel_are_not_taken() -> None:
     with pytest.raises(ValueError, match="no message of ptxas about g"):
-        resources(Binary(b"", "g", "ptxas info : Compiling entry function 'f' for 'sm_90'"))
+        resources(Binary(b"", "g", "ptxas info : Compiling entry function 'f' for 'sm_90'", ""))
 
 
 def test_a_file_that_does_not_compile() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
+import sys
 from importlib import import_module, metadata, util
+from pathlib import Path
 
 from .. import __version__
 from ..gpu import why_not
+from .parser import no_effect
 
 # Instruction sets that the kernels gain from, by LLVM's names, widest first.
 SIMD = ("avx512vpopcntdq", "avx512bf16", "avx512f", "avx2", "f16c", "sve", "neon")
@@ -21,14 +25,42 @@ VARIABLES = {
 EXTRAS = ("gguf", "safetensors", "tokenizers", "ml_dtypes", "rich")
 
 
+# The script that checks the GPU backend by its tests and benchmarks, which are not installed.
+CHECK = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="prove the GPU backend on this GPU, in about four minutes; only in a source tree",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results of --check (gpu_check)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.check:
+        return check(args.out or Path("gpu_check"))
+    no_effect({"--out": args.out}, "without --check")
     for name, text in installation().items():
         print(f"{name:<12} {text}")
     return 0
+
+
+def check(out: Path) -> int:
+    """Run benchmarks/gpu_check.py; its exit status."""
+    if not CHECK.is_file():
+        raise ValueError(
+            "--check needs a source tree, because the tests are not installed: run "
+            "python -m adamas_core info --check at the root of a clone"
+        )
+    reason = why_not()
+    if reason is not None:
+        raise ValueError(f"--check needs a GPU: {reason}")
+    command = [sys.executable, str(CHECK), "--out", str(out)]
+    return subprocess.run(command, check=False).returncode
 
 
 def installation() -> dict[str, str]:

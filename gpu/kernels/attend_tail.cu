@@ -2,10 +2,10 @@
 //
 // The blocks of a row take parts of its exact tier, as those of attend.cu, or parts of its coded tier.
 // The block that finishes last merges all parts with the rest. The time is the latency of scattered
-// rows: 4 D bytes per exact token in float16, and per coded token 16 P bytes of its code, a scale and
-// 2 Dt bytes of its tile's mean.
+// rows: 4 D bytes per exact token in float16, and per coded token 16 P bytes of its code and a scale.
 //
-// The sum of the coded values is made in the transformed domain. So one transform per row is enough.
+// The sum of the coded values is made in the transformed domain, without their bases. So one transform
+// per row is enough. After it each base is added, times the weights of its tokens.
 #include "attend.cuh"
 #include "warp_row.cuh"
 
@@ -15,31 +15,31 @@ struct CodedTier {
   const float* logits;
 };
 
-// The coded values of one head. Word p of the high plane of a token is words[2 P token + p], and that of
-// the low plane comes P words later.
+// The coded values of one head, less their bases. Word p of the high plane of a token is
+// words[2 P token + p], and that of the low plane comes P words later.
 struct CodedValues {
   const Word* words;
-  const Half* means;            // (T, Dt)
   const unsigned char* scales;  // (T, 64)
-  int Dt;
 };
 
 // Attends to the places begin to end - 1 of a coded tier, into the sums of each warp, transformed. The
+// mass of the tokens of the first tile goes to first_masses, that of all others to out.masses. The
 // caller must set a barrier before it reads them.
 //
 // A lane takes the weight of one token, for 32 tokens at a time. Then the warp adds up their values,
 // one after another: lane l holds the coordinates l, l + 32, l + 64, ...
 template <int DT>
 __device__ __forceinline__ void attend_coded(
-    const CodedTier& tier, const CodedValues& values, int begin, int end, const WarpSums<DT>& out) {
+    const CodedTier& tier, const CodedValues& values, int Dt, int begin, int end,
+    const WarpSums<DT>& out, float* first_masses) {
   constexpr int N = DT / LANES, P = (N + 1) / 2, WORDS = 2 * P;  // 32-bit words per plane and token
   constexpr int PART = N < 4 ? WORDS : 4;                        // that one load takes
   constexpr int TOGETHER = N <= 4 ? 4 : 1;                       // tokens whose loads are in flight
-  const int lane = lane_index(), warp = threadIdx.x / LANES, Dt = values.Dt;
+  const int lane = lane_index(), warp = threadIdx.x / LANES;
   float sum[N];
 #pragma unroll
   for (int j = 0; j < N; ++j) sum[j] = 0;
-  float top = no_token(), mass = 0;
+  float top = no_token(), first_mass = 0, mass = 0;
   float along = 0;  // 1.5 times this is in all sums, because the code c stands for c - 1.5
   for (int start = begin + warp * LANES; start < end; start += ATTEND_THREADS) {
     const int at = start + lane;
@@ -54,8 +54,10 @@ __device__ __forceinline__ void attend_coded(
     const float shrink = share(top, larger);
     top = larger;
     const float p = token >= 0 ? expf(logit - top) : 0.0f;
-    const float scaled = token >= 0 ? p * scale_of(values.scales[token]) : 0.0f;
-    mass = mass * shrink + p;
+    const unsigned char byte = token >= 0 ? values.scales[token] : 0;
+    const float scaled = byte ? p * scale_of(byte) : 0.0f;  // of a value the byte 0 stands for 0
+    first_mass = first_mass * shrink + (token < TILE ? p : 0.0f);
+    mass = mass * shrink + (token < TILE ? 0.0f : p);
     along = along * shrink + scaled;
 #pragma unroll
     for (int j = 0; j < N; ++j) sum[j] *= shrink;
@@ -63,11 +65,10 @@ __device__ __forceinline__ void attend_coded(
 #pragma unroll TOGETHER
     for (int i = 0; i < n; ++i) {
       const int other = max(__shfl_sync(ALL_LANES, token, i), 0);  // a missing token has the weight 0
-      const float its = __shfl_sync(ALL_LANES, p, i), one = __shfl_sync(ALL_LANES, scaled, i);
+      const float one = __shfl_sync(ALL_LANES, scaled, i);
       const float two = one + one;
       const unsigned* const high =
           reinterpret_cast<const unsigned*>(values.words + static_cast<Int>(other) * (2 * P));
-      const Half* const mean = values.means + static_cast<Int>(other / TILE) * Dt;
 #pragma unroll
       for (int first = 0; first < N; first += PART) {
         using Words = Vector<unsigned, PART>;
@@ -75,8 +76,7 @@ __device__ __forceinline__ void attend_coded(
         const Words lower = *reinterpret_cast<const Words*>(high + WORDS + first);
 #pragma unroll
         for (int j = first; j < (first + PART < N ? first + PART : N); ++j) {
-          const int c = lane + LANES * j;
-          float y = sum[j] + its * (DT > LANES || c < Dt ? to_float(mean[c]) : 0.0f);
+          float y = sum[j];
           if (upper.x[j - first] >> lane & 1) y += two;
           if (lower.x[j - first] >> lane & 1) y += one;
           sum[j] = y;
@@ -86,6 +86,7 @@ __device__ __forceinline__ void attend_coded(
   }
 #pragma unroll
   for (int stride = 1; stride < LANES; stride *= 2) {
+    first_mass += __shfl_xor_sync(ALL_LANES, first_mass, stride);
     mass += __shfl_xor_sync(ALL_LANES, mass, stride);
     along += __shfl_xor_sync(ALL_LANES, along, stride);
   }
@@ -97,6 +98,7 @@ __device__ __forceinline__ void attend_coded(
   if (lane == 0) {
     out.tops[warp] = top;
     out.masses[warp] = mass;
+    first_masses[warp] = first_mass;
   }
 }
 
@@ -104,24 +106,25 @@ __device__ __forceinline__ void attend_coded(
 // the coded tier, coded and logits (B, H, L, M). rest (B, H, L, 2) is the largest logit of all other
 // tokens and their sum of weights. k and v (B, H_kv, S, D); sequence b has lengths[b] tokens, at most
 // `length`, or `length` where lengths is null, and the queries are its last L tokens. total (B, H_kv, D)
-// is the sum of its values. q, k, v and VEC as in attend.cu. v_planes, v_means and v_scales of all heads
-// are those of reference.layout.Values. partial (rows, splits, DT + 2) holds the parts, and finished
-// (rows,) is 0 before and after the launch.
+// is the sum of its values. q, k, v and VEC as in attend.cu. v_codes, v_scales and bases are codes, scales
+// and bases of values.cu. partial (rows, splits, DT + 3) holds the parts: sums, the largest logit, and
+// two masses, of which the second is that of coded tokens of the first tile. finished (rows,) is 0
+// before and after the launch.
 template <typename TQ, typename TK, int DT, int VEC>
 __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const TQ* q, Int q_batch, Int q_head, Int q_token,
     const TK* k, Int k_batch, Int k_head, Int k_token,
     const TK* v, Int v_batch, Int v_head, Int v_token,
-    const int* indices, const int* coded, const float* logits, const float* rest, const Word* v_planes,
-    Int v_planes_batch, Int v_planes_head, const Half* v_means, Int v_means_batch, Int v_means_head,
-    const unsigned char* v_scales, Int v_scales_batch, Int v_scales_head, const float* total,
+    const int* indices, const int* coded, const float* logits, const float* rest, const Word* v_codes,
+    Int v_codes_batch, Int v_codes_head, const unsigned char* v_scales, Int v_scales_batch,
+    Int v_scales_head, const float* bases, Int bases_batch, Int bases_head, const float* total,
     const int* lengths, Int length, Int H, Int H_kv, Int L, Int S, Int K, Int M, Int exact_splits,
     Int D, Int Dt, float scale, float hadamard_scale, TQ* out, float* lse, float* partial,
     unsigned* finished) {
-  constexpr int N = DT / LANES;
+  constexpr int N = DT / LANES, PART = DT + 3;
   __shared__ float shared_query[EARLY<DT, VEC> ? 1 : DT];
   __shared__ float sums[ATTEND_WARPS * DT];
-  __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS];
+  __shared__ float tops[ATTEND_WARPS], masses[ATTEND_WARPS], first_masses[ATTEND_WARPS];
   __shared__ int last;
   // Where the row belongs, for after the sums. In registers it would be too much at Dt = 2048.
   __shared__ int of_batch, of_head, of_query;
@@ -144,20 +147,21 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const int parts = splits - exact, count = M;
     const int size = (count + parts - 1) / parts, begin = min((split - exact) * size, count);
     const CodedValues held{
-        v_planes + b * v_planes_batch + head * v_planes_head,
-        v_means + b * v_means_batch + head * v_means_head,
-        v_scales + b * v_scales_batch + head * v_scales_head, static_cast<int>(Dt)};
+        v_codes + b * v_codes_batch + head * v_codes_head,
+        v_scales + b * v_scales_batch + head * v_scales_head};
     attend_coded<DT>(
-        {coded + row * M, logits + row * M}, held, begin, min(begin + size, count), warps);
+        {coded + row * M, logits + row * M}, held, static_cast<int>(Dt), begin,
+        min(begin + size, count), warps, first_masses);
   }
   __syncthreads();
   const float own = warps.top();
-  float* const parts = partial + row * splits * (DT + 2);
-  float* const part = parts + split * (DT + 2);
+  float* const parts = partial + row * splits * PART;
+  float* const part = parts + split * PART;
   for (int d = threadIdx.x; d < DT; d += ATTEND_THREADS) part[d] = warps.sum(d, own);
   if (threadIdx.x == 0) {
     part[DT] = own;
     part[DT + 1] = warps.mass(own);
+    part[DT + 2] = split < exact ? 0.0f : WarpSums<DT>{sums, tops, first_masses}.mass(own);
   }
   __threadfence();  // other blocks see the parts before the count
   __syncthreads();
@@ -167,18 +171,17 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   __threadfence();
   if (threadIdx.x == 0) finished[row] = 0;
 
-  float top = rest[row * 2], mass = 0;
-  for (int i = 0; i < splits; ++i) top = fmaxf(top, __ldcg(parts + i * (DT + 2) + DT));
-  const auto share_of = [&](int i) { return share(__ldcg(parts + i * (DT + 2) + DT), top); };
-  for (int i = 0; i < splits; ++i) mass += share_of(i) * __ldcg(parts + i * (DT + 2) + DT + 1);
-  const float others = rest[row * 2 + 1] * share(rest[row * 2], top);
-  mass += others;
-
+  float top = rest[row * 2];
+  for (int i = 0; i < splits; ++i) top = fmaxf(top, __ldcg(parts + i * PART + DT));
+  const auto share_of = [&](int i) { return share(__ldcg(parts + i * PART + DT), top); };
   const auto sum_of = [&](int first, int end, int d) {
     float sum = 0;
-    for (int i = first; i < end; ++i) sum += share_of(i) * __ldcg(parts + i * (DT + 2) + d);
+    for (int i = first; i < end; ++i) sum += share_of(i) * __ldcg(parts + i * PART + d);
     return sum;
   };
+  const float others = rest[row * 2 + 1] * share(rest[row * 2], top);
+  const float on_first = sum_of(exact, splits, DT + 2), on_mean = sum_of(exact, splits, DT + 1);
+  const float mass = sum_of(0, exact, DT + 1) + on_mean + on_first + others;
   for (int c = threadIdx.x; c < DT; c += ATTEND_THREADS) sums[c] = sum_of(exact, splits, c);
   __syncthreads();
   if (threadIdx.x < LANES) {
@@ -192,8 +195,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   const int n = lengths ? min(static_cast<Int>(lengths[of_batch]), length) : length;
   const int seen = visible_tokens(n, of_query, L);
   total += (of_batch * H_kv + of_head) * D;
+  bases += of_batch * bases_batch + of_head * bases_head;
   for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
-    float sum = sum_of(0, exact, d) + sums[d];
+    float sum = sum_of(0, exact, d) + sums[d] + on_first * bases[d] + on_mean * bases[D + d];
     if (others > 0) {
       float of_values = total[d];
       for (int token = seen; token < n; ++token) {

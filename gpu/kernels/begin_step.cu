@@ -4,8 +4,8 @@
 // The time is that of the launch, and of a row's way through a warp. One block per KV head takes
 // the keys, and other blocks take the queries at the same time. Where a tail needs coded values, one
 // more block per KV head takes the values. Once in 64 tokens of centered codes a tile becomes full,
-// and the block codes all its tokens.
-#include "center.cuh"
+// and the block of the keys codes all its tokens. The code of a value is written once.
+#include "values.cuh"
 
 // Writes `size` new rows of D elements as the tokens begin, begin + 1, ... of one head.
 template <typename T>
@@ -17,16 +17,23 @@ __device__ __forceinline__ void append_rows(
   }
 }
 
-// Adds new values to the sums of one head, in the order of reference.tail.total_of. `full` is the sum
-// of the full tiles, `open` that of the open tile, and `total` their sum.
+// x, or 0 if it is not finite.
+__device__ __forceinline__ float finite(float x) { return x - x == 0.0f ? x : 0.0f; }
+
+// Adds new values to the sums of one head, in the order of reference.values.total_of. `full` is the
+// sum of the full tiles, `open` that of the open tile, and `total` their sum. bases (2, D) become the
+// first value and the mean of the first 64, when these come.
 template <typename T>
 __device__ __forceinline__ void add_values(
-    const T* v, Int v_token, Span span, float* full, float* open, float* total, int D) {
+    const T* v, Int v_token, Span span, float* full, float* open, float* total, float* bases, int D) {
   for (int d = threadIdx.x; d < D; d += blockDim.x) {
     float tiles = full[d], tile = open[d];
     for (Int token = span.begin; token < span.end; ++token) {
-      tile = __fadd_rn(tile, to_float(v[(token - span.begin) * v_token + d]));
+      const float x = to_float(v[(token - span.begin) * v_token + d]);
+      if (token == 0) bases[d] = finite(x);
+      tile = __fadd_rn(tile, x);
       if (token % TILE == TILE - 1) {
+        if (token == TILE - 1) bases[D + d] = finite(__fmul_rn(tile, 1.0f / TILE));
         tiles = __fadd_rn(tiles, tile);
         tile = 0.0f;
       }
@@ -57,18 +64,19 @@ __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span spa
   }
 }
 
-// Grid: H_kv blocks for keys and values, H_kv more for values where v_planes is not null, then blocks
-// for the H L queries of a sequence, one per warp; B. q (B, H, L, D) becomes `query`: (B, H, L, query_bits * P), planes of the
-// weighted metric, or (B, H, L, 2 P), codes, where query_bits is 0. The transformed queries go to x (B, H, L, Dt), unless it
-// is null.
+// Grid: H_kv blocks for keys and values, H_kv more for values where v_codes is not null, then blocks
+// for the H L queries of a sequence, one per warp; B. q (B, H, L, D) becomes `query`: planes of the
+// weighted metric (B, H, L, query_bits * P), or codes (B, H, L, 2 P) where query_bits is 0. The
+// transformed queries go to x (B, H, L, Dt), unless it is null.
 //
 // k_new and v_new (B, H_kv, L, D) become the tokens lengths[b], lengths[b] + 1, ... of k and v
 // (B, H_kv, capacity, D), and of planes. Tokens that do not fit are not written, because the host
 // does not know the lengths. Plain codes have null for means, scales and open_tile. For centered
 // codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
-// warp, and a mean. Only with centered codes there may be third bits, and coded values: v_planes to
-// v_open_tile, and sums (3, B, H_kv, D), which are full, open and total of add_values. Above
-// Dt = 1024 (N > 32) there are none of these: a thread's registers do not hold them.
+// warp, and a mean. Only with centered codes there may be third bits, and coded values: v_codes,
+// v_scales and bases are codes, scales and bases of values.cu, and sums (3, B, H_kv, D) are full, open
+// and total of add_values. Above Dt = 1024 (N > 32) there are none of these: a thread's registers do
+// not hold them on every architecture.
 //
 // The least number of blocks keeps the compiler from taking too few registers.
 //
@@ -81,23 +89,20 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     const T* v_new, Int v_new_batch, Int v_new_head, Int v_new_token,
     T* k, Int k_batch, Int k_head, Int k_token, T* v, Int v_batch, Int v_head, Int v_token,
     Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
-    Int planes_group, Int planes_word, Int planes_token,
     Half* means, Int means_batch, Int means_head,
     unsigned char* scales, Int scales_batch, Int scales_head,
     float* open_tile, Int open_tile_batch, Int open_tile_head,
     Word* bits, Int bits_batch, Int bits_head,
     unsigned char* finer, Int finer_batch, Int finer_head,
-    Word* v_planes, Int v_planes_plane, Int v_planes_batch, Int v_planes_head,
-    Int v_planes_group, Int v_planes_word, Int v_planes_token,
-    Half* v_means, Int v_means_batch, Int v_means_head,
+    Word* v_codes, Int v_codes_batch, Int v_codes_head,
     unsigned char* v_scales, Int v_scales_batch, Int v_scales_head,
-    float* v_open_tile, Int v_open_tile_batch, Int v_open_tile_head, float* sums,
+    float* bases, Int bases_batch, Int bases_head, float* sums, float cut,
     const float* thresholds, Int thresholds_head, int* lengths, unsigned* finished, Int H_kv,
     Int capacity, Int D, Int Dt, float hadamard_scale) {
   DYN_SHARED(float, rows);
   constexpr int P = words<N>();
   constexpr bool TAIL = N <= 32;
-  const Int b = blockIdx.y, coders = TAIL && v_planes ? 2 * H_kv : H_kv;
+  const Int b = blockIdx.y, coders = TAIL && v_codes ? 2 * H_kv : H_kv;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   if (blockIdx.x >= coders) {
     const Int row = (blockIdx.x - coders) * warps + warp;  // of the sequence
@@ -127,44 +132,43 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     append_rows(
         k_new, k_new_token, k + b * k_batch + head * k_head, k_token, span.begin, size, dims);
   }
-  if (values || !TAIL || !v_planes) {
+  if (values || !TAIL || !v_codes) {
     append_rows(
         v_new, v_new_token, v + b * v_batch + head * v_head, v_token, span.begin, size, dims);
   }
   thresholds += head * thresholds_head;
-  if (means) {
-    CenteredHead<T> mine{
-        k_new, k_new_token, planes + b * planes_batch + head * planes_head,
-        planes_plane, TAIL ? planes_group : 8 * P, TAIL ? planes_word : 8,  // constants save registers
-        TAIL ? planes_token : 1,
+  planes += b * planes_batch + head * planes_head;
+  if (values) {
+    const Int row = (b * H_kv + head) * D, all = gridDim.y * H_kv * D;
+    bases += b * bases_batch + head * bases_head;
+    add_values(
+        v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, bases, dims);
+    const ValueHead mine{
+        v_codes + b * v_codes_batch + head * v_codes_head,
+        v_scales + b * v_scales_batch + head * v_scales_head, bases, cut, dims,
+        static_cast<int>(Dt), hadamard_scale};
+    __syncthreads();  // the bases are there
+    for (int s = warp; s < size; s += warps) {
+      write_value<N>(v_new + s * v_new_token, mine, span.begin + s);
+    }
+  } else if (means) {
+    const CenteredHead<T> mine{
+        k_new, k_new_token, planes, planes_plane,
         means + b * means_batch + head * means_head,
         scales + b * scales_batch + head * scales_head,
         TAIL && bits ? bits + b * bits_batch + head * bits_head : nullptr,
-        TAIL ? finer + b * finer_batch + head * finer_head : nullptr,
+        finer + b * finer_batch + head * finer_head,
         open_tile + b * open_tile_batch + head * open_tile_head, thresholds, dims,
         static_cast<int>(Dt), hadamard_scale};
-    if (values) {
-      mine = {
-          v_new, v_new_token, v_planes + b * v_planes_batch + head * v_planes_head,
-          v_planes_plane, v_planes_group, v_planes_word, v_planes_token,
-          v_means + b * v_means_batch + head * v_means_head,
-          v_scales + b * v_scales_batch + head * v_scales_head, nullptr, nullptr,
-          v_open_tile + b * v_open_tile_batch + head * v_open_tile_head, thresholds, dims,
-          static_cast<int>(Dt), hadamard_scale};
-      const Int row = (b * H_kv + head) * D, all = gridDim.y * H_kv * D;
-      add_values(
-          v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, dims);
-    }
     encode_new<N>(mine, span, rows);
   } else {
-    planes += b * planes_batch + head * planes_head;
     for (int s = warp; s < size; s += warps) {
       float y[N];
       load_row(y, k_new + s * k_new_token, D);
       transform(y, Dt, hadamard_scale);
       const Int token = span.begin + s;
-      Word* const high = planes + token / 8 * planes_group + token % 8 * planes_token;
-      write_codes(y, Dt, thresholds, high, high + planes_plane, planes_word);
+      Word* const high = planes + token / 8 * (8 * P) + token % 8;
+      write_codes(y, Dt, thresholds, high, high + planes_plane, 8);
     }
   }
   __syncthreads();  // all threads have read the length

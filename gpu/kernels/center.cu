@@ -1,5 +1,5 @@
-// encode_full, encode_last: codes of keys or values relative to the mean of their tile, and one scale
-// byte per token.
+// encode_full, encode_last: codes of keys relative to the mean of their tile, and one scale byte per
+// token.
 //
 // encode_full codes every tile that becomes full in this call. encode_last codes the tokens after
 // these tiles and keeps their rows in open_tile. There are two launches because a tile that is not
@@ -11,15 +11,9 @@
 // keys as its tokens start, start + 1, ...; else sequence b takes spans[1][b] keys from token
 // spans[0][b] on. planes (2, B, H_kv, T, 8, P, 8), means (B, H_kv, T, Dt), scales (B, H_kv, T, 64)
 // and open_tile (B, H_kv, 64, Dt) have strides in elements, and the part of one head is contiguous.
-// In planes its words may have another order: a tile begins 8 planes_group words after the last one.
 // Third bits (B, H_kv, T, 64, P) and their scales, `finer` (B, H_kv, T, 64), are written unless null.
 // The thresholds of a head start at thresholds + head * thresholds_head.
 #include "center.cuh"
-
-__device__ __forceinline__ Span span_of(const Int* spans, Int b, Int B, Int start, Int count) {
-  const Int begin = spans ? spans[b] : start;
-  return {begin, begin + (spans ? spans[B + b] : count)};
-}
 
 // Grid: tiles from the tile of a sequence's first new token on, H_kv, B. A block returns if its
 // tile is not full after the last new token. Dynamic shared memory: a transformed row per warp, and
@@ -28,7 +22,6 @@ template <typename T, int N>
 __global__ void __launch_bounds__(128) encode_full(
     const T* k, Int k_batch, Int k_head, Int k_token, const Int* spans, Int start, Int count,
     Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
-    Int planes_group, Int planes_word, Int planes_token,
     Half* means, Int means_batch, Int means_head,
     unsigned char* scales, Int scales_batch, Int scales_head,
     float* open_tile, Int open_tile_batch, Int open_tile_head,
@@ -42,8 +35,7 @@ __global__ void __launch_bounds__(128) encode_full(
   if (tile >= span.end / TILE) return;
   const CenteredHead<T> mine{
       k + b * k_batch + head * k_head, k_token,
-      planes + b * planes_batch + head * planes_head, planes_plane, planes_group, planes_word,
-      planes_token,
+      planes + b * planes_batch + head * planes_head, planes_plane,
       means + b * means_batch + head * means_head,
       scales + b * scales_batch + head * scales_head,
       bits ? bits + b * bits_batch + head * bits_head : nullptr,
@@ -58,7 +50,6 @@ template <typename T, int N>
 __global__ void __launch_bounds__(128) encode_last(
     const T* k, Int k_batch, Int k_head, Int k_token, const Int* spans, Int start, Int count,
     Word* planes, Int planes_plane, Int planes_batch, Int planes_head,
-    Int planes_group, Int planes_word, Int planes_token,
     Half* means, Int means_batch, Int means_head,
     unsigned char* scales, Int scales_batch, Int scales_head,
     float* open_tile, Int open_tile_batch, Int open_tile_head,
@@ -69,8 +60,7 @@ __global__ void __launch_bounds__(128) encode_last(
   const Span span = span_of(spans, b, gridDim.y, start, count);
   const CenteredHead<T> mine{
       k + b * k_batch + head * k_head, k_token,
-      planes + b * planes_batch + head * planes_head, planes_plane, planes_group, planes_word,
-      planes_token,
+      planes + b * planes_batch + head * planes_head, planes_plane,
       means + b * means_batch + head * means_head,
       scales + b * scales_batch + head * scales_head,
       bits ? bits + b * bits_batch + head * bits_head : nullptr,

@@ -1,4 +1,4 @@
-// Codes of keys or values relative to the mean of their tile, and one scale byte per token.
+// Codes of keys relative to the mean of their tile, and one scale byte per token.
 #pragma once
 #include "warp_row.cuh"
 
@@ -7,13 +7,20 @@ struct Span {
   Int begin, end;
 };
 
+// The span of sequence b: `count` tokens from `start` on where spans (2, B) is null; else spans[1][b]
+// tokens from spans[0][b] on.
+__device__ __forceinline__ Span span_of(const Int* spans, Int b, Int B, Int start, Int count) {
+  const Int begin = spans ? spans[b] : start;
+  return {begin, begin + (spans ? spans[B + b] : count)};
+}
+
 // Codes, centers and new keys of one KV head of a sequence. Key i is token span.begin + i.
 template <typename T>
 struct CenteredHead {
   const T* k;
   Int k_token;
   Word* planes;  // (T, 8, P, 8); the low plane begins planes_plane words after the high plane
-  Int planes_plane, planes_group, planes_word, planes_token;
+  Int planes_plane;
   Half* means;            // (T, Dt)
   unsigned char* scales;  // (T, 64)
   Word* bits;             // (T, 64, P), or null: no third bits
@@ -31,7 +38,7 @@ __device__ __forceinline__ unsigned char scale_byte(float scale) {
   return static_cast<unsigned char>(min(max(rounded - SCALE_LEAST, 0), 255));
 }
 
-// Subtracts the mean of a tile from a row.
+// Subtracts a mean from a row.
 template <int N, typename M>
 __device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size) {
 #pragma unroll
@@ -39,6 +46,25 @@ __device__ __forceinline__ void subtract(float (&x)[N], const M* mean, int size)
     const int i = lane_index() + LANES * j;
     if (i < size) x[j] = __fsub_rn(x[j], to_float(mean[i]));
   }
+}
+
+// How a row was cut: its thresholds, its scale, and the sum of its squares.
+struct Cut {
+  float own[3], scale, square;
+};
+
+// The cut of a row of Dt coordinates, from thresholds in units of its rms. The scale is
+// |x|^2 / (x.u), with u = code - 1.5.
+template <int N>
+__device__ __forceinline__ Cut cut_of(const float (&x)[N], int Dt, float t0, float t1, float t2) {
+  const float square = lane_sums<N>([&](int j) { return __fmul_rn(x[j], x[j]); });
+  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(Dt)));
+  Cut cut{{__fmul_rn(t0, rms), __fmul_rn(t1, rms), __fmul_rn(t2, rms)}, 0.0f, square};
+  const float along = lane_sums<N>([&](int j) {
+    return __fmul_rn(x[j], static_cast<float>(code_of(x[j], cut.own)) - 1.5f);
+  });
+  cut.scale = __fdiv_rn(square, along);
+  return cut;
 }
 
 // Writes the third bits of one token and their scale. `own` are its thresholds, s its scale and
@@ -74,26 +100,19 @@ __device__ __noinline__ void write_third_apart(
 template <bool FINE, int N, typename T>
 __device__ __forceinline__ void write_centered(
     const float (&rest)[N], const CenteredHead<T>& head, Int token) {
-  const int Dt = head.Dt;
-  const float square = lane_sums<N>([&](int j) { return __fmul_rn(rest[j], rest[j]); });
-  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(Dt)));
   const float* const t = head.thresholds;
-  const float own[3] = {__fmul_rn(t[0], rms), __fmul_rn(t[1], rms), __fmul_rn(t[2], rms)};
-  const float along = lane_sums<N>([&](int j) {
-    return __fmul_rn(rest[j], static_cast<float>(code_of(rest[j], own)) - 1.5f);
-  });
-  const float s = __fdiv_rn(square, along);
-  Word* const high = head.planes + token / 8 * head.planes_group + token % 8 * head.planes_token;
-  write_codes(rest, Dt, own, high, high + head.planes_plane, head.planes_word);
-  if (lane_index() == 0) head.scales[token] = scale_byte(s);
+  const Cut cut = cut_of(rest, head.Dt, t[0], t[1], t[2]);
+  Word* const high = head.planes + token / 8 * (8 * words<N>()) + token % 8;
+  write_codes(rest, head.Dt, cut.own, high, high + head.planes_plane, 8);
+  if (lane_index() == 0) head.scales[token] = scale_byte(cut.scale);
   if (!FINE || !head.bits) return;
   if constexpr (N <= 32) {
-    write_third<N>(rest, head, token, own, s, square);
+    write_third<N>(rest, head, token, cut.own, cut.scale, cut.square);
   } else {
     float kept[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) kept[j] = rest[j];
-    write_third_apart<N>(kept, head, token, own, s, square);
+    write_third_apart<N>(kept, head, token, cut.own, cut.scale, cut.square);
   }
 }
 

@@ -65,9 +65,9 @@ __device__ __forceinline__ unsigned rank_of(float x) {
   return bits >> 31 ? bits : bits ^ 0x7fffffffu;
 }
 
-// A scale byte s of centered codes means the float32 with the bits
-// (s + SCALE_LEAST) << SCALE_SHIFT.
-constexpr int SCALE_SHIFT = 19, SCALE_LEAST = 119 << 4;
+// A scale byte s of codes means the float32 with the bits (s + SCALE_LEAST) << SCALE_SHIFT: 2^-16 to
+// 2^16, with three bits of mantissa.
+constexpr int SCALE_SHIFT = 20, SCALE_LEAST = 111 << 3;
 
 __device__ __forceinline__ float scale_of(unsigned char byte) {
   return __uint_as_float(static_cast<unsigned>(byte + SCALE_LEAST) << SCALE_SHIFT);

@@ -17,13 +17,14 @@ __device__ __forceinline__ short level_of(float estimate, float levels_per_unit)
 // levels (B, H, L, S); the level of an invisible token has no meaning. For centered codes there are
 // means (B, H_kv, T, Dt) and scales
 // (B, H_kv, T, 64), and the part of one head is contiguous. For plain codes both are null, and the
-// thresholds of a head, at thresholds + head * thresholds_head, give its scale.
+// thresholds of a head, at thresholds + head * thresholds_head, give its scale. highest (B, H, L), 0
+// before the launch, gets the highest level of the visible tokens plus LEVEL_BIAS.
 template <int N>
 __global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
     const float* x, const Word* query, Int bits, const unsigned short* distances, Int H, Int H_kv,
     Int L, Int S, Int size, Int Dt, const Half* means, Int means_batch, Int means_head,
     const unsigned char* scales, Int scales_batch, Int scales_head, const float* thresholds,
-    Int thresholds_head, float levels_per_unit, short* levels) {
+    Int thresholds_head, float levels_per_unit, short* levels, unsigned* highest) {
   const Int row = blockIdx.x;
   const Place at = place_of(row, H, L);
   const Int head = at.head / (H / H_kv);
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
   distances += row * S;
   levels += row * S;
 
+  unsigned top = 0;
   const int first = blockIdx.y * size, end = min(first + size, S);
   for (int tile = first / TILE + warp; tile * TILE < end; tile += warps) {
     float on_mean = 0.0f;  // the inner product of x and the mean, for all tokens of the tile
@@ -65,7 +67,11 @@ __global__ void __launch_bounds__(128, N <= 16 ? 8 : 2) estimate(
       const float n = static_cast<float>(3 * weights - 2 * distance);  // exact, below 2^18
       float product = __fmul_rn(__fmul_rn(n, step), unit);
       if (centered) product = __fadd_rn(product, on_mean);
-      levels[token] = level_of(product, levels_per_unit);
+      const short level = level_of(product, levels_per_unit);
+      levels[token] = level;
+      if (distance != INVISIBLE) top = max(top, static_cast<unsigned>(level + LEVEL_BIAS));
     }
   }
+  top = __reduce_max_sync(ALL_LANES, top);
+  if (lane == 0) atomicMax(&highest[row], top);
 }

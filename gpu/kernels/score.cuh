@@ -12,6 +12,13 @@
 constexpr unsigned short INVISIBLE = 65535;  // the distance of a token that a query does not see
 constexpr int MANHATTAN = 2;                 // PLANES of the metric without weights
 
+// The highest level of a row is stored as level + LEVEL_BIAS, so that 0 is below all levels.
+constexpr int LEVEL_BIAS = 32769;
+
+// The largest distance: a weight of PLANES - 1 bits, 3 for the codes, 64 coordinates per word.
+template <int PLANES, int P>
+constexpr int LARGEST = ((1 << (PLANES - 1)) - 1) * 3 * 64 * P;
+
 // How many of `length` tokens query l of L sees: the last query sees all, the one before it one
 // less.
 __device__ __forceinline__ int visible_tokens(int length, int l, int L) {

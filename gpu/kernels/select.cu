@@ -7,13 +7,7 @@
 // the second step.
 #include "topk.cuh"
 
-// Blocks per multiprocessor whose registers fit, without a spill. From sm_100 on a variant takes a
-// few registers more.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int SPARE = 1;
-#else
-constexpr int SPARE = 0;
-#endif
+// Blocks per multiprocessor whose registers fit, without a spill.
 template <int PLANES, int P, int QUERIES>
 constexpr int RESIDENT =
     P > 2 ? 2 : P == 2 && (PLANES == 8 || QUERIES == 8) ? (PLANES == 8 ? 3 : 4 - SPARE) : 4;
@@ -41,7 +35,7 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_chun
       candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.x),
       static_cast<int>(slots)};
   if (start >= n) {
-    for (int q = 0; q < count; ++q) leave_unused(0, row + q, blockIdx.x, K, out);
+    for (int q = 0; q < count; ++q) leave_unused(0, row + q, blockIdx.x, K, whole_block(), out);
     return;
   }
   load_queries<PLANES, P, QUERIES>(queries, query + row * parts * P, parts, count);
@@ -53,10 +47,14 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_chun
       count,
       [&](int q, int token, int distance) { distances[q * step + token - start] = distance; });
   __syncthreads();
-  for (int q = 0; q < count; ++q) {
-    const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
-    select_from_chunk(
-        distances + q * step, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent,
-        scratch, out, AsStored<unsigned short>{distances + q * step});
-  }
+  const Team team = QUERIES == 1 ? whole_block() : team_of(count);
+  const bool has_row = team.number < count;
+  const int q = has_row ? team.number : 0;
+  const int seen = has_row ? visible_tokens(n, (first_row + q) % L, L) - start : 0;
+  const int tokens = max(min(size, seen), 0);
+  unsigned short* const own = distances + q * step;
+  constexpr Known KNOWN = LARGEST<PLANES, P> < 1 << 15 ? Known::BELOW_2_15 : Known::ALL_THERE;
+  select_from_chunk<KNOWN>(
+      own, tokens, start, row + q, blockIdx.x, K, sinks, recent, team, scratch,
+      spread_of(own, tokens, team), out, has_row);
 }

@@ -115,7 +115,8 @@ __device__ __forceinline__ float exact_float(int n) {
 // Blocks per multiprocessor whose registers fit, without a spill.
 template <int PLANES, int P, int QUERIES>
 constexpr int RESIDENT =
-    P > 2 ? (P == 4 && PLANES == 8 ? 1 : 2) : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3 : 4;
+    P > 2 ? (P == 4 && PLANES == 8 ? 1 : 2)
+    : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3 : P == 2 && QUERIES == 8 ? 4 - SPARE : 4;
 
 // Grid, query, planes, lengths, candidates and indices as for select_chunks, with ranks for
 // distances. x (B, H, L, Dt) are the transformed queries; means (B, H_kv, T, Dt) and scales
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
       static_cast<int>(slots)};
   if (start >= n) {
     for (int q = 0; q < count; ++q) {
-      leave_unused(0, row + q, blockIdx.x, K, out);
+      leave_unused(0, row + q, blockIdx.x, K, whole_block(), out);
       if (rests && threadIdx.x == 0) put(Mass::none(), rests, row + q);
     }
     return;
@@ -200,26 +201,44 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
   }
 
   const unsigned char* const bytes = reinterpret_cast<const unsigned char*>(scale_words);
-  for (int q = 0; q < count; ++q) {
-    const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
-    unsigned* const own = ranks + q * step;
-    const Units at = units[q];
-    const float* const own_on_means = on_means + q * tiles;
-    const auto rank = [&](int i) {
-      const float code = exact_float(at.weights - 2 * static_cast<int>(own[i]));
-      const float rest = __fmul_rn(__fmul_rn(code, scale_of(bytes[i])), at.unit);
-      // The sum is never -0, because a product with a mean is a sum that begins at +0.
-      return own[i] = rank_of(__fadd_rn(rest, own_on_means[static_cast<unsigned>(i) / TILE]));
-    };
-    select_from_chunk(
-        own, max(min(size, seen), 0), start, row + q, blockIdx.x, K, sinks, recent, scratch, out, rank,
-        rests != nullptr);
+  const Team team = QUERIES == 1 ? whole_block() : team_of(count);
+  const bool has_row = team.number < count;
+  const int q = has_row ? team.number : 0;
+  const int seen = has_row ? visible_tokens(n, (first_row + q) % L, L) - start : 0;
+  const int tokens = max(min(size, seen), 0);
+  unsigned* const own = ranks + q * step;
+  const Units at = units[q];
+  const float* const own_on_means = on_means + q * tiles;
+  const auto rank = [&](unsigned distance, unsigned scale_byte, float on_mean) {
+    const float code = exact_float(at.weights - 2 * static_cast<int>(distance));
+    const float rest = __fmul_rn(__fmul_rn(code, scale_of(scale_byte)), at.unit);
+    // The sum is never -0, because a product with a mean is a sum that begins at +0.
+    return rank_of(__fadd_rn(rest, on_mean));
+  };
+  Spread spread = Spread::none();
+  for (int v = team.thread; v < tokens / 4; v += team.threads) {  // the scales are four of a word
+    auto some = reinterpret_cast<Vector<unsigned, 4>*>(own)[v];
+    const float on_mean = own_on_means[static_cast<unsigned>(v) / (TILE / 4)];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      some.x[j] = rank(some.x[j], scale_words[v] >> (8 * j) & 0xff, on_mean);
+      spread.add(some.x[j]);
+    }
+    reinterpret_cast<Vector<unsigned, 4>*>(own)[v] = some;
   }
+  if (team.thread < tokens % 4) {
+    const int i = tokens - tokens % 4 + team.thread;
+    own[i] = rank(own[i], bytes[i], own_on_means[static_cast<unsigned>(i) / TILE]);
+    spread.add(own[i]);
+  }
+  select_from_chunk<Known::ALL_THERE>(
+      own, tokens, start, row + q, blockIdx.x, K, sinks, recent, team, scratch, spread, out, has_row,
+      rests != nullptr);
   if (!rests) return;
-  for (int q = 0; q < count; ++q) {
-    const int seen = visible_tokens(n, (first_row + q) % L, L) - start;
-    const float own_noise = __fmul_rn(noise, squares[q]);
-    const unsigned* const own = ranks + q * step;
+  for (int r = 0; r < count; ++r) {
+    const int seen = visible_tokens(n, (first_row + r) % L, L) - start;
+    const float own_noise = __fmul_rn(noise, squares[r]);
+    const unsigned* const own = ranks + r * step;
     Mass others = Mass::none();
     for (int i = threadIdx.x; i < min(size, seen); i += blockDim.x) {
       if (own[i] != NOT_THERE<unsigned>) {
@@ -227,6 +246,6 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
       }
     }
     others = mass_of_block(others, parts_of_mass);
-    if (threadIdx.x == 0) put(others, rests, row + q);
+    if (threadIdx.x == 0) put(others, rests, row + r);
   }
 }

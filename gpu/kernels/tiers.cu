@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(512, 1) choose_tiers(
 
 // Grid: rows of queries. The list of choose_tiers, and the exact tier in indices (rows, K). The tokens
 // of neither tier join rest (rows, 2).
-__global__ void __launch_bounds__(512) divide(
+__global__ void __launch_bounds__(512, 1) divide(
     int* list_tokens, unsigned* list_ranks, float* list_logits, const int* listed, Int sought, Int K,
     Int M, const unsigned char* finer, Int finer_batch, Int finer_head, Int H, Int H_kv, Int L,
     float scale, float fine_noise, const float* facts, int* indices, int* coded, float* logits,

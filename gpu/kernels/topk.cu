@@ -20,14 +20,16 @@ __global__ void __launch_bounds__(256) topk_chunks(
   const Candidates<T> out{
       candidate_distances, candidate_tokens, indices, static_cast<int>(gridDim.y),
       static_cast<int>(slots)};
-  select_from_chunk(chunk, n, start, row, blockIdx.y, K, sinks, recent, scratch, out,
-      AsStored<T>{chunk});
+  const Team team = whole_block();
+  select_from_chunk<Known::NOTHING>(
+      chunk, n, start, row, blockIdx.y, K, sinks, recent, team, scratch,
+      spread_of_runs(chunk, n, team, AsStored<T>{chunk}), out, true);
 }
 
 // Grid: rows. Selects from the n candidates of each row into indices (rows, K). Dynamic shared
 // memory: in_shared distances. That is n, or 0 where they are too many and stay in global memory.
 template <typename T>
-__global__ void __launch_bounds__(512) merge_candidates(
+__global__ void __launch_bounds__(512, 1) merge_candidates(
     const T* candidate_distances, const int* candidate_tokens, Int n, Int in_shared, Int K,
     Int sinks, Int recent, int* indices) {
   DYN_SHARED(T, shared);

@@ -394,7 +394,7 @@ SMALL = (
     ("select", "MIN_CHUNK", 64),
     ("estimate", "BLOCK_TOKENS", 128),
     ("group", "BLOCK_TOKENS", 100),
-    ("group", "WEIGH_THREADS", 64),
+    ("group", "THREADS", 64),
     ("attend", "MIN_SPLIT", 5),
     ("tail", "MIN_CODED", 5),
     ("tail", "MERGE_SHARED", 400),

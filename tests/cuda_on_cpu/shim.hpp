@@ -421,6 +421,18 @@ inline auto min(A a, B b) { return std::min<std::common_type_t<A, B>>(a, b); }
 template <typename A, typename B>
 inline auto max(A a, B b) { return std::max<std::common_type_t<A, B>>(a, b); }
 
+// Of the two halves of 16 bits.
+inline unsigned __vminu2(unsigned a, unsigned b) {
+  return min(a >> 16, b >> 16) << 16 | min(a & 0xffff, b & 0xffff);
+}
+inline unsigned __vmaxu2(unsigned a, unsigned b) {
+  return max(a >> 16, b >> 16) << 16 | max(a & 0xffff, b & 0xffff);
+}
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  const unsigned long long both = static_cast<unsigned long long>(high) << 32 | low;
+  return static_cast<unsigned>(both << by % 32 >> 32);
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
