@@ -74,6 +74,7 @@ class Model:
     folder: Path
     context: int
     left_out: tuple[str, ...] = ()
+    kinds: tuple[str, ...] | None = None  # the tables of texts on the page; None: all
 
 
 MODELS = {
@@ -82,7 +83,10 @@ MODELS = {
     "Gemma 3": Model(FOLDER / "gemma3", 32768, ("dense-2", "adamas-q5", "adamas-q6")),
     # Ablations and tasks from before windows and prompts began with BOS.
     "Gemma 3 without BOS": Model(
-        FOLDER / "gemma3" / "without_bos", 32768, ("dense-2", "adamas-q5", "adamas-q6")
+        FOLDER / "gemma3" / "without_bos",
+        32768,
+        ("dense-2", "adamas-q5", "adamas-q6"),
+        ("ablations",),
     ),
 }
 
@@ -93,7 +97,8 @@ def tables() -> dict[str, str]:
     for name, model in MODELS.items():
         report = json.loads((model.folder / "results.json").read_text())
         for kind, lines in of_texts(report["cells"], model):
-            found[f"{name}, {kind}"] = "\n".join(lines)
+            if model.kinds is None or kind in model.kinds:
+                found[f"{name}, {kind}"] = "\n".join(lines)
         tasks = model.folder / "tasks.json"
         if tasks.exists():
             rows = json.loads(tasks.read_text())["rows"]
@@ -115,7 +120,8 @@ def of_texts(cells: Sequence[Row], model: Model) -> Iterator[tuple[str, Iterable
     for kind, text in BY_BUDGET.items():
         yield f"{kind} by budget", swept(here, SWEPT, "budget", text)
     at = [row for row in whole if row["budget"] == BUDGET]
-    yield "contexts", swept(at, LONGER, "context", kl_and_mass)
+    if len({row["context"] for row in at}) > 1:
+        yield "contexts", swept(at, LONGER, "context", kl_and_mass)
     changed = [
         c
         for c in cells

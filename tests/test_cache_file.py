@@ -187,7 +187,7 @@ def test_header_and_arrays_come_back(tmp_path: Path) -> None:
                 "windows": [None],
                 "ragged": [False],
             },
-            "unexpected keyword argument 'later'",
+            "no option 'later'",
         ),
     ],
 )

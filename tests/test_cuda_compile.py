@@ -44,6 +44,7 @@ def nvrtc() -> None:
 FUSED = re.compile(r"fma\..*|(add|sub|mul)(\.ftz|\.sat)*\.(b?f16(x2)?|f32|f64)")
 # It sets subnormal numbers to 0. expf of CUDA calls it with numbers that are not subnormal.
 FLUSHED, FROM_EXPF = re.compile(r".*\.ftz\b.*"), "ex2.approx.ftz.f32"
+FROM_DIVISION = "rcp.approx.ftz.f64"  # a first estimate, which a division of float64 then corrects
 
 
 def broken_promises(binary: Binary, exact: bool) -> set[str]:
@@ -52,7 +53,7 @@ def broken_promises(binary: Binary, exact: bool) -> set[str]:
     A correctly rounded division has fused steps too, but only in machine code.
     """
     operations = set(re.findall(r"(?<![.$%\w])[a-z]\w*(?:\.\w+)+", binary.ptx))
-    flushed = {x for x in operations if FLUSHED.fullmatch(x)}
+    flushed = {x for x in operations if FLUSHED.fullmatch(x)} - {FROM_DIVISION}
     if not exact:
         return flushed - {FROM_EXPF}
     return flushed | {x for x in operations if FUSED.fullmatch(x)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import log
+from math import floor, log
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def test_the_form_of_the_library_chooses_as_the_library(
 
 
 def test_centered_codes_estimate_as_the_library() -> None:
-    """The simulation rounds scales in another way, so that some tokens differ, but few."""
+    """The simulation rounds sums in another way, so that some tokens differ, but few."""
     case = normal(11, 4, 2, 700, 100, 64)
     library = Adamas().fit(case.q0, case.k0)
     simulated = SimulatedCodes(thresholds="token", scale=True, block=64, recode=True)
@@ -59,7 +59,8 @@ def approximation(
     if scale:
         along = float(x @ u)
         ratio = float(x @ x) / along if along > 0 else 0.0
-        step = 2.0 ** (min(max(round(16 * log(ratio, 2)), -128), 127) / 16) if ratio else 2.0**-8
+        octave = 2.0 ** floor(log(ratio, 2)) if ratio else 2.0**-16
+        step = octave * (1 + round(8 * (ratio / octave - 1)) / 8) if ratio else octave
     return u * step, u
 
 

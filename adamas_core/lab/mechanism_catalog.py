@@ -172,7 +172,7 @@ ROWS: dict[str, Row] = {
         "fixed, block sqrt(S)",
         "1904.10509",
         _pattern(
-            lambda S: S % isqrt(S) + S // isqrt(S),
+            lambda S: S % max(isqrt(S), 1) + S // max(isqrt(S), 1),
             lambda s: sparse_patterns.kept(s.S, s.H_kv, s.D, sparse_patterns.Fixed(isqrt(s.S))),
             "sqrt S, sqrt S, S^1.5",
         )._replace(prefill=lambda s: 4 * s.H * s.D * s.S**1.5),

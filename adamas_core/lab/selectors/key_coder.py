@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...codes import PAPER
-from ...reference.center import RMS_SHARE
+from ...reference.center import RMS_SHARE, scale_byte, scale_of
 from .largest import Array
 
 RULES = ("rms", "token", "quartiles", "published")
@@ -20,9 +20,6 @@ RULES = ("rms", "token", "quartiles", "published")
 # Steps of the uniform quantizers of 2, 4 and 8 levels with the least mean squared error for a
 # normal variable (Max 1960), in units of its rms. For 4 levels, 0.9957 there, it is the library's.
 STEPS = {1: 1.5957, 2: RMS_SHARE, 3: 0.5860}
-
-OCTAVE = 16  # values of the scale byte per factor of 2: an error of at most 2.2%
-BIAS = 128  # the byte of scale 1
 
 
 def edges_of(x: Array, rule: str, bits: int) -> Array:
@@ -84,9 +81,7 @@ class KeyCoder:
             return u, np.full((len(x), 1), step)
         along = np.vecdot(x, u)[:, None]  # (S, 1)
         fit = np.vecdot(x, x)[:, None] / np.where(along > 0, along, np.inf)
-        with np.errstate(divide="ignore"):
-            byte = np.clip(np.rint(np.log2(fit) * OCTAVE) + BIAS, 0, 255)
-        return u, np.exp2((byte - BIAS) / OCTAVE).astype(np.float32)
+        return u, scale_of(scale_byte(fit.astype(np.float32)))
 
     def _levels(self, g: int, x: Array) -> Array:
         """Codes of x (S, D) minus their middle: u = c - (n - 1) / 2."""
