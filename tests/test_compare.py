@@ -225,7 +225,7 @@ def test_defaults_follow_from_the_given_sizes_and_the_model(
     seen: list[Any] = []
     monkeypatch.setattr(comparing, "compare", lambda *args: seen.extend(args[3:5]))
     monkeypatch.setattr(compare.tables, "quality", lambda rows, at, cells: None)
-    monkeypatch.setattr(compare, "draw", lambda plot: None)
+    monkeypatch.setattr(compare, "drawn", lambda module, plot: None)
     call = ["compare", *letters_model, "--selectors", "exact", f"--out={tmp_path}"]
     assert out_of(*call, *options)[0] == 0
     context, contexts, positions, budgets, at = expected
