@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .center import CENTERED_THRESHOLDS, code, scale_byte, scale_of
 from .hadamard import hadamard
-from .layout import TILE, Values
+from .layout import TILE, Values, padded
 from .quantize import pack_bits, unpack_bits
 
 
@@ -61,7 +61,7 @@ def read_values(values: Values, tokens: int) -> NDArray[np.float32]:
     u = (2 * bits[..., 0, :] + bits[..., 1, :]).astype(np.float32) - np.float32(1.5)
     s = np.where(values.scales == 0, np.float32(0), scale_of(values.scales))
     s = s.reshape(B, H_kv, -1, 1)[:, :, :tokens]
-    Dt = 1 << (D - 1).bit_length()
+    Dt = padded(D)
     rows = np.repeat(values.bases, [TILE, max(tokens - TILE, 0)], axis=2)[:, :, :tokens]
     return hadamard(s * u[..., :Dt])[..., :D] + rows
 

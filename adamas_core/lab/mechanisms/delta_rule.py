@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .tokens import Array, scores
+from .tokens import Array, in_chunks, scores
 
 
 @dataclass
@@ -47,12 +47,7 @@ def parallel(q: Array, k: Array, v: Array, alpha: Array, beta: Array) -> Array:
 def chunked(q: Array, k: Array, v: Array, alpha: Array, beta: Array, chunk: int = 64) -> Array:
     """As `parallel`, with one triangular system per chunk."""
     state = start(k[:, :0], v[:, :0], alpha[:, :0], beta[:, :0])
-    inputs = q, k, v, alpha, beta
-    outs = [
-        _block(state, *(x[:, first : first + chunk] for x in inputs))  # (H, C, D_v)
-        for first in range(0, q.shape[1], chunk)
-    ]
-    return np.concatenate(outs, axis=1)  # (H, L, D_v)
+    return in_chunks(_block, state, (q, k, v, alpha, beta), chunk)  # (H, L, D_v)
 
 
 def _block(state: State, q: Array, k: Array, v: Array, alpha: Array, beta: Array) -> Array:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from .delta_rule import State, kept
-from .tokens import Array
+from .tokens import Array, in_chunks
 
 __all__ = ["State", "chunked", "kept", "parallel", "start", "step"]
 
@@ -32,12 +32,7 @@ def parallel(q: Array, k: Array, v: Array, alpha: Array, beta: Array) -> Array:
 def chunked(q: Array, k: Array, v: Array, alpha: Array, beta: Array, chunk: int = 16) -> Array:
     """As `parallel`, with one triangular system per chunk. A chunk has C x C x D ratios."""
     state = start(k[:, :0], v[:, :0], alpha[:, :0], beta[:, :0])
-    inputs = q, k, v, alpha, beta
-    outs = [
-        _block(state, *(x[:, first : first + chunk] for x in inputs))  # (H, C, D_v)
-        for first in range(0, q.shape[1], chunk)
-    ]
-    return np.concatenate(outs, axis=1)  # (H, L, D_v)
+    return in_chunks(_block, state, (q, k, v, alpha, beta), chunk)  # (H, L, D_v)
 
 
 def _block(state: State, q: Array, k: Array, v: Array, alpha: Array, beta: Array) -> Array:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .tokens import Array, mixed, scores
+from .tokens import Array, in_chunks, mixed, scores
 
 
 def phi(x: Array) -> Array:
@@ -62,11 +62,7 @@ def chunked(
 ) -> Array:
     """As `parallel`: within a chunk by the matrix of weights, before it by the state."""
     state = start(k[:, :0], v[:, :0], decay, divides)
-    outs = [
-        _block(state, *(x[:, first : first + chunk] for x in (q, k, v)))  # (H, C, D_v)
-        for first in range(0, q.shape[1], chunk)
-    ]
-    return np.concatenate(outs, axis=1)  # (H, L, D_v)
+    return in_chunks(_block, state, (q, k, v), chunk)  # (H, L, D_v)
 
 
 def _block(state: State, q: Array, k: Array, v: Array) -> Array:

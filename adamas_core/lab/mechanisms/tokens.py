@@ -1,4 +1,4 @@
-"""What the mechanisms share: rows of tokens, the causal mask, the softmax, and the loop of steps.
+"""What mechanisms share: rows of tokens, mask, softmax, and the loops of steps and of chunks.
 
 Letters: H query heads, H_kv KV heads, L query tokens, S cached tokens, D head_dim.
 """
@@ -52,6 +52,15 @@ def recurrent(step: Callable[..., Array], state: Any, *inputs: Array) -> Array:
     """The outputs (H, L, D) of L steps; the tokens of all inputs are on the second axis."""
     steps = range(inputs[0].shape[1])
     return np.stack([step(state, *(x[:, t] for x in inputs)) for t in steps], axis=1)
+
+
+def in_chunks(
+    block: Callable[..., Array], state: Any, inputs: tuple[Array, ...], chunk: int
+) -> Array:
+    """The outputs (H, L, D) of blocks of `chunk` tokens, each of which moves the state on."""
+    firsts = range(0, inputs[0].shape[1], chunk)
+    outs = [block(state, *(x[:, t : t + chunk] for x in inputs)) for t in firsts]  # (H, C, D)
+    return np.concatenate(outs, axis=1)  # (H, L, D)
 
 
 def causal(L: int, S: int) -> NDArray[np.bool_]:
