@@ -199,6 +199,10 @@ def compare_selection(G: int, L: int, D: int, S: int = 300, centered: bool = Tru
         for H, n in [(2, S), (2 * G, L)]
     )
     k[:, :, -1] = 9 * q[:, ::G, 0]  # the nearest token
+    if S % 4 == 3:
+        k[:, :, -3] = (
+            5 * q[:, ::G, 0]
+        )  # a near one, not forced, of those that no load of four brings
     t = None if centered else np.array([-1, 0, 1], np.float32)
     codes = encode(k, t, np.array([S, 97]), "reference", centered=centered).record
     most = 8192 if S > 300 else select_of_gpu.MAX_CHUNK  # as on a GPU, or small
@@ -288,6 +292,7 @@ WIDE = partial(compare_selection, 1, 1, 100)
 LONG = partial(compare_selection, 8, 1, 40, 1900, False)
 SPARE_TEAM = partial(compare_selection, 3, 1, 40, 1900, False)
 LONG_CENTERED = partial(compare_selection, 3, 1, 40, 1900)
+ODD_CENTERED = partial(compare_selection, 3, 1, 40, 1903)
 LEVELS = partial(compare_levels, 40, 1)
 SHORT_LEVELS = partial(compare_levels, 12, 1)
 FAR_LEVELS = partial(compare_levels, 40, 100)
@@ -379,6 +384,7 @@ MISTAKES = [
     ("select_centered.cu", "on_means + q * tiles", "on_means", MANY),
     ("select_centered.cu", "lane_index() == 0) units", "lane_index() == 0 && q == 0) units", MANY),
     ("select_centered.cu", "scale_words[v] >> (8 * j)", "scale_words[v] >> 8", FEW),
+    ("select_centered.cu", "own[i], bytes[i]", "own[i], bytes[0]", ODD_CENTERED),
     ("select_centered.cu", "i < tiles * (TILE / 4)", "i <= tiles * (TILE / 4)", FEW),
     ("group.cu", PARTS_BARRIER, PARTS_BARRIER.partition("\n")[2], POOL),
     ("group.cu", HEADS_BARRIER, HEADS_BARRIER.partition("\n")[2], POOL),
@@ -431,7 +437,7 @@ MISTAKES = [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
         *(compare_centered, FEW, MANY, SHORT, WIDE, LONG, LONG_CENTERED, SPARE_TEAM),
         *(LEVELS, SHORT_LEVELS, FAR_LEVELS, POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
-        *(EQUAL_TAIL, compare_values, compare_step),
+        *(EQUAL_TAIL, compare_values, compare_step, ODD_CENTERED),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:
