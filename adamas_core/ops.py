@@ -340,6 +340,10 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
         raise ValueError(
             f"merge: {len(outs)} outs and {len(lses)} lses; expected equal numbers, at least one"
         )
+    outs, lses = (
+        [x if api.is_array_api_obj(x) else views(**{name: x})[0] for x in given]
+        for name, given in (("outs", outs), ("lses", lses))
+    )
     for out, part in zip(outs, lses, strict=True):
         if tuple(out.shape) != tuple(outs[0].shape) or tuple(out.shape[:-1]) != tuple(part.shape):
             raise ValueError(
