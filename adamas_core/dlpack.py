@@ -20,18 +20,39 @@ CPU, CUDA = 1, 2
 HOST = {CPU: "cpu", 3: "cuda-host", 11: "rocm-host"}  # memory that the CPU reads as its own
 DEVICES = {
     **HOST,
-    **{CUDA: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 12: "ext"},
-    **{13: "cuda-managed", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia", 18: "trainium"},
+    CUDA: "cuda",
+    4: "opencl",
+    7: "vulkan",
+    8: "metal",
+    9: "vpi",
+    10: "rocm",
+    12: "ext",
+    13: "cuda-managed",
+    14: "oneapi",
+    15: "webgpu",
+    16: "hexagon",
+    17: "maia",
+    18: "trainium",
 }
 
 # Codes of dtypes in dlpack.h.
 UINT, BFLOAT = 1, 4
 _NUMBERS = {0: "int", UINT: "uint", 2: "float", 5: "complex"}  # with a number of bits
 _NAMES = {
-    **{3: "opaque", BFLOAT: "bfloat16", 6: "bool", 7: "float8_e3m4", 8: "float8_e4m3"},
-    **{9: "float8_e4m3b11fnuz", 10: "float8_e4m3fn", 11: "float8_e4m3fnuz", 12: "float8_e5m2"},
-    **{13: "float8_e5m2fnuz", 14: "float8_e8m0fnu", 15: "float6_e2m3fn", 16: "float6_e3m2fn"},
-    **{17: "float4_e2m1fn"},
+    3: "opaque",
+    BFLOAT: "bfloat16",
+    6: "bool",
+    7: "float8_e3m4",
+    8: "float8_e4m3",
+    9: "float8_e4m3b11fnuz",
+    10: "float8_e4m3fn",
+    11: "float8_e4m3fnuz",
+    12: "float8_e5m2",
+    13: "float8_e5m2fnuz",
+    14: "float8_e8m0fnu",
+    15: "float6_e2m3fn",
+    16: "float6_e3m2fn",
+    17: "float4_e2m1fn",
 }
 
 # The dtypes of DLPack that NumPy has, by their names in NumPy.

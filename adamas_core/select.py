@@ -6,14 +6,15 @@ from dataclasses import fields, replace
 from typing import Any
 
 from . import checks
-from .codes import KeyCodes
+from .codes import KeyCodes, key_codes
 from .dispatch import Array, load, returner, views
+from .reference.layout import Codes
 from .selection import DEFAULT, Selection
 
 
 def select_topk(
     q: Array,
-    codes: KeyCodes,
+    codes: KeyCodes | Codes,
     budget: int,
     selection: Selection = DEFAULT,
     k: Array | None = None,
@@ -30,8 +31,8 @@ def select_topk(
     q : array (B, H, L, D)
         float16, bfloat16 or float32, as the model computes it (after RoPE); B may be absent. The
         queries are the last L of the coded tokens. Each sees the tokens up to itself.
-    codes : KeyCodes
-        From `encode(k)`.
+    codes : KeyCodes or Codes
+        From `encode(k)`, or arrays of your own that `encode_into` filled.
     budget : int
         K, 1 to the number of coded tokens.
     selection : Selection
@@ -54,8 +55,8 @@ def select_topk(
     Raises
     ------
     TypeError
-        codes is not a KeyCodes, selection is not a Selection, q has another dtype, a number is not
-        an integer, or there is no such option.
+        codes is neither a KeyCodes nor a Codes, selection is not a Selection, q has another dtype,
+        a number is not an integer, or there is no such option.
     ValueError
         Shapes do not fit. The codes are empty. An option is out of range. k is missing although
         refine needs it. The budget is below 1 or above the number of coded tokens. Centered codes
@@ -71,13 +72,13 @@ def select_topk(
     array([417, 417], dtype=int32)
     """
     where = "select_topk"
-    checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k) returns")
     checks.instance(where, "selection", selection, Selection, "a Selection")
     if options:
         checks.option_names(where, options, [field.name for field in fields(Selection)])
         selection = replace(selection, **options)
     (a,) = views(q=q)
     checks.floats(where, "q", a, (3, 4))
+    codes = key_codes(where, codes, a.shape[-1])
     q4 = a[None] if a.ndim == 3 else a
     checks.heads(where, "q and codes", q4.shape, codes.shape)
     checks.same_head_dim(where, a, "codes", codes.head_dim)

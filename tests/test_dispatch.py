@@ -438,7 +438,7 @@ def test_every_function_tells_a_tracer(jax: Any, call: Callable[..., Any]) -> No
     k = np.ones((2, 100, 64), np.float32)
     codes, cache = ac.encode(k), ac.KVCache()
     cache.append(k, k)
-    with pytest.raises(TypeError, match="[qk] is traced by JAX"):
+    with pytest.raises(TypeError, match=r"[qk] is traced by JAX"):
         jax.jit(lambda q, k: call(q, k, codes, cache))(k[:, :1], k)
 
 

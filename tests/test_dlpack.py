@@ -141,7 +141,7 @@ def test_a_used_capsule_is_refused() -> None:
 
     used = Used()
     np.testing.assert_array_equal(native(used), 1)
-    with pytest.raises(TypeError, match="x comes as <capsule .*expected a capsule of DLPack that"):
+    with pytest.raises(TypeError, match=r"x comes as <capsule .*expected a capsule of DLPack that"):
         native(used)
     with pytest.raises(Unreadable, match="comes as 3"):
         tensor_of(3)
