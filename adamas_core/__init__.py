@@ -34,6 +34,7 @@ _HOME = {
     "attend": "ops",
     "select_topk": "select",
     "Selection": "selection",
+    "Softmax": "softmax",
     "merge": "ops",
     "checked": "checks",
     "KeyCodes": "codes",
@@ -63,6 +64,7 @@ __all__ = [
     "KeyCodes",
     "PAPER",
     "Selection",
+    "Softmax",
     "ValueCodes",
     "__version__",
     "as_pairs",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from .reference.layout import Centers, Codes, Fine
     from .select import select_topk
     from .selection import Selection
+    from .softmax import Softmax
     from .tail import attend_tail
     from .values import ValueCodes, encode_values
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas_core.reference.layout import Softmax
+from adamas_core.reference.softmax import factor
+
 from ._array import address_of, dtype_code, k_fields, q_fields, v_fields
 from ._engine import Kernel, function
 from ._records import Dense, Step
@@ -20,7 +23,7 @@ def attend(
     k: NDArray,
     v: NDArray,
     indices: NDArray[np.int32] | None,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
     return_lse: bool = False,
     window: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
@@ -31,7 +34,7 @@ def attend(
     out = np.empty(q.shape, q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if out.size:
-        attention = attention_fields(k, v, scale, out, lse)
+        attention = attention_fields(k, v, softmax, out, lse)
         if indices is None:
             S = k.shape[2]
             window = S if window is None else min(window, S)
@@ -52,13 +55,17 @@ def attend(
 
 
 def attention_fields(
-    k: NDArray, v: NDArray, scale: float | None, out: NDArray, lse: NDArray[np.float32]
+    k: NDArray, v: NDArray, softmax: Softmax | None, out: NDArray, lse: NDArray[np.float32]
 ) -> dict[str, float]:
     """Fields of a record: keys, values and the places of the results."""
+    if softmax is not None and not (softmax.soft_cap is softmax.sink_logits is None):
+        raise ValueError(f"the CPU backend has neither a soft cap nor sinks; got {softmax}")
+    if v.shape[3] != k.shape[3]:
+        raise ValueError(f"the CPU backend needs values of head_dim {k.shape[3]}")
     fields: dict[str, float] = {
         "out": address_of(out),
         "lse": address_of(lse),
-        "scale": k.shape[3] ** -0.5 if scale is None else float(scale),
+        "scale": factor(softmax, k.shape[3]),
     }
     fields.update(k_fields(k))
     fields.update(v_fields(v))
