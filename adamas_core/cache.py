@@ -25,6 +25,7 @@ from .dispatch import (
 from .layer_cache import Options
 from .layers import LayerCache, Layers
 from .options import softmax_with
+from .positions import Positions, tokens_seen
 from .selection import DEFAULT, Selection
 from .softmax import PLAIN, Softmax
 
@@ -422,6 +423,7 @@ def decode_attention(
     layer: int = 0,
     softmax: Softmax = PLAIN,
     return_lse: bool = False,
+    positions: Positions = None,
     **options: Any,
 ) -> Array:
     """One attention step: `budget` tokens per query by their keys and values, the others by codes.
@@ -432,7 +434,7 @@ def decode_attention(
         float16, bfloat16 or float32; B may be absent where it is 1. The queries of the last L
         tokens of the cache: append their keys and values first. Each sees the tokens up to itself,
         by the codes as they are after all L tokens. `KVCache.attention` gives each query the codes
-        of its own step.
+        of its own step. `positions` are for queries that see other tokens.
     cache : KVCache
         Its `selection` has the options.
     budget : int or None
@@ -444,6 +446,8 @@ def decode_attention(
         How inner products become weights: the scale, a soft cap, and sinks.
     return_lse : bool
         Also return the log-sum-exp over the chosen tokens, or with a tail over all.
+    positions : "all", or (L,) or (B, L) integers, optional
+        The last token that each query sees, as in `select_topk`. A layer with a window takes none.
     **options
         Fields of `softmax` to change for this call, as in
         ``decode_attention(q, cache, 128, scale=0.1, soft_cap=50)``.
@@ -481,8 +485,9 @@ def decode_attention(
         )
     q4 = check_queries(where, a, held.k.shape, cache.selection, budget, softmax)
     checks.lies_on(where, "q", a, checks.device(held.k))
-    check_tokens(where, a, held)
-    out, lse = attend_layer(where, q4, held, cache.selection, budget, softmax)
+    check_tokens(where, a, held, positions)
+    seen = tokens_seen(where, positions, q4.shape, held.lengths.each)
+    out, lse = attend_layer(where, q4, held, cache.selection, budget, softmax, seen)
     give = returner(q)
     out = give(out.reshape(*a.shape[:-1], held.v.shape[-1]))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

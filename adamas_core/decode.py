@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from . import checks
+from .attend_coded import attend_coded
 from .dispatch import load
 from .layers import Layer
+from .positions import Positions, dense
 from .selection import Selection
 from .softmax import Softmax
 from .window_layer import WindowLayer
@@ -36,8 +38,16 @@ def check_queries(
     return q4
 
 
-def check_tokens(where: str, q: NDArray, layer: Layer) -> None:
+def check_tokens(where: str, q: NDArray, layer: Layer, positions: Positions = None) -> None:
     """Reject queries whose tokens are not in the layer. A sequence may have no token at all."""
+    if positions is not None:
+        if isinstance(layer, WindowLayer):
+            raise ValueError(
+                f"{where}: {checks.stated('positions', positions)} for a layer with a window of "
+                f"{layer.window} tokens; expected positions=None, because it keeps only the last "
+                "ones"
+            )
+        return
     L, lengths = q.shape[-2], layer.lengths
     if ((lengths.each < L) & (lengths.each > 0)).any() or lengths.longest < L:
         raise ValueError(
@@ -59,14 +69,19 @@ def attend_layer(
     selection: Selection,
     budget: int | None,
     softmax: Softmax,
+    seen: NDArray | None = None,
 ) -> tuple[Any, Any]:
-    """Attention (B, H, L, D_v) and lse of checked queries: the last L tokens of a layer."""
+    """Attention (B, H, L, D_v) and lse of checked queries, each of which sees `seen` (B, L) tokens.
+
+    Without `seen` they are the last L tokens of the layer.
+    """
     home = load(str(layer.backend))
     if budget is None or layer.codes is None or budget >= layer.lengths.longest:
-        return layer.dense(home, q, softmax)
+        if seen is None:
+            return layer.dense(home, q, softmax)
+        return dense(home, (q, *layer.keys_values()), seen, softmax)
     centered = layer.codes.centers is not None
     checks.searchable(where, selection, q.shape[-1], centered)
-    rows, K = (q, *layer.keys_values(), layer.codes.record()), int(budget)
-    if layer.values is not None:
-        return home.attend_tail(*rows, layer.values.record(), K, selection, softmax)  # type: ignore[no-any-return]
-    return home.attend_topk(*rows, K, selection, softmax)  # type: ignore[no-any-return]
+    rows, K = (q, *layer.keys_values()), int(budget)
+    record = layer.codes.record()
+    return attend_coded(home, rows, record, layer.values, K, selection, softmax, seen)

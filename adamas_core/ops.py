@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat as api
+import numpy as np
 
 from . import checks
 from .dispatch import Array, backend_of, int_or_view, load, on_host_thresholds, returner, views
 from .options import softmax_with
+from .positions import Positions, dense, tokens_seen
 from .reference.layout import TILE
 from .selection import DEFAULT, Selection
 from .softmax import PLAIN, Softmax
@@ -237,6 +239,7 @@ def attend(
     softmax: Softmax = PLAIN,
     return_lse: bool = False,
     window: int | None = None,
+    positions: Positions = None,
     **options: Any,
 ) -> Array:
     """Softmax attention to chosen tokens, over their original keys and values.
@@ -251,8 +254,8 @@ def attend(
         The dtype of k. D_v is any number from 1 to 2048, as MLA's values need it.
     indices : array (B, H, L, K), int32, or None
         The rows of k and v that each query attends to; negative ones are skipped. None is dense
-        attention: the queries are the last L of the S tokens, and each sees the tokens up to
-        itself.
+        attention. Unless `positions` say otherwise, the queries are then the last L of the S
+        tokens, and each sees the tokens up to itself.
     softmax : Softmax
         How inner products become weights: the scale, a soft cap, and sinks.
     return_lse : bool
@@ -260,6 +263,9 @@ def attend(
     window : int, optional
         Each query sees only the last `window` tokens up to itself, itself included. It needs
         indices=None. All tokens up to itself if not given.
+    positions : "all", or (L,) or (B, L) integers, optional
+        The last token that each query sees in dense attention, as in `select_topk`. "all" is the
+        last one of k for every query, as in cross attention.
     **options
         Fields of `softmax` to change for this call, as in
         ``attend(q, k, v, indices, scale=0.1, soft_cap=50)``.
@@ -298,29 +304,42 @@ def attend(
     checks.same_head_dim("attend", a, "k", b.shape[-1])
     if window is not None:
         window = checks.at_least("attend", "window", window, 1)
-    if i is not None:
-        checks.dtype("attend", "indices", i, "int32")
-        if window is not None:
+    home, seen = load(backend_of(a)), None
+    if i is None:
+        S = b.shape[-2]
+        seen = tokens_seen("attend", positions, q4.shape, np.full(q4.shape[0], S))
+        if seen is None and a.shape[-2] > S:
             raise ValueError(
-                f"attend: window={window} with indices; expected window=None, because indices say "
-                "which tokens each query attends to"
+                f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {S}; expected at "
+                "most as many queries as keys where indices and positions are None"
             )
-        if i.shape[:-1] != a.shape[:-1]:
-            raise ValueError(
-                f"attend: {checks.shown('indices', i)}; expected "
-                f"({', '.join(map(str, a.shape[:-1]))}, K), as q has"
-            )
-        checks.contiguous("attend", "indices", i)
+    else:
+        _check_indices(i, a, window, positions)
         i = i[None] if a.ndim == 3 else i
-    elif a.shape[-2] > b.shape[-2]:
-        raise ValueError(
-            f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {b.shape[-2]}; "
-            "expected at most as many queries as keys where indices is None"
-        )
-    out, lse = load(backend_of(a)).attend(q4, k4, v4, i, softmax, True, window)
+    if seen is None:
+        out, lse = home.attend(q4, k4, v4, i, softmax, True, window)
+    else:
+        out, lse = dense(home, (q4, k4, v4), seen, softmax, window)
     give = returner(q)
     out = give(out.reshape(*a.shape[:-1], c.shape[-1]))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out
+
+
+def _check_indices(indices: Any, q: Any, window: object, positions: object) -> None:
+    """Reject indices that do not fit the queries, or a rule about tokens beside them."""
+    checks.dtype("attend", "indices", indices, "int32")
+    for name, rule in (("window", window), ("positions", positions)):
+        if rule is not None:
+            raise ValueError(
+                f"attend: {checks.stated(name, rule)} with indices; expected {name}=None, because "
+                "indices say which tokens each query attends to"
+            )
+    if indices.shape[:-1] != q.shape[:-1]:
+        raise ValueError(
+            f"attend: {checks.shown('indices', indices)}; expected "
+            f"({', '.join(map(str, q.shape[:-1]))}, K), as q has"
+        )
+    checks.contiguous("attend", "indices", indices)
 
 
 def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from . import checks
 from .codes import KeyCodes, key_codes
 from .dispatch import Array, load, returner, views
 from .options import both_with
+from .positions import Positions, in_runs, together, tokens_seen
 from .reference.layout import Codes
 from .selection import DEFAULT, Selection
 from .softmax import PLAIN, Softmax
@@ -20,6 +23,7 @@ def select_topk(
     selection: Selection = DEFAULT,
     k: Array | None = None,
     softmax: Softmax = PLAIN,
+    positions: Positions = None,
     **options: Any,
 ) -> Array:
     """Indices of the tokens that matter most to raw queries.
@@ -30,8 +34,9 @@ def select_topk(
     Parameters
     ----------
     q : array (B, H, L, D)
-        float16, bfloat16 or float32, as the model computes it (after RoPE); B may be absent. The
-        queries are the last L of the coded tokens. Each sees the tokens up to itself.
+        float16, bfloat16 or float32, as the model computes it (after RoPE); B may be absent. Unless
+        `positions` say otherwise, the queries are the last L of the coded tokens, and each sees the
+        tokens up to itself.
     codes : KeyCodes or Codes
         From `encode(k)`, or arrays of your own that `encode_into` filled.
     budget : int
@@ -44,6 +49,10 @@ def select_topk(
     softmax : Softmax
         That of the attention that follows. Only the choice of a group depends on it, and only on
         its scale: the shares of the heads leave the cap and the sinks out.
+    positions : "all", or (L,) or (B, L) integers, optional
+        The last token that each query sees: its own position in a static cache, its parent's path
+        in a draft, or any other. -1 sees none. "all" is the last token of the sequence for every
+        query, as in cross attention; L may then be larger than the number of tokens.
     **options
         Fields of `selection` or `softmax` to change for this call, as in
         ``select_topk(q, codes, 128, sinks=4)``.
@@ -88,8 +97,19 @@ def select_topk(
     checks.forced(where, budget, selection)
     checks.query_heads(where, softmax.sink_logits, q4.shape)
     keys = _coded_keys(codes, k, selection) if selection.refine else None
-    found = load(codes.backend).select_topk(q4, codes.record, int(budget), selection, keys, softmax)
-    return returner(q)(found.reshape(*a.shape[:-1], int(budget)))
+    record = codes.record
+    seen = tokens_seen(where, positions, q4.shape, np.broadcast_to(record.length, q4.shape[:1]))
+    home, K = load(codes.backend), int(budget)
+    if seen is None:
+        found = home.select_topk(q4, record, K, selection, keys, softmax)
+    else:
+
+        def call(part: Any, lengths: Any, softmax: Softmax) -> tuple[Any]:
+            own = record._replace(length=lengths)
+            return (home.select_topk(part, own, K, selection, keys, softmax),)
+
+        (found,) = together(in_runs(q4, seen, softmax, call, selection.group))
+    return returner(q)(found.reshape(*a.shape[:-1], K))
 
 
 def _coded_keys(codes: KeyCodes, k: Array | None, selection: Selection) -> Array:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import checks
+from .attend_coded import attend_coded
 from .codes import KeyCodes
 from .dispatch import Array, load, returner, views
 from .options import both_with
+from .positions import Positions, tokens_seen
 from .selection import DEFAULT, TAIL, Selection
 from .softmax import PLAIN, Softmax
 from .values import ValueCodes
@@ -26,6 +28,7 @@ def attend_tail(
     selection: Selection = DEFAULT,
     softmax: Softmax = PLAIN,
     return_lse: bool = False,
+    positions: Positions = None,
     **options: Any,
 ) -> Array:
     """Attention to all tokens in three tiers: exact, by codes, and by a mean.
@@ -40,7 +43,8 @@ def attend_tail(
     ----------
     q : array (B, H, L, D)
         float16, bfloat16 or float32, as the model computes it (after RoPE); B may be absent. The
-        queries are the last L of the coded tokens. Each sees the tokens up to itself.
+        queries are the last L of the coded tokens, unless `positions` say otherwise. Each sees the
+        tokens up to itself.
     k : array (B, H_kv, S, D)
         The keys that were coded, with at least as many tokens as the codes. One of the three
         dtypes, which may differ from q's. The leading strides are free.
@@ -60,6 +64,8 @@ def attend_tail(
         estimated logits too.
     return_lse : bool
         Also return the log-sum-exp, which `merge` needs.
+    positions : "all", or (L,) or (B, L) integers, optional
+        The last token that each query sees, as in `select_topk`. All tokens up to there count.
     **options
         Fields of `selection` or `softmax` to change for this call, as in
         ``attend_tail(q, k, v, codes, values, 128, tail=1024)``.
@@ -125,11 +131,11 @@ def attend_tail(
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
     checks.query_heads(where, softmax.sink_logits, q4.shape)
-    home, rows, K = load(codes.backend), (q4, k4, v4, codes.record), int(budget)
-    if selection.tail:
-        found, lse = home.attend_tail(*rows, values.record, K, selection, softmax)
-    else:
-        found, lse = home.attend_topk(*rows, K, selection, softmax)
+    rows, record = (q4, k4, v4), codes.record
+    seen = tokens_seen(where, positions, q4.shape, np.broadcast_to(record.length, q4.shape[:1]))
+    coded = values._coded() if selection.tail else None
+    home, K = load(codes.backend), int(budget)
+    found, lse = attend_coded(home, rows, record, coded, K, selection, softmax, seen)
     give = returner(q)
     out = give(found.reshape(*a.shape[:-1], c.shape[-1]))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out
