@@ -27,11 +27,11 @@ def attend(
     return_lse: bool = False,
     window: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
-    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
+    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k and v.
 
     Without indices each query sees the last `window` tokens up to itself, or all of them.
     """
-    out = np.empty(q.shape, q.dtype)
+    out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if out.size:
         attention = attention_fields(k, v, softmax, out, lse)
@@ -57,16 +57,17 @@ def attend(
 def attention_fields(
     k: NDArray, v: NDArray, softmax: Softmax | None, out: NDArray, lse: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Fields of a record: keys, values and the places of the results."""
-    if softmax is not None and not (softmax.soft_cap is softmax.sink_logits is None):
-        raise ValueError(f"the CPU backend has neither a soft cap nor sinks; got {softmax}")
-    if v.shape[3] != k.shape[3]:
-        raise ValueError(f"the CPU backend needs values of head_dim {k.shape[3]}")
+    """Fields of a record: keys, values, the softmax and the places of the results."""
     fields: dict[str, float] = {
         "out": address_of(out),
         "lse": address_of(lse),
         "scale": factor(softmax, k.shape[3]),
     }
+    if softmax is not None:
+        if softmax.soft_cap is not None:
+            fields["soft_cap"] = softmax.soft_cap
+        if softmax.sink_logits is not None:
+            fields["sink_logits"] = address_of(softmax.sink_logits)
     fields.update(k_fields(k))
     fields.update(v_fields(v))
     return fields

@@ -49,8 +49,8 @@ def attend_topk(
     selection: Selection,
     softmax: Softmax | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
-    """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
-    out = np.empty(q.shape, q.dtype)
+    """Attention to the tokens that select_topk takes: out (B, H, L, D_v) and lse."""
+    out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
         fields = attention_fields(k, v, softmax, out, lse) | {
