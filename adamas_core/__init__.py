@@ -36,6 +36,7 @@ _HOME = {
     "Selection": "selection",
     "Softmax": "softmax",
     "merge": "ops",
+    "merge_topk": "scores",
     "checked": "checks",
     "KeyCodes": "codes",
     "Codes": "reference.layout",
@@ -81,6 +82,7 @@ __all__ = [
     "get_library",
     "hadamard",
     "merge",
+    "merge_topk",
     "quantize",
     "quantize_query",
     "score",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
     from .pairs import as_pairs, as_words
     from .reference.layout import Centers, Codes, Fine
+    from .scores import merge_topk
     from .select import select_topk
     from .selection import Selection
     from .softmax import Softmax

@@ -12,6 +12,7 @@ from .dispatch import Array, load, returner, views
 from .options import both_with
 from .positions import Positions, in_runs, together, tokens_seen
 from .reference.layout import Codes
+from .scores import chosen_scores
 from .selection import DEFAULT, Selection
 from .softmax import PLAIN, Softmax
 
@@ -24,8 +25,9 @@ def select_topk(
     k: Array | None = None,
     softmax: Softmax = PLAIN,
     positions: Positions = None,
+    return_scores: bool = False,
     **options: Any,
-) -> Array:
+) -> Any:
     """Indices of the tokens that matter most to raw queries.
 
     This is the fused step: no distances are kept in memory. For plain codes and default options the
@@ -53,14 +55,22 @@ def select_topk(
         The last token that each query sees: its own position in a static cache, its parent's path
         in a draft, or any other. -1 sees none. "all" is the last token of the sequence for every
         query, as in cross attention; L may then be larger than the number of tokens.
+    return_scores : bool
+        Also return the numbers by which the tokens were chosen, which `merge_topk` needs. Those of
+        the K tokens are computed again from their codes, and a GPU is waited for.
     **options
         Fields of `selection` or `softmax` to change for this call, as in
         ``select_topk(q, codes, 128, sinks=4)``.
 
     Returns
     -------
-    array (B, H, L, K), int32
+    indices : array (B, H, L, K), int32
         Ascending. Where fewer than K tokens are visible, the last places hold -1.
+    scores : array (B, H, L, K)
+        Only with `return_scores`. Of plain codes the distances, uint16, and 65535 at the places
+        that hold -1. Of centered codes the estimates of q.k, float32, without the scale, and -inf
+        at these places. With refine they are the products q.k, float32. A NaN counts as -inf. They
+        have the same bits in every backend.
 
     Raises
     ------
@@ -70,7 +80,8 @@ def select_topk(
     ValueError
         Shapes do not fit. The codes are empty. An option is out of range. k is missing although
         refine needs it. The budget is below 1 or above the number of coded tokens. Centered codes
-        are searched with metric="manhattan".
+        are searched with metric="manhattan". Scores are asked for with group=True, whose shares
+        depend on all tokens.
 
     Examples
     --------
@@ -83,6 +94,12 @@ def select_topk(
     """
     where = "select_topk"
     selection, softmax = both_with(where, selection, softmax, options)
+    checks.true_or_false(where, "return_scores", return_scores)
+    if return_scores and selection.group:
+        raise ValueError(
+            f"{where}: return_scores=True with group=True; expected group=False, because a group "
+            "chooses by shares that depend on all tokens"
+        )
     (a,) = views(q=q)
     checks.floats(where, "q", a, (3, 4))
     codes = key_codes(where, codes, a.shape[-1])
@@ -100,16 +117,20 @@ def select_topk(
     record = codes.record
     seen = tokens_seen(where, positions, q4.shape, np.broadcast_to(record.length, q4.shape[:1]))
     home, K = load(codes.backend), int(budget)
+
+    def call(part: Any, lengths: Any, softmax: Softmax) -> tuple[Any]:
+        own = record._replace(length=lengths)
+        return (home.select_topk(part, own, K, selection, keys, softmax),)
+
     if seen is None:
-        found = home.select_topk(q4, record, K, selection, keys, softmax)
+        (found,) = call(q4, record.length, softmax)
     else:
-
-        def call(part: Any, lengths: Any, softmax: Softmax) -> tuple[Any]:
-            own = record._replace(length=lengths)
-            return (home.select_topk(part, own, K, selection, keys, softmax),)
-
         (found,) = together(in_runs(q4, seen, softmax, call, selection.group))
-    return returner(q)(found.reshape(*a.shape[:-1], K))
+    give, shape = returner(q), (*a.shape[:-1], K)
+    indices = give(found.reshape(shape))
+    if not return_scores:
+        return indices
+    return indices, give(chosen_scores(home, q4, record, found, selection, keys).reshape(shape))
 
 
 def _coded_keys(codes: KeyCodes, k: Array | None, selection: Selection) -> Array:
