@@ -147,12 +147,11 @@ def test_a_step_selects_by_the_scale_that_it_is_given(place: Place, kind: str, s
     cache.append(*there[1:])
     got = decode_attention(there[0], cache, 12, scale=scale)
     codes = cache[0].codes.record
-    host = [None if x is None else type(x)(*map(on_host, x)) for x in (codes.centers,)]
-    own = codes._replace(
-        planes=on_host(codes.planes),
-        thresholds=on_host(codes.thresholds),
-        centers=host[0],
-        fine=None,
+    own = Codes(
+        on_host(codes.planes),
+        codes.length,
+        on_host(codes.thresholds),
+        codes.centers and Centers(*map(on_host, codes.centers)),
     )
     softmax = Softmax(scale=scale)
     indices = reference.select_topk(q, own, 12, selection, k, softmax)
