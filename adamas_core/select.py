@@ -52,8 +52,8 @@ def select_topk(
         That of the attention that follows. Only the choice of a group depends on it, and only on
         its scale: the shares of the heads leave the cap and the sinks out.
     positions : "all", or (L,) or (B, L) integers, optional
-        The last token that each query sees: its own position in a static cache, its parent's path
-        in a draft, or any other. -1 sees none. "all" is the last token of the sequence for every
+        The last token that each query sees, as in a static cache, which does not know how many of
+        its slots hold tokens. -1 sees none. "all" is the last token of the sequence for every
         query, as in cross attention; L may then be larger than the number of tokens.
     return_scores : bool
         Also return the numbers by which the tokens were chosen, which `merge_topk` needs. Those of
