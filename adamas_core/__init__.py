@@ -34,9 +34,17 @@ _HOME = {
     "attend": "ops",
     "select_topk": "select",
     "Selection": "selection",
+    "Softmax": "softmax",
     "merge": "ops",
+    "merge_topk": "scores",
     "checked": "checks",
     "KeyCodes": "codes",
+    "Codes": "reference.layout",
+    "Centers": "reference.layout",
+    "Fine": "reference.layout",
+    "encode_into": "encode_into",
+    "as_pairs": "pairs",
+    "as_words": "pairs",
     "encode": "codes",
     "calibrate": "codes",
     "ValueCodes": "values",
@@ -50,23 +58,31 @@ _HOME = {
 }
 
 __all__ = [
+    "Centers",
+    "Codes",
+    "Fine",
     "KVCache",
     "KeyCodes",
     "PAPER",
     "Selection",
+    "Softmax",
     "ValueCodes",
     "__version__",
+    "as_pairs",
+    "as_words",
     "attend",
     "attend_tail",
     "calibrate",
     "checked",
     "decode_attention",
     "encode",
+    "encode_into",
     "encode_values",
     "get_include",
     "get_library",
     "hadamard",
     "merge",
+    "merge_topk",
     "quantize",
     "quantize_query",
     "score",
@@ -78,10 +94,15 @@ if TYPE_CHECKING:
     from .cache import KVCache, decode_attention
     from .checks import checked
     from .codes import PAPER, KeyCodes, calibrate, encode
+    from .encode_into import encode_into
     from .library import get_include, get_library
     from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
+    from .pairs import as_pairs, as_words
+    from .reference.layout import Centers, Codes, Fine
+    from .scores import merge_topk
     from .select import select_topk
     from .selection import Selection
+    from .softmax import Softmax
     from .tail import attend_tail
     from .values import ValueCodes, encode_values
 

@@ -24,6 +24,7 @@ from .dispatch import (
 )
 from .lengths import Lengths
 from .ops import hadamard
+from .pairs import words_or_pairs
 from .reference.center import CENTERED_THRESHOLDS, RMS_SHARE
 from .reference.layout import TILE, Centers, Codes, Fine, padded
 from .slot import Slot
@@ -111,9 +112,10 @@ class KeyCodes(TokenCodes):
 
     Parameters
     ----------
-    planes : array (2, B, H_kv, T, 8, P, 8), uint64
+    planes : array (2, B, H_kv, T, 8, P, 8), uint64, or (2, B, H_kv, T, 8, P, 8, 2), uint32
         High plane and low plane. The axes of each plane are tile of 64 tokens, group of 8 tokens,
-        word, token in the group. The array is not copied; `append` writes into its free slots.
+        word, token in the group. uint32 are pairs, as of `as_pairs`. The array is not copied;
+        `append` writes into its free slots.
     length : int or array (B,) of integers
         Tokens in the planes, for all sequences or for each.
     thresholds : array (H_kv, 3) or (3,), or three numbers
@@ -127,8 +129,8 @@ class KeyCodes(TokenCodes):
         For centered codes: means (B, H_kv, T, Dt), float16; scales (B, H_kv, T, 64), uint8;
         open_tile (B, H_kv, 64, Dt), float32. The arrays are not copied.
     fine : Fine, optional
-        For centered codes of three bits: bits (B, H_kv, T, 64, P), uint64; scales
-        (B, H_kv, T, 64), uint8. The arrays are not copied.
+        For centered codes of three bits: bits (B, H_kv, T, 64, P), uint64, or pairs
+        (B, H_kv, T, 64, P, 2), uint32; scales (B, H_kv, T, 64), uint8. The arrays are not copied.
 
     Attributes
     ----------
@@ -177,7 +179,7 @@ class KeyCodes(TokenCodes):
         fine: Fine | None = None,
     ) -> None:
         where = "KeyCodes"
-        (buffer,) = views(planes=planes)
+        buffer = words_or_pairs(where, "planes", *views(planes=planes))
         checks.planes(where, buffer)
         _, B, H_kv, T, _, _, _ = buffer.shape
         checks.head_dim(where, head_dim)
@@ -195,7 +197,8 @@ class KeyCodes(TokenCodes):
         if fine is not None:
             checks.instance(where, "fine", fine, Fine, "Fine")
             checks.code_bits(where, 3, centers is not None)
-            fine = Fine(*views(**fine._asdict()))
+            bits, scales = views(**fine._asdict())
+            fine = Fine(words_or_pairs(where, "fine.bits", bits), scales)
             checks.fine(where, fine, buffer)
         t = head_thresholds(t, H_kv, backend)
         lengths = Lengths.of(n, B)
@@ -239,6 +242,26 @@ class KeyCodes(TokenCodes):
         kind = Kind(by_means, checks.code_bits(where, bits, by_means) == 3)
         t = head_thresholds(t, H_kv, backend)
         return cls._of(code_store.empty(B, H_kv, head_dim, t, backend, capacity, kind))
+
+    @classmethod
+    def from_arrays(cls, codes: Codes, head_dim: int, backend: str | None = None) -> KeyCodes:
+        """Wrap the arrays of a caller, without a copy: `encode_into` and `arrays` give such ones.
+
+        The arguments are those of `KeyCodes`, in one record. `append` writes into the arrays as
+        long as there is room in them, and else goes on with larger ones of its own.
+        """
+        checks.instance("KeyCodes.from_arrays", "codes", codes, Codes, "a Codes")
+        planes, length, thresholds, centers, fine = codes
+        return cls(planes, length, thresholds, head_dim, backend, centers, fine)
+
+    def arrays(self) -> Codes:
+        """The arrays with all their room, as one record, without a copy.
+
+        They stay those of the codes until an operation needs more room, or a read-only array has to
+        be written.
+        """
+        held = self._coded()
+        return Codes(held.planes, held.lengths.given(), held.thresholds, held.centers, held.fine)
 
     @property
     def planes(self) -> Any:
@@ -426,6 +449,14 @@ def encode(
         t = on_host_thresholds(where, thresholds)
         checks.thresholds(where, t, H_kv)
     return KeyCodes._of(encoded(a, Lengths.of(n, B), t, backend, kind))
+
+
+def key_codes(where: str, codes: KeyCodes | Codes, head_dim: int) -> KeyCodes:
+    """The codes of a caller; arrays of a caller are wrapped."""
+    if isinstance(codes, Codes):
+        return KeyCodes.from_arrays(codes, head_dim)
+    checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k) returns")
+    return codes
 
 
 def encoded(

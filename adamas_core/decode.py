@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from . import checks
+from .attend_coded import attend_coded
 from .dispatch import load
 from .layers import Layer
+from .positions import Positions, dense
 from .selection import Selection
+from .softmax import Softmax
 from .window_layer import WindowLayer
 
 NDArray = np.ndarray[Any, Any]
@@ -21,22 +24,30 @@ def check_queries(
     kv_shape: tuple[int, ...],
     selection: Selection,
     budget: int | None,
-    scale: float | None,
+    softmax: Softmax,
 ) -> Any:
     """Queries (B, H, L, D) of a caller, checked against keys (B, H_kv, S, D)."""
     checks.floats(where, "q", q, (3, 4))
     q4 = q[None] if q.ndim == 3 else q
     checks.heads(where, "q and the cache", q4.shape, kv_shape)
     checks.same_head_dim(where, q, "the cache", kv_shape[-1])
-    checks.scale(where, scale)
+    checks.query_heads(where, softmax.sink_logits, q4.shape)
     if budget is not None:
         checks.at_least(where, "budget", budget, 1)
         checks.forced(where, budget, selection)
     return q4
 
 
-def check_tokens(where: str, q: NDArray, layer: Layer) -> None:
+def check_tokens(where: str, q: NDArray, layer: Layer, positions: Positions = None) -> None:
     """Reject queries whose tokens are not in the layer. A sequence may have no token at all."""
+    if positions is not None:
+        if isinstance(layer, WindowLayer):
+            raise ValueError(
+                f"{where}: {checks.stated('positions', positions)} for a layer with a window of "
+                f"{layer.window} tokens; expected positions=None, because it keeps only the last "
+                "ones"
+            )
+        return
     L, lengths = q.shape[-2], layer.lengths
     if ((lengths.each < L) & (lengths.each > 0)).any() or lengths.longest < L:
         raise ValueError(
@@ -57,15 +68,20 @@ def attend_layer(
     layer: Layer,
     selection: Selection,
     budget: int | None,
-    scale: float | None,
+    softmax: Softmax,
+    seen: NDArray | None = None,
 ) -> tuple[Any, Any]:
-    """Attention and lse of checked queries (B, H, L, D): the last L tokens of a layer."""
+    """Attention (B, H, L, D_v) and lse of checked queries, each of which sees `seen` (B, L) tokens.
+
+    Without `seen` they are the last L tokens of the layer.
+    """
     home = load(str(layer.backend))
     if budget is None or layer.codes is None or budget >= layer.lengths.longest:
-        return layer.dense(home, q, scale)
+        if seen is None:
+            return layer.dense(home, q, softmax)
+        return dense(home, (q, *layer.keys_values()), seen, softmax)
     centered = layer.codes.centers is not None
     checks.searchable(where, selection, q.shape[-1], centered)
-    rows, K = (q, *layer.keys_values(), layer.codes.record()), int(budget)
-    if layer.values is not None:
-        return home.attend_tail(*rows, layer.values.record(), K, selection, scale)  # type: ignore[no-any-return]
-    return home.attend_topk(*rows, K, selection, scale)  # type: ignore[no-any-return]
+    rows, K = (q, *layer.keys_values()), int(budget)
+    record = layer.codes.record()
+    return attend_coded(home, rows, record, layer.values, K, selection, softmax, seen)

@@ -13,6 +13,7 @@ until CuPy's stream has read them, or let both libraries use one stream.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -23,6 +24,7 @@ import array_api_compat as api
 import numpy as np
 
 from . import checks
+from .dlpack import CUDA, DEVICES, HOST, NUMPY, Bfloat16, Unreadable, Words
 
 # One of a caller's arrays, of any library.
 Array = Any
@@ -32,10 +34,6 @@ BACKENDS = {"cpu": "cpu", "gpu": "cuda", "reference": "cpu"}
 
 # The backend of NumPy's arrays.
 DEFAULT_BACKEND = "cpu"
-
-# Device types of dlpack.h, by the names that errors show.
-_CPU, _CUDA = 1, 2
-_DEVICES = {_CPU: "cpu", _CUDA: "cuda", 3: "cuda-host", 8: "metal", 10: "rocm", 14: "oneapi"}
 
 
 def load(backend: str) -> ModuleType:
@@ -116,10 +114,16 @@ def on_host_thresholds(where: str, thresholds: Any) -> np.ndarray[Any, Any]:
 
 
 def returner(like: Array) -> Callable[[Array], Array]:
-    """A function that gives a backend's result back in the library of the array `like`."""
+    """A function that gives a backend's result back in the library of the array `like`.
+
+    A library that has no namespace of arrays, as TensorFlow, gets the arrays of the backend.
+    """
     if isinstance(like, np.ndarray):
         return lambda result: result
-    xp = api.array_namespace(like)
+    try:
+        xp = api.array_namespace(like)
+    except TypeError:
+        return lambda result: result
 
     def give(result: Array) -> Array:
         if isinstance(result, type(like)):
@@ -127,8 +131,7 @@ def returner(like: Array) -> Callable[[Array], Array]:
         if result.dtype.name == "bfloat16":
             if api.is_torch_array(like):
                 return xp.from_dlpack(result.view(np.int16)).view(xp.bfloat16)
-            if isinstance(result, np.ndarray):  # which does not export it through DLPack
-                return xp.asarray(result)
+            return xp.from_dlpack(Bfloat16(result))
         given = xp.from_dlpack(result)
         if given.dtype != getattr(xp, result.dtype.name):
             raise TypeError(
@@ -143,36 +146,71 @@ def returner(like: Array) -> Callable[[Array], Array]:
 def _view(name: str, x: Array) -> Any:
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
+    _no_tracer(name, x)
     if not hasattr(x, "__dlpack_device__"):
         raise TypeError(
-            f"{name} is a {type(x).__module__}.{type(x).__qualname__}; expected an array of NumPy "
-            "or of a library that speaks DLPack"
+            f"{name} is a {_kind(x)}; expected an array of NumPy or of a library that speaks DLPack"
         )
     try:
         device, number = x.__dlpack_device__()
-        where = f"{_DEVICES.get(int(device), f'DLPack device type {int(device)}')}:{number}"
-    except (ValueError, BufferError, RuntimeError):  # a device without memory, as torch's meta
-        device, where = None, str(x.device)
-    told = f"{name} lies on device {where} with shape {tuple(x.shape)} and dtype {x.dtype}"
-    if device == _CUDA:
-        xp = _cupy(told, number)
+        where = f"{DEVICES.get(int(device), f'DLPack device type {int(device)}')}:{number}"
+    except (ValueError, BufferError, RuntimeError) as error:  # no memory, as torch's meta
+        device, where = None, str(getattr(x, "device", error))
+    if device == CUDA:
+        xp = _cupy(_told(name, x, where), number)
         if isinstance(x, xp.ndarray):
             return x
-    elif device == _CPU:
+    elif device in HOST:
         xp = np
     else:
         raise ValueError(
-            f"{told}; expected the memory of the CPU or of a CUDA device, and no array is copied "
-            "between devices"
+            f"{_told(name, x, where)}; expected the memory of the CPU or of a CUDA device, and no "
+            "array is copied between devices"
         )
+    dtype = str(getattr(x, "dtype", "")).rpartition(".")[2]
     if api.is_torch_array(x):
         x = x.detach()
-    if str(x.dtype).rpartition(".")[2] == "bfloat16":
-        if api.is_torch_array(x):
+        if dtype == "bfloat16":
             return xp.from_dlpack(x.view(api.array_namespace(x).int16)).view(bfloat16(name))
-        if xp is np:
-            return np.asarray(x)
-    return xp.from_dlpack(x)
+    try:
+        if dtype in NUMPY:
+            return xp.from_dlpack(x)
+        words = Words(x)  # the dtype is one that NumPy lacks, or only the capsule tells it
+        view = xp.from_dlpack(words)
+    except Unreadable as reason:
+        raise TypeError(f"{name} {reason}") from None
+    except (BufferError, RuntimeError) as reason:
+        raise ValueError(f"{_told(name, x, where)}, and cannot be read: {reason}") from reason
+    return view.view(bfloat16(name)) if words.dtype == "bfloat16" else view
+
+
+def _kind(x: Array) -> str:
+    """The full name of an object's class."""
+    return f"{type(x).__module__}.{type(x).__qualname__}"
+
+
+def _told(name: str, x: Array, where: str) -> str:
+    """An array and its device, as errors show them. A bare producer has no shape and no dtype."""
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        return f"{name}, a {_kind(x)}, lies on device {where}"
+    return f"{name} lies on device {where} with shape {tuple(x.shape)} and dtype {x.dtype}"
+
+
+def _no_tracer(name: str, x: Array) -> None:
+    """Reject an array that stands for others while a function is traced: it has no memory."""
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if jax is not None and isinstance(x, jax.core.Tracer):
+        raise TypeError(
+            f"{name} is traced by JAX, as inside jit, vmap, scan or grad: {x.aval.str_short()}; "
+            "expected an array with numbers; adamas_core.jax has functions for traced arrays"
+        )
+    if torch is not None and isinstance(x, torch.Tensor):
+        functorch = getattr(torch._C, "_functorch", None)
+        if functorch is not None and functorch.is_functorch_wrapped_tensor(x):
+            raise TypeError(
+                f"{name} is a tensor inside torch.vmap or another transform of torch.func; "
+                "expected a tensor outside of it: many sequences go in as the first axis, B"
+            )
 
 
 def _cupy(told: str, number: int) -> Any:

@@ -109,6 +109,16 @@ def cut(state: CodedValues, lengths: Lengths, v: Any, guard: Guard) -> CodedValu
     return room._replace(sums=sums, lengths=lengths)
 
 
+def record_of_first(state: CodedValues, v: Any, counts: NDArray) -> Values:
+    """What backends read of the first counts (B,) tokens alone; v (B, H_kv, S, D) has the values.
+
+    The codes may go on after these tokens. At most 4096 values of each sequence are read.
+    """
+    first = Lengths(counts, ragged=True)
+    sums = value_sums.cut(state.sums, v, state.lengths, first, state.backend)
+    return state.record()._replace(total=sums.total())
+
+
 def take(state: CodedValues, order: NDArray) -> CodedValues:
     """Values of the sequences `order` (B',), in arrays of their own; -1 is an empty sequence."""
     xp, lengths = array_module(state.backend), state.lengths.take(order)

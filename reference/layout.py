@@ -15,46 +15,81 @@ MAX_HEAD_DIM = 2048  # 3 * 7 * 2048 = 43008, the largest distance of 4-bit queri
 # It lives on the floor above, and the functions here only read its fields.
 Selection: TypeAlias = Any
 
+# How inner products become weights. The class is adamas_core.softmax.Softmax.
+Softmax: TypeAlias = Any
+
 
 class Centers(NamedTuple):
-    """The arrays that centered codes need in addition to their planes."""
+    """The arrays that centered codes need in addition to their planes.
 
-    means: NDArray[np.float16]  # (B, H_kv, T, Dt): the codes of a tile are relative to its mean
-    scales: NDArray[np.uint8]  # (B, H_kv, T, 64): one per token, see center.scale_of
-    open_tile: NDArray[np.float32]  # (B, H_kv, 64, Dt): transformed keys of the tile in progress
+    Parameters
+    ----------
+    means : array (B, H_kv, T, Dt), float16
+        The codes of a tile are relative to its mean.
+    scales : array (B, H_kv, T, 64), uint8
+        One per token: the bits 20 to 27 of a float32, from 2^-16 to 61440.
+    open_tile : array (B, H_kv, 64, Dt), float32
+        The transformed keys of the tile in progress.
+    """
+
+    means: NDArray[np.float16]
+    scales: NDArray[np.uint8]
+    open_tile: NDArray[np.float32]
 
 
 class Fine(NamedTuple):
     """A third bit per coordinate of centered codes, which is read for the tail's tokens alone.
 
     The words of a token lie side by side, because no search goes through them.
+
+    Parameters
+    ----------
+    bits : array (B, H_kv, T, 64, P), uint64
+    scales : array (B, H_kv, T, 64), uint8
+        Of the codes of three bits, as the scales of `Centers`.
     """
 
-    bits: NDArray[np.uint64]  # (B, H_kv, T, 64, P)
-    scales: NDArray[np.uint8]  # (B, H_kv, T, 64): of the codes of three bits, see center.scale_of
+    bits: NDArray[np.uint64]
+    scales: NDArray[np.uint8]
 
 
 class Codes(NamedTuple):
-    """All that a backend reads of coded keys."""
+    """All that a backend reads of coded keys: arrays, and nothing that is kept elsewhere.
 
-    planes: NDArray[np.uint64]  # (2, B, H_kv, T, 8, P, 8): high plane, low plane
-    length: int | NDArray[np.integer]  # tokens, of all sequences or of each (B,); on the host
-    thresholds: NDArray[np.float32]  # (H_kv, 3)
-    centers: Centers | None = None  # None: the codes are not centered
-    fine: Fine | None = None  # None: two bits per coordinate, with which there is no tail
+    Parameters
+    ----------
+    planes : array (2, B, H_kv, T, 8, P, 8), uint64
+        The high bits of all codes, then the low bits. Tiles of 64 tokens have 8 groups of 8 tokens.
+        In a group there are P words of each token, word by word. Bit i of word j belongs to
+        coordinate 64 j + i of the transformed key.
+    length : int or array (B,) of integers
+        Tokens of all sequences, or of each; on the host.
+    thresholds : array (H_kv, 3), float32
+        Of centered codes in units of the token's rms: -0.996, 0 and 0.996.
+    centers : Centers or None
+        None: the codes are plain.
+    fine : Fine or None
+        None: two bits per coordinate, with which there is no tail.
+    """
+
+    planes: NDArray[np.uint64]
+    length: int | NDArray[np.integer]
+    thresholds: NDArray[np.float32]
+    centers: Centers | None = None
+    fine: Fine | None = None
 
 
 class Values(NamedTuple):
     """All that a backend reads of coded values, beside the values themselves.
 
-    They are as many as the coded keys. Codes are read one token at a time, so in memory the words
-    of a token lie side by side.
+    They are as many as the coded keys. D_v is their head_dim, and P_v = words(D_v). Codes are read
+    one token at a time, so in memory the words of a token lie side by side.
     """
 
-    codes: NDArray[np.uint64]  # (B, H_kv, T, 64, 2, P): words of the high plane, then of the low
+    codes: NDArray[np.uint64]  # (B, H_kv, T, 64, 2, P_v): words of the high plane, then of the low
     scales: NDArray[np.uint8]  # (B, H_kv, T, 64): one per token, see center.scale_of
-    bases: NDArray[np.float32]  # (B, H_kv, 2, D): see values.bases_of
-    total: NDArray[np.float32]  # (B, H_kv, D): the sum of each sequence's values
+    bases: NDArray[np.float32]  # (B, H_kv, 2, D_v): see values.bases_of
+    total: NDArray[np.float32]  # (B, H_kv, D_v): the sum of each sequence's values
 
 
 def padded(head_dim: int) -> int:

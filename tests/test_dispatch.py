@@ -14,6 +14,7 @@ from conftest import moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_attention, assert_same_bits, exact_attention
+from producers import Producer
 from strategies import FINITE, cases, metrics
 
 import adamas_core as ac
@@ -95,7 +96,7 @@ def test_attention_of_device_arrays(device: Any) -> None:
         out, lse = ac.attend(*there, indices, return_lse=True)
         assert isinstance(out, device.ndarray)
         chosen = None if indices is None else on_host(indices)
-        expected, expected_lse = exact_attention(q, k, v, chosen, 64**-0.5)
+        expected, expected_lse = exact_attention(q, k, v, chosen)
         assert_attention(on_host(out), expected, q.dtype)
         np.testing.assert_allclose(on_host(lse), expected_lse, rtol=2e-6)
         parts.append((out, lse))
@@ -363,3 +364,127 @@ def test_bfloat16_without_ml_dtypes(torch: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
     with pytest.raises(TypeError, match="x has dtype bfloat16, which NumPy knows only with ml_dty"):
         ac.hadamard(torch.zeros(2, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.peers
+def test_an_eight_bit_float_is_named(torch: Any) -> None:
+    k = torch.zeros(2, 3, 100, 64, dtype=torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"k is float8_e4m3fn \(2, 3, 100, 64\); expected dtype"):
+        ac.encode(k)
+
+
+@pytest.mark.peers
+def test_inside_a_transform_of_torch(torch: Any) -> None:
+    told = r"x is a tensor inside torch.vmap .*expected a tensor outside of it"
+    with pytest.raises(TypeError, match=told):
+        torch.vmap(ac.hadamard)(torch.zeros(2, 8))
+    with pytest.raises(TypeError, match=told):
+        torch.func.grad(lambda x: ac.hadamard(x).sum())(torch.zeros(8))
+
+
+@pytest.mark.peers
+def test_a_tensor_that_does_not_export(torch: Any) -> None:
+    with pytest.raises(ValueError, match=r"x lies on device cpu:0 .*, and cannot be read: "):
+        ac.hadamard(torch.zeros(2, 8, dtype=torch.float32).to_sparse())
+
+
+# JAX's arrays
+
+
+@pytest.fixture(scope="module")
+def jax() -> Any:
+    if "CI" in os.environ:
+        return __import__("jax")
+    return pytest.importorskip("jax", reason='jax is in the extra "peers"')
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_jax_without_a_copy(jax: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, n, 64)).astype(dtype) for n in (1, 300, 300))
+    a, b, c = map(jax.numpy.asarray, (q, k, v))
+    assert native(b).__array_interface__["data"][0] == b.unsafe_buffer_pointer()
+    assert_same_bits(native(b), k)
+    idx = ac.select_topk(a, ac.encode(b), 20)
+    assert isinstance(idx, jax.Array)
+    out = ac.attend(a, b, c, idx)
+    assert isinstance(out, jax.Array)
+    assert_same_bits(np.asarray(out), ac.attend(q, k, v, np.asarray(idx)))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("transform", ["jit", "vmap", "grad"])
+def test_a_tracer_of_jax_is_told_where_to_go(jax: Any, transform: str) -> None:
+    told = r"x is traced by JAX, .*: float32\[8\]; expected an array with .*; adamas_core.jax has"
+    x = jax.numpy.zeros((2, 8) if transform == "vmap" else 8)
+    with pytest.raises(TypeError, match=told):
+        getattr(jax, transform)(ac.hadamard)(x)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q, k, codes, cache: ac.select_topk(q, codes, 8),
+        lambda q, k, codes, cache: ac.attend(q, k, k, None),
+        lambda q, k, codes, cache: ac.decode_attention(q, cache, 8),
+        lambda q, k, codes, cache: cache.append(k, k),
+        lambda q, k, codes, cache: codes.append(k),
+        lambda q, k, codes, cache: ac.encode(k).planes,
+    ],
+)
+def test_every_function_tells_a_tracer(jax: Any, call: Callable[..., Any]) -> None:
+    k = np.ones((2, 100, 64), np.float32)
+    codes, cache = ac.encode(k), ac.KVCache()
+    cache.append(k, k)
+    with pytest.raises(TypeError, match=r"[qk] is traced by JAX"):
+        jax.jit(lambda q, k: call(q, k, codes, cache))(k[:, :1], k)
+
+
+# A library that array-api-compat does not know
+
+
+class Tensor:
+    """A tensor as TensorFlow's: it speaks DLPack, and its dtype is an object of its own."""
+
+    class DType:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __repr__(self) -> str:
+            return f"<dtype: '{self.name}'>"
+
+    def __init__(self, x: np.ndarray[Any, Any]) -> None:
+        self.producer = Producer(x, None)
+        self.shape, self.dtype, self.device = list(x.shape), self.DType(x.dtype.name), "/CPU:0"
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.producer.__dlpack_device__()
+
+    def __dlpack__(self, stream: int | None = None) -> object:
+        return self.producer.__dlpack__()
+
+    def __array__(self, *_: Any) -> Any:
+        raise AssertionError("it was copied")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_an_unknown_library_gets_numpys_arrays(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, n, 64)).astype(dtype) for n in (1, 300, 300))
+    a, b, c = map(Tensor, (q, k, v))
+    assert np.shares_memory(native(b), k)
+    idx = ac.select_topk(a, ac.encode(b), 20)
+    assert_same_bits(idx, ac.select_topk(q, ac.encode(k), 20))
+    out, lse = ac.attend(a, b, c, Tensor(idx), return_lse=True)
+    assert_same_bits(out, ac.attend(q, k, v, idx))
+    merged, _ = ac.merge([Tensor(out)] * 2, [Tensor(lse)] * 2)
+    assert_same_bits(merged, out)
+
+
+def test_an_eight_bit_float_of_an_unknown_library() -> None:
+    x = Tensor(np.ones((2, 8), ml_dtypes.float8_e5m2).view(np.uint8))
+    x.producer = Producer(np.ones((2, 8), np.uint8), None, code=12)
+    with pytest.raises(TypeError, match=r"x is float8_e5m2 \(2, 8\); expected dtype float16"):
+        ac.hadamard(x)

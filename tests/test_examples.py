@@ -18,6 +18,7 @@ NEEDS = {
     "torch_decode": ["torch", "ml_dtypes"],
     "jax_decode": ["jax"],
     "own_decoder": [],
+    "own_arrays": [],
 }
 
 

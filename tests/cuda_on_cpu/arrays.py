@@ -107,6 +107,19 @@ def _of_device_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class _Has:
+    """A producer on the CPU that has a capsule already."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self) -> Any:
+        return self._capsule
+
+
 class Module:
     """CuPy's functions, from the NumPy functions with the same names."""
 
@@ -133,7 +146,8 @@ class Module:
 
     def from_dlpack(self, x: Any) -> DeviceArray:
         assert x.__dlpack_device__() == (CUDA, 0)
-        return DeviceArray(x.__dlpack__(stream=1))
+        given = x.__dlpack__(stream=1)
+        return DeviceArray(given if isinstance(given, np.ndarray) else np.from_dlpack(_Has(given)))
 
     @property
     def random(self) -> Any:
