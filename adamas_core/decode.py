@@ -10,6 +10,7 @@ from . import checks
 from .attend_coded import attend_coded
 from .dispatch import load
 from .layers import Layer
+from .lengths import Lengths
 from .positions import Positions, dense
 from .selection import Selection
 from .softmax import Softmax
@@ -49,7 +50,7 @@ def check_tokens(where: str, q: NDArray, layer: Layer, positions: Positions = No
             )
         return
     L, lengths = q.shape[-2], layer.lengths
-    if ((lengths.each < L) & (lengths.each > 0)).any() or lengths.longest < L:
+    if lengths.shortest < L and _lack_tokens(L, lengths):
         raise ValueError(
             f"{where}: {checks.shown('q', q)} has {L} tokens and the cache {lengths.given()}; "
             "expected the keys and values of these tokens to be appended first"
@@ -60,6 +61,12 @@ def check_tokens(where: str, q: NDArray, layer: Layer, positions: Positions = No
             f"{layer.window} tokens and no longer keeps all of them for the first query; expected "
             "at most the tokens of the last append"
         )
+
+
+def _lack_tokens(L: int, lengths: Lengths) -> bool:
+    """Whether a sequence that is not empty has fewer than L tokens, or all have none."""
+    each = lengths.each
+    return bool(((each < L) & (each > 0)).any()) or lengths.longest < L
 
 
 def attend_layer(
