@@ -72,13 +72,13 @@ EXPORT_CHECKS = [export.DisabledSafetyCheck.custom_call(target) for target in CA
     ],
     meta_fields=["selection"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cache:
     """Keys, values and codes of one attention layer, with room for `capacity` tokens.
 
     `init` makes one, and `append` another one with more tokens. The arrays are those of `KVCache`
     and of `adamas.h`. Words of 64 bits are pairs of uint32, the low half first, because JAX has no
-    uint64 by default. A stack of layers or devices is a cache whose arrays have one more axis.
+    uint64 by default. A stack of caches is a cache whose arrays have one more axis.
 
     Attributes
     ----------
@@ -86,15 +86,15 @@ class Cache:
         Tokens of each sequence.
     thresholds : array (H_kv, 3), float32
     k, v : array (B, H_kv, capacity, D)
-    planes : array (2, B, H_kv, T, 8, P, 16), uint32
+    planes : array (2, B, H_kv, T, 8, P, 8, 2), uint32
         T = ceil(capacity / 64).
     means, scales, open_tile : array
         Of centered codes: (B, H_kv, T, Dt), float16; (B, H_kv, T, 64), uint8;
         (B, H_kv, 64, Dt), float32. None for plain codes.
     third, third_scales : array
-        For a tail: (B, H_kv, T, 64, 2P), uint32; (B, H_kv, T, 64), uint8. Otherwise None.
+        For a tail: (B, H_kv, T, 64, P, 2), uint32; (B, H_kv, T, 64), uint8. Otherwise None.
     value_codes, value_scales, value_bases, value_sums, value_total : array
-        For a tail: (B, H_kv, T, 64, 2, 2P), uint32; (B, H_kv, T, 64), uint8; (B, H_kv, 2, D),
+        For a tail: (B, H_kv, T, 64, 2, P, 2), uint32; (B, H_kv, T, 64), uint8; (B, H_kv, 2, D),
         (B, H_kv, 2, D) and (B, H_kv, D), float32. Otherwise None.
     selection : Selection
         Static.
@@ -184,7 +184,7 @@ def init(
     checks.at_least(where, "capacity", capacity, 1)
     checks.tokens(where, capacity)
     checks.instance(where, "selection", selection, Selection, "a Selection")
-    kind = np.dtype(dtype)
+    kind = jnp.dtype(dtype)
     if kind.name not in checks.FLOATS:
         raise TypeError(f"{where}: dtype={kind}; expected {', '.join(checks.FLOATS)}")
     limits = CENTERED_THRESHOLDS
@@ -204,7 +204,7 @@ def init(
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "k": ((B, H_kv, capacity, head_dim), kind),
         "v": ((B, H_kv, capacity, head_dim), kind),
-        "planes": ((2, B, H_kv, T, 8, P, 16), jnp.uint32),
+        "planes": ((2, B, H_kv, T, 8, P, 8, 2), jnp.uint32),
     }
     if centered:
         shapes |= {
@@ -214,9 +214,9 @@ def init(
         }
     if selection.tail:
         shapes |= {
-            "third": ((*rows, 2 * P), jnp.uint32),
+            "third": ((*rows, P, 2), jnp.uint32),
             "third_scales": (rows, jnp.uint8),
-            "value_codes": ((*rows, 2, 2 * P), jnp.uint32),
+            "value_codes": ((*rows, 2, P, 2), jnp.uint32),
             "value_scales": (rows, jnp.uint8),
             "value_bases": ((B, H_kv, 2, head_dim), jnp.float32),
             "value_sums": ((B, H_kv, 2, head_dim), jnp.float32),

@@ -91,8 +91,9 @@ def assert_same_codes(cache: Cache, held: KVCache) -> None:
         pairs += [(cache.value_bases, record.bases), (cache.value_total, record.total)]
     for found, expected in pairs:
         expected = np.ascontiguousarray(expected)
-        words = expected.view(np.uint32) if expected.dtype == np.uint64 else expected
-        assert_array_equal(np.asarray(found), words)
+        if expected.dtype == np.uint64:
+            expected = expected.view(np.uint32).reshape(*expected.shape, 2)
+        assert_array_equal(np.asarray(found), expected)
 
 
 @jax.jit
@@ -334,8 +335,14 @@ def step(caches, q, k, v):
     out, _ = adamas.merge(list(outs), list(lses))
     return jax.tree.map(lambda x: x[None], cache), out
 
-caches, out = step(prefill(k, v), q, *new)
-assert len(caches.k.sharding.device_set) == 4
+def places(x):
+    return [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]
+
+caches = prefill(k, v)
+before = places(caches.k), places(caches.planes)
+caches, out = step(caches, q, *new)
+assert (places(caches.k), places(caches.planes)) == before  # in place, on each device
+assert len(set(before[0])) == len(caches.k.sharding.device_set) == 4
 outs, lses = [], []
 for i in range(4):
     held = KVCache(selection=selection)
