@@ -29,8 +29,8 @@ def attention_gradient(
     heads = [x.astype(jnp.float32).reshape(*split, D) for x in (q, g_out)]
     queries, g_out = heads
     lse, g_lse = lse.reshape(split), g_lse.reshape(split)
-    at = indices.reshape(B, H_kv, -1)
-    chosen = indices.reshape(*split, K) >= 0
+    at = jnp.maximum(indices, 0).reshape(B, H_kv, -1)
+    chosen = indices.reshape(*split, K) >= 0  # the others have p = 0
     keys, values = (_rows(x, at).reshape(*split, K, D) for x in (k, v))
     logits = factor * jnp.einsum("bhgld,bhglkd->bhglk", queries, keys)
     p = jnp.where(chosen, jnp.exp(logits - jnp.where(chosen, lse[..., None], 0)), 0)
@@ -58,13 +58,11 @@ def append_gradient(given: Array, new: Array, lengths: Array, counts: Array) -> 
 
 
 def _rows(x: Array, at: Array) -> Array:
-    """Rows of x (B, H, S, D) at the tokens (B, H, N), in float32; any row for -1."""
-    each = jax.vmap(jax.vmap(lambda rows, i: rows[jnp.maximum(i, 0)]))
-    return each(x, at).astype(jnp.float32)
+    """Rows of x (B, H, S, D) at the tokens (B, H, N), in float32."""
+    return jax.vmap(jax.vmap(lambda rows, i: rows[i]))(x, at).astype(jnp.float32)
 
 
 def _added(x: Array, at: Array, rows: Array) -> Array:
-    """Zeros like x (B, H, S, D), plus rows (B, H, N, D) at the tokens (B, H, N); none for -1."""
-    there = jnp.where(at < 0, x.shape[2], at)  # which is outside, and dropped
-    each = jax.vmap(jax.vmap(lambda zeros, i, row: zeros.at[i].add(row, mode="drop")))
-    return each(jnp.zeros(x.shape, jnp.float32), there, rows).astype(x.dtype)
+    """Zeros like x (B, H, S, D), plus rows (B, H, N, D) at the tokens (B, H, N)."""
+    each = jax.vmap(jax.vmap(lambda zeros, i, row: zeros.at[i].add(row)))
+    return each(jnp.zeros(x.shape, jnp.float32), at, rows).astype(x.dtype)

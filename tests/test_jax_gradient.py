@@ -99,6 +99,31 @@ def test_decode_attention_after_append(budget: int) -> None:
     assert (np.asarray(found[1])[1, :, 2:] == 0).all()
 
 
+@pytest.mark.parametrize("counts", [[5, 0], [3, 2]])
+def test_append(counts: list[int]) -> None:
+    """Every slot of the cache counts here. The last new rows would not have room."""
+    _, k, v = arrays()
+    room, new = 28, 5
+    cache = adamas.init(B, H_KV, D, room, selection=Selection(tail=0))
+    cache = adamas.append(cache, k[:, :, :23], v[:, :, :23])
+    weight = jnp.cos(jnp.arange(cache.k.size)).reshape(cache.k.shape)
+
+    def ours(k: Any, v: Any, held_k: Any, held_v: Any) -> Any:
+        after = adamas.append(replace(cache, k=held_k, v=held_v), k, v, np.array(counts))
+        return (weight * after.k).sum() + jnp.square(weight * after.v).sum()
+
+    def theirs(k: Any, v: Any, held_k: Any, held_v: Any) -> Any:
+        for b, n in enumerate(counts):
+            held_k = held_k.at[b, :, 23 : 23 + n].set(k[b, :, :n])
+            held_v = held_v.at[b, :, 23 : 23 + n].set(v[b, :, :n])
+        return (weight * held_k).sum() + jnp.square(weight * held_v).sum()
+
+    inputs = k[:, :, :new], v[:, :, :new], cache.k, cache.v
+    found, expected = (jax.grad(f, (0, 1, 2, 3))(*inputs) for f in (ours, theirs))
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_narrow_dtypes(dtype: Any) -> None:
     """Gradients have the dtypes of their arrays, and are those of float32, rounded."""
