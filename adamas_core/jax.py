@@ -47,6 +47,7 @@ __all__ = [
     "decode_attention",
     "init",
     "merge",
+    "partition_specs",
     "select_topk",
 ]
 
@@ -227,6 +228,29 @@ def init(
     held["lengths"] = jnp.zeros(B, jnp.int32)
     held["thresholds"] = jnp.asarray(head_thresholds(limits, H_kv, DEFAULT_BACKEND))
     return Cache(**{**held, "selection": selection})
+
+
+def partition_specs(cache: Cache, B: Any = None, H_kv: Any = None) -> Cache:
+    """How the arrays of a cache lie on several devices, for `jax.shard_map`.
+
+    Parameters
+    ----------
+    cache : Cache
+        As a device has it. Only its form is read, so `jax.eval_shape` of `init` will do.
+    B, H_kv : str, optional
+        The axes of the mesh that the batch and the KV heads are spread over.
+
+    Returns
+    -------
+    Cache
+        With a `jax.sharding.PartitionSpec` in the place of each array.
+    """
+    checks.instance("partition_specs", "cache", cache, Cache, "the Cache that init returns")
+    P = jax.sharding.PartitionSpec
+    own = {"lengths": P(B), "thresholds": P(H_kv), "planes": P(None, B, H_kv)}
+    names = [field.name for field in fields(cache)[:-1]]
+    held = [name for name in names if getattr(cache, name) is not None]
+    return replace(cache, **{name: own.get(name, P(B, H_kv)) for name in held})
 
 
 def append(cache: Cache, k: Array, v: Array, count: Array | int | None = None) -> Cache:

@@ -321,50 +321,49 @@ def test_parts_of_a_sequence_on_four_devices() -> None:
     code = f"""
 import jax, jax.numpy as jnp, numpy as np
 from functools import partial
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 import adamas_core.jax as adamas
 from adamas_core import KVCache, Selection, decode_attention
 
 B, H, H_kv, D, S = {B}, {H}, {H_KV}, {D}, 150
 rng = np.random.default_rng(0)
-k, v = rng.standard_normal((2, 4, B, H_kv, S, D), np.float32)
+k, v = rng.standard_normal((2, 4 * B, H_kv, S, D), np.float32)
 q = rng.standard_normal((B, H, 1, D), np.float32)
 new = rng.standard_normal((2, B, H_kv, 1, D), np.float32)
 mesh = Mesh(jax.devices(), ("part",))
 selection = Selection(tail=0)
+empty = partial(adamas.init, B, H_kv, D, 20_000, selection=selection)
+specs = adamas.partition_specs(jax.eval_shape(empty), "part")
 
 @jax.jit
-@partial(jax.shard_map, mesh=mesh, in_specs=P("part"), out_specs=P("part"))
-def prefill(k, v):
-    cache = adamas.append(adamas.init(B, H_kv, D, 20_000, selection=selection), k[0], v[0])
-    return jax.tree.map(lambda x: x[None], cache)
+@partial(jax.shard_map, mesh=mesh, in_specs=P("part"), out_specs=specs, check_vma=False)
+def read(k, v):
+    return adamas.append(empty(), k, v)
 
 @partial(jax.jit, donate_argnums=0)
-@partial(jax.shard_map, mesh=mesh, in_specs=(P("part"), P(), P(), P()),
-         out_specs=(P("part"), P()), check_vma=False)
-def step(caches, q, k, v):
-    cache = jax.tree.map(lambda x: x.squeeze(0), caches)
+@partial(jax.shard_map, mesh=mesh, in_specs=(specs, P(), P(), P()), out_specs=(specs, P()),
+         check_vma=False)
+def step(cache, q, k, v):
     last = jax.lax.axis_index("part") == 3  # which has the newest tokens
     cache = adamas.append(cache, k, v, count=jnp.where(last, 1, 0))
     found = adamas.decode_attention(q, cache, 16, return_lse=True)
     outs, lses = jax.lax.all_gather(found, "part")
-    out, _ = adamas.merge(list(outs), list(lses))
-    return jax.tree.map(lambda x: x[None], cache), out
+    return cache, adamas.merge(list(outs), list(lses))[0]
 
 def places(x):
     return [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]
 
-caches = prefill(k, v)
-before = places(caches.k), places(caches.planes)
-memory = step.lower(caches, q, *new).compile().memory_analysis()
-assert memory.temp_size_in_bytes < caches.planes.nbytes / 4  # of each device: no copy
-caches, out = step(caches, q, *new)
-assert (places(caches.k), places(caches.planes)) == before
-assert len(set(before[0])) == len(caches.k.sharding.device_set) == 4
+cache = read(k, v)
+before = places(cache.k), places(cache.planes)
+memory = step.lower(cache, q, *new).compile().memory_analysis()
+assert memory.temp_size_in_bytes < cache.open_tile.nbytes / 4  # of each device: no copy
+cache, out = step(cache, q, *new)
+assert (places(cache.k), places(cache.planes)) == before
+assert len(set(before[0])) == len(cache.k.sharding.device_set) == 4
 outs, lses = [], []
 for i in range(4):
     held = KVCache(selection=selection)
-    held.append(k[i], v[i])
+    held.append(k[B * i :][:B], v[B * i :][:B])
     if i == 3:
         held.append(*new)
     part = decode_attention(q, held, 16, return_lse=True)
@@ -372,7 +371,45 @@ for i in range(4):
     lses.append(part[1])
 expected = adamas.merge(outs, lses)[0]
 assert np.abs(np.asarray(out) - expected).max() < 1e-6
-assert np.asarray(caches.lengths).tolist() == [[S, S]] * 3 + [[S + 1, S + 1]]
+assert np.asarray(cache.lengths).tolist() == [S] * 6 + [S + 1] * 2
+print("equal")"""
+    flags = "--xla_force_host_platform_device_count=4"
+    assert printed(code, JAX_PLATFORMS="cpu", XLA_FLAGS=flags) == "equal"
+
+
+def test_heads_and_sequences_on_four_devices() -> None:
+    """A cache that is spread over them gives the same, without a word between devices."""
+    code = f"""
+import jax, numpy as np
+from functools import partial
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import adamas_core.jax as adamas
+
+rng = np.random.default_rng(0)
+k, v = rng.standard_normal((2, {B}, {H_KV}, 200, {D}), np.float32)
+q = rng.standard_normal(({B}, {H}, 1, {D}), np.float32)
+thresholds = [[-1, 0.1, 1], [-2, 0, 2]]
+mesh = Mesh(np.reshape(jax.devices(), (2, 2)), ("batch", "heads"))
+for limits in (thresholds, None):
+    cache = adamas.init({B}, {H_KV}, {D}, 300, thresholds=limits)
+    cache = adamas.append(cache, k[:, :, :150], v[:, :, :150], count=np.array([150, 90]))
+
+    def step(cache, q, k, v):
+        cache = adamas.append(cache, k, v)
+        return cache, adamas.decode_attention(q, cache, 16)
+
+    end, expected = step(cache, q, k[:, :, 150:], v[:, :, 150:])
+    specs = adamas.partition_specs(cache, "batch", "heads")
+    spread = jax.tree.map(lambda x, p: jax.device_put(x, NamedSharding(mesh, p)), cache, specs)
+    rows = P("batch", "heads")
+    ours = jax.shard_map(step, mesh=mesh, in_specs=(specs, rows, rows, rows),
+                         out_specs=(specs, rows), check_vma=False)
+    program = jax.jit(ours, donate_argnums=0).lower(spread, q, k[:, :, 150:], v[:, :, 150:])
+    found, out = program.compile()(spread, q, k[:, :, 150:], v[:, :, 150:])
+    assert not any(word in program.as_text() for word in ("all_gather", "all_reduce"))
+    assert (np.asarray(out) == np.asarray(expected)).all()
+    assert (np.asarray(found.planes) == np.asarray(end.planes)).all()
+    assert (np.asarray(found.k) == np.asarray(end.k)).all()
 print("equal")"""
     flags = "--xla_force_host_platform_device_count=4"
     assert printed(code, JAX_PLATFORMS="cpu", XLA_FLAGS=flags) == "equal"
