@@ -107,6 +107,14 @@ def _is_float(kind: np.dtype[Any]) -> bool:
 
 def floats(where: str, name: str, x: NDArray, ndims: tuple[int, ...] | None = None) -> None:
     """Reject an array that is not float, or whose last axis is not contiguous or too long."""
+    float_shape(where, name, x, ndims)
+    contiguous(where, name, x)
+    if _checked.get():
+        no_nan(where, name, x)
+
+
+def float_shape(where: str, name: str, x: Any, ndims: tuple[int, ...] | None = None) -> None:
+    """Reject an array that is not float, or whose last axis is too long; x may be a tracer."""
     if not _is_float(x.dtype):
         raise TypeError(f"{where}: {shown(name, x)}; expected dtype {', '.join(FLOATS)}")
     if ndims is None:
@@ -119,9 +127,6 @@ def floats(where: str, name: str, x: NDArray, ndims: tuple[int, ...] | None = No
         raise ValueError(
             f"{where}: {shown(name, x)}; expected a last axis, head_dim, of 1 to {MAX_HEAD_DIM}"
         )
-    contiguous(where, name, x)
-    if _checked.get():
-        no_nan(where, name, x)
 
 
 def no_nan(where: str, name: str, x: NDArray) -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import with_jax
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "examples"
@@ -34,6 +35,8 @@ def test_every_example_is_run_and_listed() -> None:
 )
 def test_example(name: str, tmp_path: Path) -> None:
     missing = [library for library in NEEDS[name] if find_spec(library) is None]
+    if not missing and "jax" in NEEDS[name] and with_jax.missing() is not None:
+        pytest.skip(f"{name}.py {with_jax.missing()}")
     if missing:
         pytest.skip(f"{name}.py needs {', '.join(missing)}, not installed here")
     done = subprocess.run(

@@ -12,6 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import with_jax
+
+from adamas_core.cpu import native
+from adamas_core.cpu.native import handler
 
 pytestmark = pytest.mark.packaging
 
@@ -22,7 +26,7 @@ FOLDERS = {
     "gpu": "adamas_core/gpu",
     "reference": "adamas_core/reference",
 }
-SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed", ".c", ".h", ".in"}
+SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed", ".c", ".cc", ".h", ".in"}
 # Made by a build, with the library.
 NATIVE = ("libadamas.so", "cmake/adamas/adamasConfig.cmake", "pkgconfig/adamas.pc")
 
@@ -148,6 +152,8 @@ def test_a_wheel_holds_the_tree_and_nothing_else(wheel: Path, which: str) -> Non
     expected |= {f"adamas_core/cpu/{name}{suffix}" for name in ("_pack", "_address")}
     if which == "tree":
         expected |= {f"adamas_core/cpu/native/lib/{name}" for name in NATIVE}
+        if with_jax.missing() is None:
+            expected.add(f"adamas_core/cpu/native/lib/{handler.name_of(native.stamp())}")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())

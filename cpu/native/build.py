@@ -4,7 +4,7 @@
 
 The folder gets lib/libadamas.so and what programs need to compile and link with it. Without levels
 it is the best one of this machine; "all" are those of its kind of processor. Numba and a C compiler
-are needed here, and not where the library runs.
+are needed here, and not where the library runs. Where JAX is there, its handler is built too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from adamas_core.reference.center import CENTERED_THRESHOLDS
 
 from .. import _records
 from .._record import Record
-from . import LIBRARY, in_a_source_tree, stamp
+from . import LIBRARY, handler, in_a_source_tree, stamp
 from .levels import LEVELS, environment, levels_here, levels_of, symbol
 
 HERE = Path(__file__).parent
@@ -55,6 +56,11 @@ def build(folder: Path, levels: list[str]) -> Path:
         if part.endswith(".in") or folder.resolve() != HERE:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text((HERE / part).read_text().replace("@VERSION@", abi()))
+    if find_spec("jax") is not None:
+        try:
+            handler.build_beside(library)
+        except ImportError as error:  # it is compiled at its first use, or not at all
+            print(f"libadamas: no handler for JAX: {error}", file=sys.stderr)
     return library
 
 

@@ -1,46 +1,58 @@
-"""One decode step on JAX arrays in the CPU's memory: no copy in, JAX arrays out.
+"""A decoder loop as one compiled JAX program: every step appends and attends, in place, in a scan.
 
-Selecting and attending work with JAX's defaults. `quantize` and `quantize_query` return uint64,
-and JAX needs jax_enable_x64 for that. Without it they raise a TypeError that says so.
+The decoder is one layer that recites. The key of a token is the word before it, and its value is
+the word itself. So a query by the last word finds the word that followed it earlier.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 
-from adamas_core import attend, encode, hadamard, quantize, select_topk
+jax.config.update("jax_platforms", "cpu")  # before its first array
 
-H, H_KV, S, D = 8, 2, 4096, 64  # query heads, KV heads, cached tokens, head_dim
-PLANTED = 1234  # the token that the queries ask for
+import jax.numpy as jnp  # noqa: E402
 
-cpu = jax.devices("cpu")[0]
-with jax.default_device(cpu):
-    first, second = jax.random.split(jax.random.key(0))
-    k = jax.random.normal(first, (H_KV, S, D))
-    v = jax.random.normal(second, (H_KV, S, D))
-    q = jnp.repeat(3 * k[:, PLANTED : PLANTED + 1], H // H_KV, axis=0)  # (H, 1, D)
+from adamas_core.jax import Cache, append, decode_attention, init  # noqa: E402
 
-indices = select_topk(q, encode(k), budget=64)
-out = attend(q, k, v, indices)
-assert isinstance(indices, jax.Array)
-assert isinstance(out, jax.Array)
-assert (indices == PLANTED).any(-1).all()
+H, H_KV, D, WORDS, STEPS, BUDGET = 8, 2, 64, 4000, 100, 16
+AS_KEYS, AS_VALUES = jax.random.normal(jax.random.key(0), (2, WORDS, H_KV, D))
 
-# JAX's own attention takes (B, tokens, heads, D).
-one = [x.swapaxes(0, 1)[None] for x in (q, k, v)]
-dense = jax.nn.dot_product_attention(*one)[0].swapaxes(0, 1)
-print(f"64 of {S} tokens: largest difference from JAX {abs(out - dense).max():.1e}")
-assert jnp.allclose(out, dense, atol=1e-3)
 
-try:
-    quantize(hadamard(k), [-1, 0, 1])
-except TypeError as error:
-    print(f"without 64-bit integers: {error}")
-else:
-    raise AssertionError("JAX returned uint64 without jax_enable_x64")
-jax.config.update("jax_enable_x64", True)
-rows = quantize(hadamard(k), [-1, 0, 1])
-assert isinstance(rows, jax.Array)
-assert rows.dtype == jnp.uint64
-print(f"with jax_enable_x64: rows of codes {rows.shape} {rows.dtype}")
+def appended(cache: Cache, before: Any, words: Any) -> Cache:
+    """The cache with words (L,); `before` are the words before them."""
+    return append(cache, AS_KEYS[before].swapaxes(0, 1), AS_VALUES[words].swapaxes(0, 1))
+
+
+@partial(jax.jit, static_argnames="budget", donate_argnums=0)
+def recite(cache: Cache, before: Any, word: Any, budget: int | None) -> tuple[Cache, Any]:
+    """The cache after STEPS more words, and the words (STEPS,)."""
+
+    def step(state: tuple[Cache, Any, Any], _: None) -> tuple[Any, Any]:
+        cache, before, word = state
+        cache = appended(cache, before[None], word[None])
+        q = jnp.repeat(4 * AS_KEYS[word], H // H_KV, axis=0)[:, None]  # (H, 1, D)
+        out = decode_attention(q, cache, budget)
+        means = out.reshape(H_KV, -1, D).mean(axis=1)  # of the query heads of a KV head
+        following = jnp.einsum("hd,whd->w", means, AS_VALUES).argmax()
+        return (cache, word, following), following
+
+    (cache, _, _), words = jax.lax.scan(step, (cache, before, word), None, length=STEPS)
+    return cache, words
+
+
+text = jax.random.permutation(jax.random.key(1), WORDS)
+begin = 1234  # recite from here
+for budget in (None, BUDGET):
+    cache = init(1, H_KV, D, capacity=WORDS + STEPS)
+    cache = jax.jit(appended, donate_argnums=0)(cache, jnp.roll(text, 1), text)
+    place = cache.k.unsafe_buffer_pointer()
+    cache, words = recite(cache, text[begin - 1], text[begin], budget)
+    assert cache.k.unsafe_buffer_pointer() == place  # written in place
+    assert int(cache.lengths[0]) == WORDS + STEPS
+    right = int((words == text[begin + 1 : begin + 1 + STEPS]).sum())
+    tokens = "all tokens" if budget is None else f"{budget} tokens and the codes of the others"
+    print(f"by {tokens}: {right} of {STEPS} words are right")
+    assert right == STEPS
