@@ -18,7 +18,7 @@ from .assemble import (
     assemble_weights,
 )
 from .config import Config
-from .extra import needs_extra
+from ..extra import needs_extra
 from .gguf_file import GgufTensor, open_gguf
 from .settings import CheckpointError, Settings
 from .weights import Array, Weights

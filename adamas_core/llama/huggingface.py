@@ -19,7 +19,7 @@ from .assemble import (
     assemble_weights,
 )
 from .config import Config
-from .extra import needs_extra
+from ..extra import needs_extra
 from .files import regular
 from .json_file import read_json
 from .library_errors import library_errors
