@@ -108,6 +108,9 @@ EncodeValues = Record(
     *("v", "dtype", "v_b", "v_h", "v_s", "B", "H_kv", "S", "D", "Dt", "P", "thresholds", "span"),
     *("codes", "codes_b", "codes_h", "scales", "scales_b", "scales_h"),
     *("bases", "bases_b", "bases_h"),
+    # If sums is not 0, bases and total are written too, total (B, H_kv, D) without gaps. sums has
+    # two rows for each head: of the full tiles, and of the tile in progress. All are float32.
+    *("sums", "sums_b", "sums_h", "total"),
 )
 
 # A thread takes 16 * vectors query rows of one KV head, and one of `splits` parts of the keys.

@@ -12,7 +12,9 @@ from ._array import address_of, dtype_code, head_fields
 from ._engine import Kernel
 from ._records import EncodeValues
 
-_encode_values = Kernel(EncodeValues, plan="plan_values", work="encode_values_block")
+_encode_values = Kernel(
+    EncodeValues, plan="plan_values", work="sum_values", finish="encode_values_block"
+)
 
 
 def encode_values(

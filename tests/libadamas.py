@@ -39,7 +39,7 @@ class CodedValues(c.Structure):
     _fields_ = [
         ("size", c.c_size_t),
         *((n, I64) for n in ("B", "H_kv", "T", "D")),
-        *(("codes", Heads), ("scales", Heads), ("bases", Heads), ("total", P)),
+        *(("codes", Heads), ("scales", Heads), ("bases", Heads), ("total", P), ("sums", Heads)),
     ]
 
 
@@ -122,6 +122,7 @@ class Library:
         self.c.adamas_step_workspace.restype = c.c_size_t
         self.c.adamas_attend_workspace.restype = c.c_size_t
         self.c.adamas_place_keys.restype = c.c_size_t
+        self.c.adamas_place_values.restype = c.c_size_t
         self.level = self.c.adamas_level().decode()
 
     def check(self, status: int) -> None:
@@ -139,9 +140,17 @@ class Library:
         )  # fmt: skip
 
     def append_values(
-        self, values: Values, v: NDArray, start: NDArray, count: NDArray, threads: int = 0
+        self,
+        values: Values,
+        v: NDArray,
+        start: NDArray,
+        count: NDArray,
+        threads: int = 0,
+        sums: NDArray | None = None,
     ) -> None:
         own = values_of(values)
+        if sums is not None:
+            own.sums = heads(sums)
         self.check(
             self.c.adamas_append_values(
                 c.byref(own), DTYPES[v.dtype.name], rows(v), I64(v.shape[2]), P(at(start)),

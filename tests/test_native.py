@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from libadamas import Library, Made
 from numpy.testing import assert_array_equal
-from oracles import ATTEND, ROUNDING
+from oracles import ATTEND, ROUNDING, assert_same_bits
 from strategies import DTYPES, seeds
 
 from adamas_core import Selection, reference
@@ -146,6 +146,36 @@ def test_codes_of_values(library: Library, case: Case, threads: int) -> None:
     )
     assert_array_equal(values.codes, expected.codes)
     assert_array_equal(values.scales, expected.scales)
+
+
+@settings(max_examples=40)
+@given(
+    case=cases(),
+    cuts=st.lists(st.floats(0, 1), max_size=3).map(sorted),
+    threads=st.integers(0, 3),
+    data=st.data(),
+)
+def test_sums_of_values(
+    library: Library, case: Case, cuts: list[float], threads: int, data: st.DataObject
+) -> None:
+    """However the values come, and whatever was in the memory of sums, bases and totals."""
+    v = data.draw(st.sampled_from([case.v, case.v * case.v.dtype.type(np.inf)]))
+    case = case._replace(v=v)
+    values, expected = coded_values(case), coded_values(case)
+    sums = np.empty_like(values.bases)
+    for x in (values.bases, values.total, sums):
+        x[:] = np.nan
+    done = np.zeros_like(case.lengths)
+    for cut in (*cuts, 1):
+        end = (case.lengths * cut).astype(np.int64)
+        new = np.zeros_like(v)
+        for b, n in enumerate(done):
+            new[b, :, : end[b] - n] = v[b, :, n : end[b]]
+        library.append_values(values, new, done, end - done, threads, sums)
+        done = end
+    reference.encode_values(v, expected.codes, expected.scales, expected.bases, 0, done)
+    for got, wanted in zip(values, expected, strict=True):
+        assert_same_bits(got, wanted)
 
 
 @st.composite
@@ -344,6 +374,45 @@ def test_keys_are_placed_in_one_block(best: Library) -> None:
     assert keys.third.data - keys.planes.data < size
     own = memory[: planes.nbytes // 3 * 4].view(np.uint64).reshape(2, 2, 3, 4, 8, 2, 8)
     assert_array_equal(own[:, :, :, :3], planes)
+
+
+def test_values_are_placed_in_one_block(best: Library) -> None:
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((2, 3, 150, 80), np.float32)
+    own = libadamas.CodedValues(c.sizeof(libadamas.CodedValues), 2, 3, 3, 80)
+    size = best.c.adamas_place_values(c.byref(own), None)
+    assert own.codes.data is None
+    memory = np.zeros(size, np.uint8)
+    place = c.c_void_p(libadamas.at(memory))
+    assert best.c.adamas_place_values(c.byref(own), place) == size
+    best.check(best.c.adamas_append_values(c.byref(own), 0, libadamas.rows(v), c.c_int64(150),
+                                           None, None, 0))  # fmt: skip
+    expected = coded_values(Case(v, v, v, np.array([150, 150])))
+    reference.encode_values(v, expected.codes, expected.scales, expected.bases)
+    for name, wanted in expected._asdict().items():
+        at = own.total if name == "total" else getattr(own, name).data
+        first = at - libadamas.at(memory)
+        got = memory[first : first + wanted.nbytes].view(wanted.dtype).reshape(wanted.shape)
+        assert_same_bits(got, wanted)
+    own.D = 0
+    assert best.c.adamas_place_values(c.byref(own), place) == 0
+
+
+def test_a_struct_of_an_older_version_has_0_in_its_new_fields(best: Library) -> None:
+    v = np.ones((1, 1, 3, 8), np.float32)
+    values = coded_values(Case(v, v, v, np.array([3])))
+    own = libadamas.values_of(values)
+    own.sums = libadamas.Heads(1 << 40)  # after the end of the older struct: not to be read
+    before = values.total.copy()
+    arguments = c.byref(own), 0, libadamas.rows(v), c.c_int64(3), None, None, 0
+    first = libadamas.CodedValues.sums.offset
+    for size, status in ((first, 0), (first + 8, -2), (first - 8, -2), (0, -2)):
+        own.size = size
+        assert best.c.adamas_append_values(*arguments) == status
+    own.size = c.sizeof(own) + 8  # of a newer library
+    assert best.c.adamas_append_values(*arguments) == -2
+    assert_array_equal(values.total, before)
+    assert best.c.adamas_place_values(c.byref(own), None) == 0
 
 
 def test_several_callers_at_once(best: Library) -> None:

@@ -53,8 +53,8 @@ const char *adamas_error(int status) {
     case ADAMAS_OK: return "no error";
     case ADAMAS_ERROR_ARGUMENT: return "a pointer that this call needs is NULL";
     case ADAMAS_ERROR_SIZE:
-      return "the field `size` of a struct is not its sizeof; set it, or compile with the header of "
-             "this library";
+      return "the field `size` of a struct is not its sizeof; set it, or take a library that is as "
+             "new as the header";
     case ADAMAS_ERROR_SHAPE:
       return "a shape is wrong; expected axes of at least 1, head_dim up to 2048, H a multiple of "
              "H_kv, and the same B, H_kv, T and D everywhere";
@@ -157,6 +157,29 @@ static int64_t words(int64_t D) { return (padded(D) + 63) / 64; }
 static int is_dtype(int dtype) { return dtype >= ADAMAS_FLOAT32 && dtype <= ADAMAS_BFLOAT16; }
 static int64_t item(int dtype) { return dtype == ADAMAS_FLOAT32 ? 4 : 2; }
 
+/* Copy a struct of a program that may be older than this library: fields that it lacks are 0.
+   `sizes` are those of all versions, the newest first, and then 0. */
+static int adopt(void *own, const void *given, const size_t *sizes) {
+  size_t size;
+  if (!given) return ADAMAS_ERROR_ARGUMENT;
+  memcpy(&size, given, sizeof size);
+  for (const size_t *one = sizes; *one; one++)
+    if (*one == size) {
+      memset(own, 0, sizes[0]);
+      memcpy(own, given, size);
+      return ADAMAS_OK;
+    }
+  return ADAMAS_ERROR_SIZE;
+}
+
+/* A version of a struct ended before this field. */
+#define BEFORE(type, field) offsetof(type, field)
+static const size_t keys_sizes[] = {sizeof(adamas_keys), 0};
+static const size_t values_sizes[] = {sizeof(adamas_values), BEFORE(adamas_values, sums), 0};
+static const size_t selection_sizes[] = {sizeof(adamas_selection), 0};
+static const size_t step_sizes[] = {sizeof(adamas_step), 0};
+static const size_t attention_sizes[] = {sizeof(adamas_attention), 0};
+
 /* Products of axes are far below 2^63, where the bytes of an array are counted. */
 static const int64_t most_elements = (int64_t)1 << 48;
 static int is_axis(int64_t n) { return n >= 1 && n <= INT32_MAX; }
@@ -183,9 +206,8 @@ static adamas_heads dense_heads(adamas_heads x, int64_t heads, int64_t bytes) {
 
 /* The codes with all strides filled in. */
 static int check_keys(const adamas_keys *given, adamas_keys *keys) {
-  if (!given) return ADAMAS_ERROR_ARGUMENT;
-  if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
-  *keys = *given;
+  int status = adopt(keys, given, keys_sizes);
+  if (status) return status;
   int64_t H = keys->H_kv, T = keys->T, Dt, P;
   if (!are_axes(keys->B, H, T) || keys->D < 1 || keys->D > MOST_DIM) return ADAMAS_ERROR_SHAPE;
   Dt = padded(keys->D);
@@ -205,17 +227,18 @@ static int check_keys(const adamas_keys *given, adamas_keys *keys) {
 }
 
 static int check_values(const adamas_values *given, adamas_values *values) {
-  if (!given) return ADAMAS_ERROR_ARGUMENT;
-  if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
-  *values = *given;
+  int status = adopt(values, given, values_sizes);
+  if (status) return status;
   int64_t H = values->H_kv, T = values->T, P;
   if (!are_axes(values->B, H, T) || values->D < 1 || values->D > MOST_DIM) return ADAMAS_ERROR_SHAPE;
   P = words(values->D);
-  if (!values->codes.data || !values->scales.data || !values->bases.data)
+  if (!values->codes.data || !values->scales.data || !values->bases.data ||
+      (values->sums.data && !values->total))
     return ADAMAS_ERROR_ARGUMENT;
   values->codes = dense_heads(values->codes, H, T * TILE * P * 16);
   values->scales = dense_heads(values->scales, H, T * TILE);
   values->bases = dense_heads(values->bases, H, 8 * values->D);
+  values->sums = dense_heads(values->sums, H, 8 * values->D);
   return ADAMAS_OK;
 }
 
@@ -239,25 +262,46 @@ static int check_span(int64_t B, int64_t S, int64_t slots, const int64_t *start,
 
 /* ---- codes ------------------------------------------------------------------------------------- */
 
-size_t adamas_place_keys(adamas_keys *keys, int centered, int bits, void *memory) {
-  if (!keys || !are_axes(keys->B, keys->H_kv, keys->T) || keys->D < 1 || keys->D > MOST_DIM || bits < 2 || bits > 3 || (bits == 3 && !centered))
-    return 0;
-  int64_t heads = keys->B * keys->H_kv, T = keys->T, Dt = padded(keys->D), P = words(keys->D);
-  int64_t tokens = heads * T * TILE, bytes = 0;
-  adamas_heads *const parts[] = {&keys->planes,    &keys->means, &keys->scales,
-                                 &keys->open_tile, &keys->third, &keys->third_scales};
-  const int64_t sizes[] = {tokens * P * 16, heads * T * Dt * 2, tokens,
-                           heads * TILE * Dt * 4, tokens * P * 8, tokens};
-  int count = bits == 3 ? 6 : centered ? 4 : 1;
+/* Bytes of arrays one after another, each on lines of its own. With memory they are set. */
+static size_t place(adamas_heads *const *parts, const int64_t *sizes, int count, void *memory) {
+  size_t bytes = 0;
   for (int i = 0; i < count; i++) {
     if (memory) {
       adamas_heads part = {(char *)memory + bytes, 0, 0};
       *parts[i] = part;
     }
-    bytes += to_line(sizes[i]);
+    bytes += (size_t)to_line(sizes[i]);
   }
+  return bytes;
+}
+
+size_t adamas_place_keys(adamas_keys *keys, int centered, int bits, void *memory) {
+  if (!keys || !are_axes(keys->B, keys->H_kv, keys->T) || keys->D < 1 || keys->D > MOST_DIM)
+    return 0;
+  if (bits < 2 || bits > 3 || (bits == 3 && !centered)) return 0;
+  int64_t heads = keys->B * keys->H_kv, T = keys->T, Dt = padded(keys->D), P = words(keys->D);
+  int64_t tokens = heads * T * TILE;
+  adamas_heads *const parts[] = {&keys->planes,    &keys->means, &keys->scales,
+                                 &keys->open_tile, &keys->third, &keys->third_scales};
+  const int64_t sizes[] = {tokens * P * 16, heads * T * Dt * 2, tokens,
+                           heads * TILE * Dt * 4, tokens * P * 8, tokens};
   if (memory) keys->to_low = 0;
-  return (size_t)bytes;
+  return place(parts, sizes, bits == 3 ? 6 : centered ? 4 : 1, memory);
+}
+
+size_t adamas_place_values(adamas_values *values, void *memory) {
+  if (!values || values->size != sizeof *values ||
+      !are_axes(values->B, values->H_kv, values->T) || values->D < 1 || values->D > MOST_DIM)
+    return 0;
+  int64_t heads = values->B * values->H_kv, tokens = heads * values->T * TILE;
+  int64_t row = 4 * heads * values->D;
+  adamas_heads total = {values->total, 0, 0};
+  adamas_heads *const parts[] = {&values->codes, &values->scales, &values->bases, &values->sums,
+                                 &total};
+  const int64_t sizes[] = {tokens * words(values->D) * 16, tokens, 2 * row, 2 * row, row};
+  size_t bytes = place(parts, sizes, 5, memory);
+  values->total = total.data;
+  return bytes;
 }
 
 static int append_plain(const adamas_keys *keys, int dtype, adamas_rows k, int64_t S,
@@ -357,10 +401,12 @@ int adamas_append_values(const adamas_values *given, int dtype, adamas_rows v, i
       .scales = address(values.scales.data), .scales_b = values.scales.stride_b,
       .scales_h = values.scales.stride_h,
       .bases = address(values.bases.data), .bases_b = values.bases.stride_b,
-      .bases_h = values.bases.stride_h};
+      .bases_h = values.bases.stride_h,
+      .sums = address(values.sums.data), .sums_b = values.sums.stride_b,
+      .sums_h = values.sums.stride_h, .total = address(values.total)};
   struct record_loop loop = {.record = address(&record), .threads = threads,
-                             .plan = function(F_plan_values),
-                             .work = function(F_encode_values_block)};
+                             .plan = function(F_plan_values), .work = function(F_sum_values),
+                             .finish = function(F_encode_values_block)};
   if (S > 0) status = run(&loop, NULL, 0);
   free(pairs);
   return status;
@@ -370,8 +416,6 @@ int adamas_append_values(const adamas_values *given, int dtype, adamas_rows v, i
 
 static int check_selection(const adamas_selection *s, const adamas_keys *keys,
                            const adamas_step *step) {
-  if (!s) return ADAMAS_ERROR_ARGUMENT;
-  if (s->size != sizeof *s) return ADAMAS_ERROR_SIZE;
   int bits = s->query_bits, centered = keys->means.data != NULL;
   if (s->sinks < 0 || s->recent < 0 || s->refine < 0 || s->tail < 0) return ADAMAS_ERROR_OPTION;
   if (s->refine > INT32_MAX || s->tail > INT32_MAX) return ADAMAS_ERROR_OPTION;
@@ -398,14 +442,12 @@ static int check_lengths(const adamas_step *step, const adamas_keys *keys) {
   return step->selection->budget > longest ? ADAMAS_ERROR_BUDGET : ADAMAS_OK;
 }
 
-/* Check a step, and fill in all strides. */
+/* Check a step, and fill in all strides. The selection becomes a copy too. */
 static int check_step(const adamas_step *given, adamas_step *step, adamas_keys *keys,
-                      adamas_values *values) {
-  if (!given) return ADAMAS_ERROR_ARGUMENT;
-  if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
-  *step = *given;
-  int status = check_keys(step->keys, keys);
+                      adamas_values *values, adamas_selection *selection) {
+  int status = adopt(step, given, step_sizes);
   if (status) return status;
+  if ((status = check_keys(step->keys, keys))) return status;
   memset(values, 0, sizeof *values);
   if (step->values && (status = check_values(step->values, values))) return status;
   if (step->values && (values->B != keys->B || values->H_kv != keys->H_kv ||
@@ -417,7 +459,9 @@ static int check_step(const adamas_step *given, adamas_step *step, adamas_keys *
   if (!step->out && !step->indices) return ADAMAS_ERROR_ARGUMENT;
   if (!is_dtype(step->q_dtype) || !is_dtype(step->kv_dtype)) return ADAMAS_ERROR_DTYPE;
   if (step->k.data && !is_axis(step->S)) return ADAMAS_ERROR_SHAPE;
-  if ((status = check_selection(step->selection, keys, step))) return status;
+  if ((status = adopt(selection, step->selection, selection_sizes))) return status;
+  step->selection = selection;
+  if ((status = check_selection(selection, keys, step))) return status;
   if (!are_axes(keys->B * step->H, step->L, step->selection->budget)) return ADAMAS_ERROR_SHAPE;
   if ((status = check_lengths(step, keys))) return status;
   int64_t q_bytes = keys->D * item(step->q_dtype), kv_bytes = keys->D * item(step->kv_dtype);
@@ -497,7 +541,8 @@ int adamas_step_run(const adamas_step *given) {
   adamas_step step;
   adamas_keys keys;
   adamas_values values;
-  int status = check_step(given, &step, &keys, &values);
+  adamas_selection selection;
+  int status = check_step(given, &step, &keys, &values, &selection);
   if (status) return status;
   struct record_step record = record_of(&step, &keys, &values);
   struct record_loop loop = step_loop(&record, step.threads);
@@ -508,7 +553,8 @@ size_t adamas_step_workspace(const adamas_step *given) {
   adamas_step step;
   adamas_keys keys;
   adamas_values values;
-  if (check_step(given, &step, &keys, &values)) return 0;
+  adamas_selection selection;
+  if (check_step(given, &step, &keys, &values, &selection)) return 0;
   struct record_step record = record_of(&step, &keys, &values);
   struct record_loop loop = step_loop(&record, step.threads);
   plan(&loop);
@@ -518,9 +564,8 @@ size_t adamas_step_workspace(const adamas_step *given) {
 /* ---- attention --------------------------------------------------------------------------------- */
 
 static int check_attention(const adamas_attention *given, adamas_attention *a) {
-  if (!given) return ADAMAS_ERROR_ARGUMENT;
-  if (given->size != sizeof *given) return ADAMAS_ERROR_SIZE;
-  *a = *given;
+  int status = adopt(a, given, attention_sizes);
+  if (status) return status;
   if (!are_axes(a->B, a->H, a->L) || !are_axes(a->B, a->H_kv, a->S) || a->D < 1 ||
       a->D > MOST_DIM || a->H % a->H_kv || (a->indices && !are_axes(a->B * a->H, a->L, a->K)))
     return ADAMAS_ERROR_SHAPE;

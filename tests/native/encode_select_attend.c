@@ -59,31 +59,44 @@ struct data {
   adamas_values values;
   adamas_selection selection;
   int64_t lengths[B];
-  float *q, *k, *v, *bases, *total;
-  void *key_memory, *codes, *scales;
+  float *q, *k, *v;
+  void *key_memory, *value_memory;
 };
 
 static const float thresholds[3 * H_KV] = {-0.996f, 0, 0.996f, -0.996f, 0, 0.996f};
 
+/* All values but one of each sequence, and then that one. */
 static void make_values(struct data *data) {
-  data->bases = zeros(sizeof(float) * B * H_KV * 2 * D);
-  data->total = zeros(sizeof(float) * B * H_KV * D);
-  for (int bh = 0; bh < B * H_KV; bh++)
-    for (int s = 0; s < data->lengths[bh / H_KV]; s++)
-      for (int d = 0; d < D; d++) {
-        float x = data->v[((size_t)bh * S + s) * D + d];
-        data->total[bh * D + d] += x;
-        if (s == 0) data->bases[bh * 2 * D + d] = x;
-        if (s < 64) data->bases[bh * 2 * D + D + d] += x / 64;
-      }
-  data->codes = zeros((size_t)B * H_KV * T * 64 * 2 * 8);
-  data->scales = zeros((size_t)B * H_KV * T * 64);
-  adamas_values values = {.size = sizeof values, .B = B, .H_kv = H_KV, .T = T, .D = D,
-                          .codes = {data->codes, 0, 0}, .scales = {data->scales, 0, 0},
-                          .bases = {data->bases, 0, 0}, .total = data->total};
+  adamas_values values = {.size = sizeof values, .B = B, .H_kv = H_KV, .T = T, .D = D};
+  data->value_memory = zeros(adamas_place_values(&values, NULL));
+  REQUIRE(adamas_place_values(&values, data->value_memory));
   data->values = values;
   adamas_rows v = {data->v, 0, 0, 0};
-  OK(adamas_append_values(&data->values, ADAMAS_FLOAT32, v, S, NULL, data->lengths, 0));
+  adamas_rows last = {numbers((size_t)B * H_KV * D), 0, 0, 0};
+  int64_t first[B];
+  for (int b = 0; b < B; b++) first[b] = data->lengths[b] - 1;
+  OK(adamas_append_values(&data->values, ADAMAS_FLOAT32, v, S, NULL, first, 0));
+  for (int bh = 0; bh < B * H_KV; bh++)
+    memcpy((float *)last.data + bh * D, data->v + ((size_t)bh * S + first[bh / H_KV]) * D,
+           D * sizeof(float));
+  OK(adamas_append_values(&data->values, ADAMAS_FLOAT32, last, 1, first, NULL, 0));
+  free(last.data);
+
+  for (int bh = 0; bh < B * H_KV; bh++)
+    for (int d = 0; d < D; d++) {
+      const float *own = data->v + (size_t)bh * S * D + d;
+      const float *bases = (const float *)values.bases.data + bh * 2 * D + d;
+      float total = 0, tile = 0;
+      for (int s = 0; s < data->lengths[bh / H_KV]; s++) {
+        tile += own[(size_t)s * D];
+        if (s == 63) REQUIRE(bases[D] == tile / 64);
+        if (s % 64 == 63) {
+          total += tile;
+          tile = 0;
+        }
+      }
+      REQUIRE(bases[0] == own[0] && values.total[bh * D + d] == total + tile);
+    }
 }
 
 static void make(struct data *data) {
@@ -123,9 +136,8 @@ static void make(struct data *data) {
 }
 
 static void release(struct data *data) {
-  void *memory[] = {data->q,     data->k,          data->v,     data->bases,
-                    data->total, data->key_memory, data->codes, data->scales};
-  for (int i = 0; i < 8; i++) free(memory[i]);
+  void *memory[] = {data->q, data->k, data->v, data->key_memory, data->value_memory};
+  for (int i = 0; i < 5; i++) free(memory[i]);
 }
 
 static adamas_step step_of(const struct data *data, int32_t *indices, float *out, float *lse) {

@@ -15,7 +15,8 @@
    that fails for its arguments has written nothing.
 
    A struct begins with its size, which the caller sets to sizeof. Later versions add fields at the
-   end, where 0 means the behaviour before. So a program runs with a newer library. */
+   end, where 0 means the behaviour before. So a program runs with a newer library: fields after its
+   size are 0. A size that no version has had is an error. */
 #ifndef ADAMAS_H
 #define ADAMAS_H
 
@@ -81,14 +82,20 @@ typedef struct adamas_keys {
   adamas_heads third_scales; /* uint8 (B, H_kv, T, 64) */
 } adamas_keys;
 
-/* The codes of values, which only a tail needs. */
+/* The codes of values, which only a tail needs. The code of a value is relative to a base: the first
+   value of the sequence for the first 64 tokens, and the mean of these 64 for all others. */
 typedef struct adamas_values {
   size_t size;
   int64_t B, H_kv, T, D;
   adamas_heads codes;  /* uint64 (B, H_kv, T, 64, 2, P) */
   adamas_heads scales; /* uint8 (B, H_kv, T, 64) */
-  adamas_heads bases;  /* float32 (B, H_kv, 2, D): the first value, and the mean of the first 64 */
-  const float *total;  /* (B, H_kv, D): the sums of the values */
+  adamas_heads bases;  /* float32 (B, H_kv, 2, D): the first value, and the mean of the first 64; 0
+                          where there are fewer values, or where it is not finite */
+  float *total;        /* (B, H_kv, D): the sums of all values */
+  /* float32 (B, H_kv, 2, D): the sums of full tiles, and of the tile in progress. With them
+     adamas_append_values writes bases and total. Where it is NULL, the caller has to, before each
+     append, and for the sequence with its new tokens. */
+  adamas_heads sums;
 } adamas_values;
 
 /* How tokens are selected. All 0 is the paper's selection. */
@@ -155,13 +162,16 @@ ADAMAS_API void adamas_set_threads(int threads);
    third bit (3, 1). With memory, they are placed in it: its `keys` pointers are set, for B, H_kv, T
    and D as they are there. Memory that calloc returns is ready for codes. 0: the shape is wrong. */
 ADAMAS_API size_t adamas_place_keys(adamas_keys *keys, int centered, int bits, void *memory);
+/* The same for all arrays of values, sums among them. */
+ADAMAS_API size_t adamas_place_values(adamas_values *values, void *memory);
 
 /* Code keys k (B, H_kv, S, D), rotated, as the tokens start[b], start[b] + 1, ... of each sequence.
    Of each sequence the first count[b] are taken; all S if count is NULL. start NULL: 0. Tokens are
    appended in their order, because centered codes depend on the tokens before them. */
 ADAMAS_API int adamas_append_keys(const adamas_keys *keys, int dtype, adamas_rows k, int64_t S,
                                   const int64_t *start, const int64_t *count, int threads);
-/* The same for values. Their bases are those of the sequence with its new tokens. */
+/* The same for values. With sums, a total has the bits that one append of all values would give.
+   Values from token 0 on begin new sums. So a sequence that is cut is appended again from there. */
 ADAMAS_API int adamas_append_values(const adamas_values *values, int dtype, adamas_rows v, int64_t S,
                                     const int64_t *start, const int64_t *count, int threads);
 
