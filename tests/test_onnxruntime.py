@@ -195,13 +195,25 @@ def test_a_second_prompt_in_the_same_memory() -> None:
 
 ROWS = named(*rows(1, 3))
 ERRORS = {
-    "3 axes": ({"query": np.ones((1, 1, 3, H * D), np.float32)}, r"query has shape \(1, 1, 3, 128\)"),
-    "heads": ({"query": np.ones((1, 3, 60), np.float32)}, r"query has shape \(1, 3, 60\); expected"),
+    "3 axes": (
+        {"query": np.ones((1, 1, 3, H * D), np.float32)},
+        r"query has shape \(1, 1, 3, 128\)",
+    ),
+    "heads": (
+        {"query": np.ones((1, 3, 60), np.float32)},
+        r"query has shape \(1, 3, 60\); expected",
+    ),
     "keys": ({"key": np.ones((1, 2, 64), np.float32)}, r"key has shape \(1, 2, 64\); expected"),
     "values": ({"value": np.ones((2, 3, 64), np.float32)}, r"value has shape \(2, 3, 64\)"),
-    "past": ({"past_key": np.ones((1, 1, 0, D), np.float32)}, r"past_key has shape \(1, 1, 0, 32\)"),
+    "past": (
+        {"past_key": np.ones((1, 1, 0, D), np.float32)},
+        r"past_key has shape \(1, 1, 0, 32\)",
+    ),
     "past values": ({"past_value": np.ones((1, 2, 9, D), np.float32)}, "the shape of past_key"),
-    "codes": ({"past_codes": np.zeros((1, 2, 100), np.uint8)}, r"past_codes has shape \(1, 2, 100\)"),
+    "codes": (
+        {"past_codes": np.zeros((1, 2, 100), np.uint8)},
+        r"past_codes has shape \(1, 2, 100\)",
+    ),
     "lengths": ({"seqlens_k": np.array([2, 2], np.int32)}, r"seqlens_k has shape \(2\)"),
     "more tokens than the total": ({"seqlens_k": np.array([3], np.int32)}, r"seqlens_k\[0\] is 3"),
     "below no token": ({"seqlens_k": np.array([-2], np.int32)}, r"seqlens_k\[0\] is -2"),
@@ -284,7 +296,9 @@ def test_code_bytes() -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libadamas.so").touch()
-    monkeypatch.setattr("adamas_core.onnxruntime.get_library", lambda: str(tmp_path / "libadamas.so"))
+    monkeypatch.setattr(
+        "adamas_core.onnxruntime.get_library", lambda: str(tmp_path / "libadamas.so")
+    )
     with pytest.raises(FileNotFoundError, match=r"there is no libadamas_onnxruntime\.so"):
         library()
 

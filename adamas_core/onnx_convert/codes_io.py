@@ -11,15 +11,19 @@ DOMAIN, OPERATOR = "adamas", "SparseGroupQueryAttention"
 
 
 def add_operator(
-    graph: Graph, inputs: Sequence[str], outputs: Sequence[str], options: Mapping[str, Any], name: str
+    graph: Graph,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    options: Mapping[str, Any],
+    name: str,
 ) -> None:
     """Add a node with GroupQueryAttention's first nine inputs, and the codes of its layer."""
     past_key, present_key = inputs[3], outputs[1]
     past, present = codes_name(past_key), codes_name(present_key)
     if past_key not in graph.inputs or present_key not in graph.outputs:
         raise ValueError(
-            f"{name}: its past keys are {past_key!r} and its present ones {present_key!r}; expected "
-            "an input and an output of the graph"
+            f"{name}: its past keys are {past_key!r} and its present ones {present_key!r}; "
+            "expected an input and an output of the graph"
         )
     helper, types = graph.onnx.helper, graph.onnx.TensorProto
     axes = graph.inputs[past_key].type.tensor_type.shape.dim

@@ -13,7 +13,7 @@ from .. import checks
 from ..extra import needs_extra
 from ..selection import DEFAULT, Selection
 from . import codes_io, group_query, plain_attention
-from .graph import Graph, Node, label
+from .graph import Graph, label
 
 # Attention that other exporters write; a model with one of these would stay dense unnoticed.
 OTHERS = (
@@ -25,9 +25,20 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Converted:
-    """How many attention nodes were replaced, and the names of those that stay dense."""
+    """What became of the attention nodes of a model.
+
+    Attributes
+    ----------
+    replaced : int
+        How many use the sparse operator now.
+    causal : int
+        How many of these had a mask, which is taken to be causal and without padding.
+    windows, dense : tuple of str
+        Those that stay as they are: for their window, and as the first `dense_layers`.
+    """
 
     replaced: int
+    causal: int
     windows: tuple[str, ...]
     dense: tuple[str, ...]
 
@@ -86,29 +97,45 @@ def convert(
     options = {f.name: int(getattr(settled, f.name)) for f in fields(settled) if f.name != "metric"}
     found = _found(graph)
     if not found:
-        raise ValueError("the model has no attention that is known; expected a decoder with a cache")
-    windows = tuple(name for name, work, windowed in found if windowed)
-    rest = [(name, work) for name, work, windowed in found[dense_layers:] if not windowed]
-    for _, work in rest:
-        work({**options, "budget": int(budget)})
-    if rest:
+        raise ValueError("no attention that is known; expected a decoder with a cache")
+    first, rest = found[:dense_layers], found[dense_layers:]
+    replaced = [one for one in rest if not one.window]
+    for one in replaced:
+        one.replace({**options, "budget": int(budget)})
+    if replaced:
         codes_io.add_domain(model, graph.onnx.helper)
     graph.finish()
-    dense = tuple(name for name, _, windowed in found[:dense_layers] if not windowed)
-    return Converted(len(rest), windows, dense)
+    return Converted(
+        len(replaced),
+        sum(one.mask for one in replaced),
+        tuple(one.name for one in found if one.window),
+        tuple(one.name for one in first if not one.window),
+    )
 
 
-def _found(graph: Graph) -> list[tuple[str, Callable[[dict[str, int]], None], bool]]:
-    """Each attention in the order of the graph: its name, its replacement, and if it has a window."""
+@dataclass(frozen=True)
+class _Attention:
+    """One attention of a graph: its place there, and how it is replaced."""
+
+    place: int
+    name: str
+    replace: Callable[[dict[str, int]], None]
+    window: bool = False
+    mask: bool = False
+
+
+def _found(graph: Graph) -> list[_Attention]:
+    """Every attention in the order of the graph."""
     places = {id(node): i for i, node in enumerate(graph.nodes)}
     found = []
     for node in group_query.find(graph):
         work = partial(group_query.replace, graph, node)
-        found.append((places[id(node)], label(node), work, group_query.has_window(node)))
+        window = group_query.has_window(node)
+        found.append(_Attention(places[id(node)], label(node), work, window))
     for node in plain_attention.find(graph):
         work = partial(plain_attention.replace, graph, plain_attention.match(graph, node))
-        found.append((places[id(node)], label(node), work, False))
-    return [rest for _, *rest in sorted(found, key=lambda item: item[0])]  # type: ignore[misc]
+        found.append(_Attention(places[id(node)], label(node), work, mask=True))
+    return sorted(found, key=lambda one: one.place)
 
 
 def convert_file(
@@ -130,11 +157,9 @@ def convert_file(
     onnx = needs_extra("onnx", "onnxruntime")
     try:
         model = onnx.load(str(source), load_external_data=False)
-    except onnx.onnx_cpp2py_export.checker.ValidationError as error:
-        raise ValueError(f"{source}: {error}") from error
-    except Exception as error:
-        if isinstance(error, OSError):
-            raise
+    except OSError:
+        raise
+    except Exception as error:  # protobuf has several of its own
         raise ValueError(f"{source} is no ONNX model: {error}") from error
     try:
         done = convert(model, budget, selection, dense_layers)
@@ -159,6 +184,3 @@ def _copy(source: Path, target: Path) -> None:
             raise ValueError(f"{target} is there already; expected a folder without this file")
         return
     shutil.copyfile(source, target)
-
-
-__all__ = ["Converted", "Node", "convert", "convert_file"]

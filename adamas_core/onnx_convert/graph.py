@@ -55,6 +55,8 @@ class Graph:
 
     def shape(self, name: str) -> list[int | None] | None:
         """The axes of a value, None for one that is not a number; None if its rank is unknown."""
+        if name in self.initializers:
+            return list(self.initializers[name].dims)
         value = self.inputs.get(name) or self._inferences().get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None

@@ -15,17 +15,20 @@ from .codes_io import add_operator
 from .graph import Graph, Node, attributes, label
 
 # A factor of the logits may be computed from these alone: then it is the same for all tokens.
-ARITHMETIC = ("Cast", "Div", "Gather", "Identity", "Mul", "Pow", "Slice", "Sqrt", "Squeeze", "Unsqueeze")
+ARITHMETIC = (
+    "Cast", "Div", "Gather", "Identity", "Mul", "Pow", "Slice", "Sqrt", "Squeeze", "Unsqueeze"
+)  # fmt: skip
 LENGTHS = ("adamas.seqlens_k", "adamas.total_sequence_length")
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys or values: the past ones, the new ones, and all."""
+    """Keys or values: the past ones, the new ones, and all; whether their heads are repeated."""
 
     past: str
     new: str
     present: str
+    repeated: bool
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,7 @@ def match(graph: Graph, softmax: Node) -> Plain:
 
 def replace(graph: Graph, plain: Plain, options: Mapping[str, Any]) -> None:
     """Put the sparse operator with these options in the place of an attention."""
-    q_shape, k_shape = graph.shape(plain.q), graph.shape(plain.keys.past)
-    H = q_shape[1] if q_shape is not None and len(q_shape) == 4 else None
-    H_kv = k_shape[1] if k_shape is not None and len(k_shape) == 4 else None
-    if H is None or H_kv is None:
-        raise ValueError(
-            f"{plain.name}: {plain.q!r} has shape {q_shape} and {plain.keys.past!r} {k_shape}; "
-            "expected (B, H, S, D) and (B, H_kv, S, D) with known numbers of heads"
-        )
+    H, H_kv = _heads(graph, plain)
     for name in (plain.out, plain.keys.present, plain.values.present):
         graph.remove(graph.producers[name])
     q = plain.q
@@ -97,6 +93,25 @@ def replace(graph: Graph, plain: Plain, options: Mapping[str, Any]) -> None:
     outputs = [plain.out, plain.keys.present, plain.values.present]
     heads = {"num_heads": H, "kv_num_heads": H_kv, "scale": 1.0}
     add_operator(graph, inputs, outputs, {**heads, **options}, plain.name)
+
+
+def _heads(graph: Graph, plain: Plain) -> tuple[int, int]:
+    """H and H_kv: from shapes, or from the weights that the result is multiplied with."""
+    q, k = graph.shape(plain.q), graph.shape(plain.keys.past)
+    _, H_kv, _, D = k if k is not None and len(k) == 4 else [None] * 4
+    H = q[1] if q is not None and len(q) == 4 else None
+    if H is None and not plain.keys.repeated:
+        H = H_kv
+    product = _next(graph, plain.out, "MatMul")
+    weight = graph.shape(product.input[1]) if product is not None else None
+    if H is None and D is not None and weight is not None and weight[0] is not None:
+        H = weight[0] // D
+    if H is None or H_kv is None:
+        raise ValueError(
+            f"{plain.name}: {plain.q!r} has shape {q} and {plain.keys.past!r} {k}; expected known "
+            "numbers of heads in (B, H, S, D) and (B, H_kv, S, D)"
+        )
+    return H, H_kv
 
 
 def _rows(graph: Graph, name: str, x: str) -> str:
@@ -171,6 +186,7 @@ def _cache(graph: Graph, name: str, softmax: Node) -> Cache:
     shaped = graph.producer(name, "Reshape")
     wide = graph.producer(shaped.input[0], "Expand") if shaped is not None else None
     single = graph.producer(wide.input[0], "Unsqueeze") if wide is not None else None
+    repeated = single is not None
     if single is not None:
         axes = graph.constant(single.input[1]) if len(single.input) > 1 else None
         axes = attributes(single).get("axes") if axes is None else axes.tolist()
@@ -180,7 +196,7 @@ def _cache(graph: Graph, name: str, softmax: Node) -> Cache:
     joined = graph.producer(name, "Concat")
     if joined is None or len(joined.input) != 2 or attributes(joined)["axis"] not in (2, -2):
         raise _unexpected(softmax, f"{name!r} from a Concat of past and new tokens along axis 2")
-    return Cache(joined.input[0], joined.input[1], name)
+    return Cache(joined.input[0], joined.input[1], name, repeated)
 
 
 def _before(graph: Graph, name: str) -> str:

@@ -28,7 +28,7 @@ NEW, BUDGET = 40, 128
 
 
 class Decoder:
-    """A graph and its cache. Past and present are bound to the same memory, so nothing is copied."""
+    """A graph and its cache. Past and present share memory, so nothing is copied."""
 
     def __init__(self, path: Path, capacity: int) -> None:
         options = onnxruntime.SessionOptions()
