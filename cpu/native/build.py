@@ -3,9 +3,8 @@
     python -m adamas_core.cpu.native.build FOLDER [LEVEL ...]
 
 The folder gets lib/libadamas.so, the operator for ONNX Runtime, and what programs need to compile
-and link with the library. Without levels
-it is the best one of this machine; "all" are those of its kind of processor. Numba and a C compiler
-are needed here, and not where the library runs.
+and link with the library. Without levels it is the best one of this machine; "all" are those of its
+kind of processor. Numba and a C compiler are needed here, and not where the library runs.
 """
 
 from __future__ import annotations
