@@ -1,4 +1,4 @@
-"""SmolLM2 as ONNX, exported from its GGUF: its text in ONNX Runtime is that of the NumPy decoder."""
+"""SmolLM2 as ONNX, exported from its GGUF: ONNX Runtime writes the text of the NumPy decoder."""
 
 from __future__ import annotations
 
