@@ -18,6 +18,7 @@ NEEDS = {
     "numpy_decode": [],
     "torch_decode": ["torch", "ml_dtypes"],
     "jax_decode": ["jax"],
+    "onnxruntime_decode": ["onnx", "onnxruntime"],
     "own_decoder": [],
     "own_arrays": [],
 }

@@ -28,7 +28,12 @@ FOLDERS = {
 }
 SHIPPED = {".py", ".pyi", ".pyx", ".pxd", ".cu", ".cuh", ".typed", ".c", ".cc", ".h", ".in"}
 # Made by a build, with the library.
-NATIVE = ("libadamas.so", "cmake/adamas/adamasConfig.cmake", "pkgconfig/adamas.pc")
+NATIVE = (
+    "libadamas.so",
+    "libadamas_onnxruntime.so",
+    "cmake/adamas/adamasConfig.cmake",
+    "pkgconfig/adamas.pc",
+)
 
 # An installation must run this wherever Python starts. Only append needs the compiled module.
 USE = """
@@ -66,7 +71,7 @@ def run(*command: object, cwd: Path, levels: str = "none") -> str:
 
 def copy_of_the_tree(to: Path) -> Path:
     """A clean checkout: nothing that was built or cached comes along."""
-    made = ("*.so", "_pack.c", "_address.c", "*_api.h", "*.nbi", "*.nbc", "*.cmake", "*.pc")
+    made = ("*.so", "_pack.c", "_address.c", "_*_api.h", "*.nbi", "*.nbc", "*.cmake", "*.pc")
     ignore = shutil.ignore_patterns("__pycache__", *made)
     for folder in (*FOLDERS, "tests"):
         shutil.copytree(ROOT / folder, to / folder, ignore=ignore)

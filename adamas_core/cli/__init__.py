@@ -1,4 +1,4 @@
-"""The command line: ``adamas-core generate``, ``compare``, ``info`` and ``demo``."""
+"""The command line: ``adamas-core`` and a command, of which COMMANDS has all."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import compare, demo, generate, info, mechanisms, streams
+from . import compare, convert_onnx, demo, export_onnx, generate, info, mechanisms, streams
 from .parser import Parser, UsageError, Version, joined
 
 COMMANDS = {
     "generate": generate,
     "compare": compare,
     "mechanisms": mechanisms,
+    "export-onnx": export_onnx,
+    "convert-onnx": convert_onnx,
     "info": info,
     "demo": demo,
 }

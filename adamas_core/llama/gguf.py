@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extra import needs_extra
 from . import gguf_split
 from .assemble import (
     RopeSettings,
@@ -18,7 +19,6 @@ from .assemble import (
     assemble_weights,
 )
 from .config import Config
-from .extra import needs_extra
 from .gguf_file import GgufTensor, open_gguf
 from .settings import CheckpointError, Settings
 from .weights import Array, Weights

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .extra import needs_extra
+from ..extra import needs_extra
 from .files import regular
 from .settings import CheckpointError, Settings
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extra import needs_extra
 from .assemble import (
     RopeSettings,
     Tensor,
@@ -19,7 +20,6 @@ from .assemble import (
     assemble_weights,
 )
 from .config import Config
-from .extra import needs_extra
 from .files import regular
 from .json_file import read_json
 from .library_errors import library_errors

@@ -13,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = "libadamas.dylib" if sys.platform == "darwin" else "libadamas.so"
+OPERATOR = LIBRARY.replace("libadamas", "libadamas_onnxruntime")
 
 
 def path() -> Path:

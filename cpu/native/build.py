@@ -2,9 +2,10 @@
 
     python -m adamas_core.cpu.native.build FOLDER [LEVEL ...]
 
-The folder gets lib/libadamas.so and what programs need to compile and link with it. Without levels
-it is the best one of this machine; "all" are those of its kind of processor. Numba and a C compiler
-are needed here, and not where the library runs. Where JAX is there, its handler is built too.
+The folder gets lib/libadamas.so, the operator for ONNX Runtime, and what programs need to compile
+and link with the library. Without levels it is the best one of this machine; "all" are those of its
+kind of processor. Numba and a C compiler are needed here, and not where the library runs. Where JAX
+is there, its handler is built too.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from adamas_core.reference.center import CENTERED_THRESHOLDS
 
 from .. import _records
 from .._record import Record
-from . import LIBRARY, handler, in_a_source_tree, stamp
+from . import LIBRARY, OPERATOR, handler, in_a_source_tree, stamp
 from .levels import LEVELS, environment, levels_here, levels_of, symbol
 
 HERE = Path(__file__).parent
 C_FILES = ("adamas.c", "pool.c")
+OPERATOR_FILES = ("onnxruntime.c", "code_block.c", "rotary.c")
 PARTS = (
     "include/adamas.h",
     "lib/cmake/adamas/adamasConfig.cmake.in",
@@ -39,6 +41,9 @@ PARTS = (
 )
 FLAGS = ("-O2", "-std=c11", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-pthread")
 LINK = ("-shared", "-s", "-lm", "-o")
+# The operator finds the library beside it. Both stay in a process that no longer uses them, because
+# the library has threads.
+BESIDE = ("-ladamas", "-Wl,-rpath,$ORIGIN", "-Wl,-z,nodelete")
 
 
 def build(folder: Path, levels: list[str]) -> Path:
@@ -51,6 +56,7 @@ def build(folder: Path, levels: list[str]) -> Path:
         (work / "kernels.h").write_text(header(levels, names[0]))
         objects = [work / f"{level}.o" for level in levels]
         compile_c(*FLAGS, f"-I{work}", *(HERE / x for x in C_FILES), *objects, *LINK, library)
+    operator(library.parent)
     for part in PARTS:
         target = folder / part.removesuffix(".in")
         if part.endswith(".in") or folder.resolve() != HERE:
@@ -62,6 +68,15 @@ def build(folder: Path, levels: list[str]) -> Path:
         except ImportError as error:  # it is compiled at its first use, or not at all
             print(f"libadamas: no handler for JAX: {error}", file=sys.stderr)
     return library
+
+
+def operator(folder: Path) -> None:
+    """Build the operator for ONNX Runtime, beside the library. It needs no header from outside."""
+    files = [HERE / name for name in OPERATOR_FILES]
+    compile_c(
+        *FLAGS, f"-DCENTERED_THRESHOLDS={thresholds()}", *files, *LINK, folder / OPERATOR,
+        f"-L{folder}", *BESIDE,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -108,7 +123,7 @@ def header(levels: list[str], names: list[str]) -> str:
     """kernels.h: the layouts of records, and the tables of functions."""
     lines = ["/* Written by build.py. */", f'#define STAMP "{stamp()}"']
     lines += [f"enum {{ LEVELS = {len(levels)}, FUNCTIONS = {len(names)} }};"]
-    lines += [f"#define CENTERED_THRESHOLDS {{{', '.join(map(float_of, CENTERED_THRESHOLDS))}}}"]
+    lines += [f"#define CENTERED_THRESHOLDS {thresholds()}"]
     for kind, record in vars(_records).items():
         if isinstance(record, Record):
             lines += [struct(kind, record)]
@@ -141,6 +156,11 @@ def struct(kind: str, record: Record) -> str:
 def quoted_table(name: str, rows: list[str]) -> str:
     text = ", ".join(f'"{row}"' for row in rows)
     return f"static const char *const {name}[] = {{{text}}};"
+
+
+def thresholds() -> str:
+    """The thresholds of centered codes as C writes an array."""
+    return f"{{{', '.join(map(float_of, CENTERED_THRESHOLDS))}}}"
 
 
 def float_of(x: float) -> str:

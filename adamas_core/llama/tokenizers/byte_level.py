@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..extra import needs_extra
+from ...extra import needs_extra
 from ..library_errors import library_errors
 from ..settings import CheckpointError, Settings
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..extra import needs_extra
+from ...extra import needs_extra
 from ..files import regular
 from ..json_file import read_json
 from ..library_errors import library_errors
