@@ -37,7 +37,7 @@ class Layer:
     def __init__(self) -> None:
         self.k: Memory | None = None
         self.v: Memory | None = None
-        self.followed: dict[tuple[int, int, int], Followed] = {}
+        self.followed: dict[tuple[int, ...], Followed] = {}
 
     def expired(self) -> bool:
         """Whether the keys that were seen last are gone."""
@@ -218,13 +218,13 @@ def _sparse(
         if span.end - span.start <= plan.budget:
             outs.append(attend(q, k, v, None, scale))
             continue
-        at = (span.first, span.last, span.start)
-        followed = old.get(at)
+        part = (span.first, span.last, span.start)
+        followed = old.get(part)
         if followed is not None and followed.fits(k):
             followed.follow(k, v, known=once and k.shape[2] == followed.codes.tokens + q.shape[2])
         else:
             followed = Followed(k, v, plan)
-        held.followed[at] = followed
+        held.followed[part] = followed
         outs.append(_attention(q, k, v, followed, plan, scale))
     LAYERS[number, layer] = held
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
