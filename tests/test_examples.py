@@ -18,6 +18,7 @@ NEEDS = {
     "torch_decode": ["torch", "ml_dtypes"],
     "jax_decode": ["jax"],
     "own_decoder": [],
+    "transformers_decode": ["torch", "transformers", "ml_dtypes"],
 }
 
 

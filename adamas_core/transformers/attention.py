@@ -216,7 +216,7 @@ def _sparse(
         q, k, v = (x[span.first : span.last] for x in (query, key, value))
         k, v = (x[:, :, span.start : span.end] for x in (k, v))
         if span.end - span.start <= plan.budget:
-            outs.append(attend(q, k, v, None, scale))
+            outs.append(attend(q, k, v, None, scale=scale))
             continue
         part = (span.first, span.last, span.start)
         followed = old.get(part)
@@ -242,6 +242,6 @@ def _attention(
     """Attention (B, H, L, D) to the tokens of a span."""
     codes, budget = followed.codes, plan.budget
     if followed.values is not None:
-        return attend_tail(q, k, v, codes, followed.values, budget, plan.selection, scale)
+        return attend_tail(q, k, v, codes, followed.values, budget, plan.selection, scale=scale)
     indices = select_topk(q, codes, budget, plan.selection, k=k, scale=scale)
-    return attend(q, k, v, indices, scale)
+    return attend(q, k, v, indices, scale=scale)
