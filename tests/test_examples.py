@@ -21,6 +21,7 @@ NEEDS = {
     "onnxruntime_decode": ["onnx", "onnxruntime"],
     "own_decoder": [],
     "own_arrays": [],
+    "transformers_decode": ["torch", "transformers", "ml_dtypes"],
 }
 
 
