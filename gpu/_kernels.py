@@ -45,16 +45,20 @@ class Kernel:
     """A __global__ function of one of the .cu files.
 
     If `exact`, its bits are specified, so no multiplication and addition may be fused.
+
+    `rare` are variants that few models need. They are built one by one, and not with the others of
+    their file.
     """
 
     file: str
     name: str
     variants: tuple[Variant, ...] = ((),)
     exact: bool = True
+    rare: tuple[Variant, ...] = ()
 
     def expression(self, variant: Variant) -> str:
         """The variant in C++: name<arguments>."""
-        if variant not in self.variants:
+        if variant not in self.variants and variant not in self.rare:
             raise ValueError(f"{self.name}<{variant}> is no variant listed in gpu/_kernels.py")
         return f"{self.name}<{', '.join(map(str, variant))}>" if variant else self.name
 
@@ -136,6 +140,8 @@ _ATTEND = tuple(
     if q == k or (q == "float" and vector == 1)
     if DT <= 256 or vector == 1
 )
+# GENERAL of attend.cu: values of another head_dim than the keys, or a soft cap.
+_GENERAL = tuple((*variant, "true") for variant in _ATTEND)
 
 # TQ, TK, VEC of rerank.cu, as for attend.cu; any head_dim has the same variant.
 _RERANK = tuple(
@@ -156,11 +162,21 @@ ESTIMATE = Kernel("estimate.cu", "estimate", _LANE)
 WEIGH = Kernel("group.cu", "weigh")
 POOL = Kernel("group.cu", "pool")
 RERANK = Kernel("rerank.cu", "rerank", _RERANK)
-BEGIN_STEP = Kernel("begin_step.cu", "begin_step", _ELEMENT_AND_LANE)
+BEGIN_STEP = Kernel(
+    "begin_step.cu",
+    "begin_step",
+    _ELEMENT_AND_LANE,
+    # With coded values of another size, which are there up to head_dim 1024.
+    rare=tuple(
+        (element, n, values)
+        for element, n, values in product(ELEMENTS.values(), VALUES[:-1], VALUES[:-1])
+        if n != values
+    ),
+)
 CHOOSE_TIERS = Kernel("tiers.cu", "choose_tiers")
 DIVIDE = Kernel("tiers.cu", "divide")
-ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False)
-ATTEND_TAIL = Kernel("attend_tail.cu", "attend_tail", _ATTEND, exact=False)
+ATTEND = Kernel("attend.cu", "attend", _ATTEND, exact=False, rare=_GENERAL)
+ATTEND_TAIL = Kernel("attend_tail.cu", "attend_tail", _ATTEND, exact=False, rare=_GENERAL)
 
 KERNELS = (
     HADAMARD,

@@ -10,9 +10,9 @@ from adamas_core.reference.layout import Softmax, padded
 
 from . import _launch
 from ._arrays import element, elements_per_load, strides
-from ._kernels import ATTEND
+from ._kernels import ATTEND, Variant
 from ._launch import Array
-from ._softmax import plain_scale
+from ._softmax import Weights, weights_of
 
 THREADS = 128
 BLOCKS = 4  # per multiprocessor; splits that make more blocks are not faster
@@ -22,19 +22,33 @@ MIN_SPLIT = 32  # tokens per split; a smaller split takes less time than its mer
 class Splits(NamedTuple):
     """Memory for the sums of several blocks that share a row."""
 
-    partial: Array  # (rows, splits, D + 2), float32
+    partial: Array  # (rows, splits, Dv + 2), float32
     finished: Array  # (rows,), uint32, 0 between launches
     number: int
 
 
-def empty_splits(rows: int, tokens: int, D: int) -> Splits:
-    """As many splits of each row's tokens as fill the device."""
+def empty_splits(rows: int, tokens: int, Dv: int) -> Splits:
+    """As many splits of each row's tokens as fill the device; Dv is the head_dim of the values."""
     device = _launch.device()
     xp = device.xp
     fill = -(-BLOCKS * device.multiprocessors() // rows)
     number = max(min(fill, tokens // MIN_SPLIT), 1)
-    partial = xp.empty((rows, number if number > 1 else 0, D + 2), np.float32)
+    partial = xp.empty((rows, number if number > 1 else 0, Dv + 2), np.float32)
     return Splits(partial, xp.zeros((rows,), np.uint32), number)
+
+
+def widest(D: int, Dv: int) -> int:
+    """DT of attend.cuh, for the head_dims of keys and values."""
+    return max(padded(max(D, Dv)), 32)
+
+
+def variant_for(q: Array, k: Array, v: Array, weights: Weights) -> Variant:
+    """The template arguments of attend.cu and attend_tail.cu."""
+    D, Dv = k.shape[-1], v.shape[-1]
+    DT = widest(D, Dv)
+    vector = elements_per_load(k, v) if q.dtype == k.dtype and DT <= 256 else 1
+    general = ("true",) if Dv != D or weights.soft_cap else ()
+    return element(q), element(k), DT, vector, *general
 
 
 def attend_into(
@@ -42,14 +56,14 @@ def attend_into(
     k: Array,
     v: Array,
     indices: Array | None,
-    softmax: Softmax | None,
+    weights: Weights,
     out: Array,
     lse: Array,
     splits: Splits,
     beyond: Array | None = None,
     window: int | None = None,
 ) -> None:
-    """Attention into out (B, H, L, D) and lse (B, H, L). Nothing is allocated.
+    """Attention into out (B, H, L, D_v) and lse (B, H, L). Nothing is allocated.
 
     q has the dtype of k or float32, and out has that of q. Without indices the queries are the last
     L of S tokens, and each sees the last `window` tokens up to itself, or all. An index of S or
@@ -57,12 +71,10 @@ def attend_into(
     """
     B, H, L, D = q.shape
     H_kv, S = k.shape[1:3]
-    DT = max(padded(D), 32)
-    vector = elements_per_load(k, v) if q.dtype == k.dtype and DT <= 256 else 1
-    sizes = {"H": H, "H_kv": H_kv, "L": L, "S": S, "D": D}
+    sizes = {"H": H, "H_kv": H_kv, "L": L, "S": S, "D": D, "Dv": v.shape[-1]}
     _launch.device().launch(
         ATTEND,
-        (element(q), element(k), DT, vector),
+        variant_for(q, k, v, weights),
         (B * H * L, splits.number),
         THREADS,
         {
@@ -73,7 +85,8 @@ def attend_into(
             "indices": indices,
             "window": S if window is None else min(window, S),
             "K": -1 if indices is None else indices.shape[-1],
-            "scale": plain_scale(softmax, k, v),
+            **weights.logits,
+            "sink_logits": weights.sink_logits,
             "out": out,
             "lse": lse,
             "partial": splits.partial,
@@ -92,9 +105,9 @@ def attend(
     return_lse: bool = False,
     window: int | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
+    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k and v.
 
-    Without indices each query sees the last `window` tokens up to itself, or all of them. It waits
+    k is (B, H_kv, S, D) and v (B, H_kv, S, D_v), so the result is (B, H, L, D_v). Without indices each query sees the last `window` tokens up to itself, or all of them. It waits
     for the device, to check that every index is below S. While a CUDA graph is captured it cannot
     wait, and an index of S or more is ignored.
     """
@@ -103,7 +116,7 @@ def attend(
     B, H, L, D = q.shape
     S = k.shape[2]
     wide = q if q.dtype == k.dtype else xp.asarray(q, np.float32)
-    out = xp.empty(q.shape, wide.dtype)
+    out = xp.empty((B, H, L, v.shape[-1]), wide.dtype)
     lse = xp.empty((B, H, L), np.float32)
     if out.size:
         beyond = None
@@ -111,8 +124,10 @@ def attend(
             indices = xp.ascontiguousarray(indices)
             beyond = xp.zeros((1,), np.uint32)
         seen = S if window is None else min(window, S)
-        splits = empty_splits(B * H * L, seen if indices is None else indices.shape[-1], D)
-        attend_into(wide, k, v, indices, softmax, out, lse, splits, beyond, window)
+        tokens = seen if indices is None else indices.shape[-1]
+        splits = empty_splits(B * H * L, tokens, out.shape[-1])
+        weights = weights_of(softmax, D)
+        attend_into(wide, k, v, indices, weights, out, lse, splits, beyond, window)
         if beyond is not None and not device.capturing() and int(beyond[0]):
             raise IndexError(f"index {int(beyond[0]) - 1} is out of range: k and v hold {S} tokens")
     out = out.astype(q.dtype, copy=False)

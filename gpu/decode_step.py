@@ -30,9 +30,9 @@ from ._arrays import (
     strides,
     third_bits,
 )
-from ._kernels import BEGIN_STEP
+from ._kernels import BEGIN_STEP, Variant
 from ._launch import Argument, Array
-from ._softmax import plain_scale
+from ._softmax import weights_of
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
 from .attend import attend_into, empty_splits
 from .center import encode_centered
@@ -48,14 +48,14 @@ class DeviceCache(NamedTuple):
     """Keys, values and codes of one layer, with room for `capacity` tokens."""
 
     k: Array  # (B, H_kv, capacity, D)
-    v: Array  # (B, H_kv, capacity, D)
+    v: Array  # (B, H_kv, capacity, D_v)
     planes: Array  # (2, B, H_kv, T, 8, P, 8), uint64
     thresholds: Array  # (H_kv, 3), float32
     lengths: Array  # (B,), int32
     centers: Centers | None = None  # None: the codes are plain
     fine: Fine | None = None  # this and all below: None where there is no room for a tail
     values: Values | None = None
-    sums: Array | None = None  # (3, B, H_kv, D), float32: of full tiles, of the open tile, of both
+    sums: Array | None = None  # (3, B, H_kv, D_v), float32: of full tiles, the open tile, and both
 
     @property
     def codes(self) -> Codes:
@@ -71,26 +71,28 @@ def device_cache(
     capacity: int,
     thresholds: Array | None = None,
     tail: bool = False,
+    Dv: int | None = None,
 ) -> DeviceCache:
-    """A cache without tokens.
+    """A cache without tokens, for keys of head_dim D and values of Dv, or D if Dv is not given.
 
     Its codes are centered, as those of `encode`. If thresholds (3,) or (H_kv, 3) are given, the
     codes are plain. With `tail` it keeps what selections with a tail need: third bits of the keys,
     codes of the values, and their sums. A ValueError says that plain codes have no tail, and that
-    D is above 1024.
+    D or Dv is above 1024.
     """
     if tail and thresholds is not None:
         raise ValueError(
             "device_cache: tail=True with thresholds; expected no thresholds, because plain codes "
             "have no tail"
         )
-    if tail and D > MOST_WITH_TAIL:
+    Dv = D if Dv is None else Dv
+    if tail and max(D, Dv) > MOST_WITH_TAIL:
         raise ValueError(
-            f"device_cache: D={D} with tail=True; expected at most {MOST_WITH_TAIL}, because the "
-            "kernel that appends has no registers for more"
+            f"device_cache: D={D} and Dv={Dv} with tail=True; expected at most {MOST_WITH_TAIL}, "
+            "because the kernel that appends has no registers for more"
         )
     xp = _launch.device().xp
-    shape = (B, H_kv, capacity, D)
+    rows = [xp.empty((B, H_kv, capacity, n), dtype) for n in (D, Dv)]
     T, P = tiles(capacity), words(D)
     centers = fine = values = sums = None
     if thresholds is None:
@@ -100,17 +102,17 @@ def device_cache(
         fine = Fine(
             xp.zeros((B, H_kv, T, TILE, P), np.uint64), xp.zeros((B, H_kv, T, TILE), np.uint8)
         )
-        sums = xp.zeros((3, B, H_kv, D), np.float32)
+        sums = xp.zeros((3, B, H_kv, Dv), np.float32)
         values = Values(
-            xp.zeros((B, H_kv, T, TILE, 2, P), np.uint64),
+            xp.zeros((B, H_kv, T, TILE, 2, words(Dv)), np.uint64),
             xp.zeros((B, H_kv, T, TILE), np.uint8),
-            xp.zeros((B, H_kv, 2, D), np.float32),
+            xp.zeros((B, H_kv, 2, Dv), np.float32),
             sums[2],
         )
     planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
     t = xp.ascontiguousarray(xp.broadcast_to(xp.asarray(thresholds, np.float32), (H_kv, 3)))
     return DeviceCache(
-        *(xp.empty(shape, dtype), xp.empty(shape, dtype), planes, t),
+        *(*rows, planes, t),
         xp.zeros((B,), np.int32),
         *(centers, fine, values, sums),
     )
@@ -127,9 +129,9 @@ def _empty_centers(B: int, H_kv: int, D: int, T: int) -> Centers:
 
 
 def fill(cache: DeviceCache, k: Array, v: Array, count: int | Array | None = None) -> None:
-    """Make k and v (B, H_kv, S, D), as of a prompt, the tokens of a cache, and code them.
+    """Make k (B, H_kv, S, D) and v (B, H_kv, S, D_v), as of a prompt, the tokens of a cache.
 
-    Each sequence takes its first `count` rows, or all if count is not given; count is an int or
+    They are coded too. Each sequence takes its first `count` rows, or all if count is not given; count is an int or
     (B,), on the host. Tokens that the cache has already are replaced.
     """
     B, _, S, _ = k.shape
@@ -149,7 +151,7 @@ def fill(cache: DeviceCache, k: Array, v: Array, count: int | Array | None = Non
 
 
 def _sum(v: Array, sums: Array, bases: Array) -> None:
-    """Write sums (3, H_kv, D) and bases (H_kv, 2, D) of values (H_kv, n, D).
+    """Write sums (3, H_kv, D_v) and bases (H_kv, 2, D_v) of values (H_kv, n, D_v).
 
     The order of additions is that of `total_of` and `bases_of` in reference.values.
     """
@@ -196,16 +198,25 @@ class DecodeStep:
         Tokens per query. It may be larger than the number of tokens in the cache.
     selection : Selection
         How tokens are selected, as for `select_topk`.
+    softmax : Softmax, optional
+        How inner products become weights. Its sinks go to the device once, here.
 
     Raises
     ------
     ValueError
         selection.refine or selection.group is set, selection.tail is set and the cache has no room
-        for a tail, or the codes are centered and selection.metric is "manhattan".
+        for a tail, the codes are centered and selection.metric is "manhattan", or there are not H
+        sinks.
     """
 
     def __init__(
-        self, H: int, L: int, cache: DeviceCache, budget: int, selection: Selection
+        self,
+        H: int,
+        L: int,
+        cache: DeviceCache,
+        budget: int,
+        selection: Selection,
+        softmax: Softmax | None = None,
     ) -> None:
         if selection.refine or selection.group:
             raise ValueError(
@@ -227,38 +238,44 @@ class DecodeStep:
             )
         xp = _launch.device().xp
         B, H_kv, capacity, D = cache.k.shape
+        Dv = cache.v.shape[-1]
+        sinks = None if softmax is None else softmax.sink_logits
+        if sinks is not None and len(sinks) != H:
+            raise ValueError(
+                f"DecodeStep: softmax has {len(sinks)} sink_logits; expected H={H}, one per query head"
+            )
         self._selection = selection
+        self._weights = weights_of(softmax, D)
         self._query = empty_coded_query((B, H, L, D), selection, cache.codes)
         self._finished = xp.zeros((B,), np.uint32)
         self._room = None
         if selection.tail:
-            self._room = make_room(selection, cache.codes, (B, H, L, D), capacity, budget)
+            self._room = make_room(selection, cache.codes, (B, H, L, D), Dv, capacity, budget)
         else:
             self._plan = make_plan(selection, cache.codes, H // H_kv * L, capacity, budget)
             self._indices = xp.empty((B, H, L, budget), np.int32)
-            self._splits = empty_splits(B * H * L, budget, D)
-        self.out = xp.empty((B, H, L, D), cache.k.dtype)
+            self._splits = empty_splits(B * H * L, budget, Dv)
+        self.out = xp.empty((B, H, L, Dv), cache.k.dtype)
         self.lse = xp.empty((B, H, L), np.float32)
 
-    def __call__(
-        self, q: Array, k: Array, v: Array, cache: DeviceCache, softmax: Softmax | None = None
-    ) -> Array:
-        """The attention of q (B, H, L, D) after k and v (B, H_kv, L, D) have been appended.
+    def __call__(self, q: Array, k: Array, v: Array, cache: DeviceCache) -> Array:
+        """The attention of q (B, H, L, D) after k (B, H_kv, L, D) and v have been appended.
 
-        q, k and v have the dtype of the cache. The result is `out`, and its log-sum-exp is `lse`.
-        The next call overwrites both. Tokens for which the cache has no room are lost.
+        v is (B, H_kv, L, D_v). q, k and v have the dtype of the cache. The result is `out`
+        (B, H, L, D_v), and its log-sum-exp is `lse`. The next call overwrites both. Tokens for which
+        the cache has no room are lost.
         """
         new = {**strides("q", q), **strides("k_new", k), **strides("v_new", v)}
         _begin(new, cache, self._query, query_bits(self._selection), self._finished)
         counts = {"lengths": cache.lengths, "length": cache.k.shape[2]}
         rows, selection = (q, cache.k, cache.v), self._selection
         if self._room is not None and cache.values is not None:
-            scale = plain_scale(softmax, cache.k, cache.v)
-            choose_tiers(self._query, cache.codes, counts, self._room, selection, scale)
-            attend_tiers(*rows, cache.values, counts, self._room, scale, self.out, self.lse)
+            weights = self._weights
+            choose_tiers(self._query, cache.codes, counts, self._room, selection, weights)
+            attend_tiers(*rows, cache.values, counts, self._room, weights, self.out, self.lse)
         else:
             select_coded(self._query, cache.codes, counts, self._plan, self._indices, selection)
-            attend_into(*rows, self._indices, softmax, self.out, self.lse, self._splits)
+            attend_into(*rows, self._indices, self._weights, self.out, self.lse, self._splits)
         return self.out
 
 
@@ -268,6 +285,8 @@ def _begin(
     """Append and code the new keys and values, code the queries, and count the new tokens."""
     B, H, L, _ = query.planes.shape
     _, H_kv, capacity, D = cache.k.shape
+    Dv = cache.v.shape[-1]
+    variant: Variant = (element(cache.k), per_lane(D))
     warps = THREADS // LANES
     centers: dict[str, Argument] = {}
     values: dict[str, Argument] = {}
@@ -278,9 +297,11 @@ def _begin(
     if cache.values is not None:
         values = head_values(*cache.values[:3], ("v_codes", "v_scales", "bases"))
         values |= {"sums": cache.sums, "cut": CUT}
+        if per_lane(Dv) != per_lane(D):
+            variant = (*variant, per_lane(Dv))
     _launch.device().launch(
         BEGIN_STEP,
-        (element(cache.k), per_lane(D)),
+        variant,
         ((2 if values else 1) * H_kv + -(-H * L // warps), B),
         THREADS,
         {
@@ -303,6 +324,9 @@ def _begin(
             "D": D,
             "Dt": padded(D),
             "hadamard_scale": hadamard_scale(D),
+            "Dv": Dv,
+            "v_padded": padded(Dv),
+            "v_hadamard_scale": hadamard_scale(Dv),
         },
         shared,
     )

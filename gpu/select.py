@@ -178,5 +178,5 @@ def attend_topk(
     selection: Selection,
     softmax: Softmax | None = None,
 ) -> tuple[Array, Array]:
-    """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
+    """Attention to the tokens that select_topk takes of k and v: out (B, H, L, D_v) and lse."""
     return attend(q, k, v, select_topk(q, codes, budget, selection, k, softmax), softmax, True)

@@ -11,8 +11,6 @@ from adamas_core.reference.layout import Codes, Selection, Softmax, Values, padd
 
 from . import _launch
 from ._arrays import (
-    element,
-    elements_per_load,
     head_values,
     key_planes,
     longest,
@@ -22,9 +20,9 @@ from ._arrays import (
 )
 from ._kernels import ATTEND_TAIL, CHOOSE_TIERS, DIVIDE
 from ._launch import Argument, Array
-from ._softmax import plain_scale
+from ._softmax import Weights, weights_of
 from ._warps import hadamard_scale
-from .attend import BLOCKS, empty_splits
+from .attend import BLOCKS, empty_splits, variant_for, widest
 from .attend import THREADS as ATTEND_THREADS
 from .quantize import CodedQuery, code_query, empty_coded_query
 from .rerank import rerank_below
@@ -56,9 +54,14 @@ class TailRoom(NamedTuple):
 
 
 def make_room(
-    selection: Selection, codes: Codes, shape: tuple[int, ...], capacity: int, budget: int
+    selection: Selection,
+    codes: Codes,
+    shape: tuple[int, ...],
+    Dv: int,
+    capacity: int,
+    budget: int,
 ) -> TailRoom:
-    """For queries of a shape (B, H, L, D) and up to `capacity` tokens."""
+    """For queries of a shape (B, H, L, D) and up to `capacity` tokens with values of Dv."""
     xp = _launch.device().xp
     B, H, L, D = shape
     _, _, H_kv, T, *_ = codes.planes.shape
@@ -67,7 +70,7 @@ def make_room(
     refined = min(selection.refine * budget, capacity)
     sought = max(min(budget + selection.tail, capacity), refined)
     plan = make_plan(selection, codes, H // H_kv * L, capacity, sought, one=True)
-    exact = empty_splits(rows, budget, D).number
+    exact = empty_splits(rows, budget, Dv).number
     fill = -(-BLOCKS * _launch.device().multiprocessors() // rows)
     splits = exact + max(min(fill, tail // MIN_CODED), 1)
     return TailRoom(
@@ -85,7 +88,7 @@ def make_room(
         logits=xp.empty((rows, tail), np.float32),
         rest=xp.empty((rows, 2), np.float32),
         exact_splits=exact,
-        partial=xp.empty((rows, splits, max(padded(D), 32) + 3), np.float32),
+        partial=xp.empty((rows, splits, widest(D, Dv) + 3), np.float32),
         finished=xp.zeros((rows,), np.uint32),
     )
 
@@ -96,7 +99,7 @@ def choose_tiers(
     lengths: dict[str, Argument],
     room: TailRoom,
     selection: Selection,
-    scale: float,
+    softmax: Weights,
     nearest: Array | None = None,
 ) -> None:
     """Choose the tokens of both tiers, and add up the weights of the rest, into `room`.
@@ -111,8 +114,8 @@ def choose_tiers(
     n = room.plan.chunks * candidates.slots
     in_shared = n if 4 * n <= MERGE_SHARED else 0
     weights = {
-        "scale": scale,
-        "noise": 0.5 * NOISE * scale**2,
+        **softmax.logits,
+        "noise": 0.5 * NOISE * softmax.scale**2,
         "facts": room.facts,
         "products": room.products,
         "T": room.products.shape[1],
@@ -143,7 +146,7 @@ def choose_tiers(
             "L": L,
             "P": P,
             **weights,
-            "fine_noise": 0.5 * FINE_NOISE * scale**2,
+            "fine_noise": 0.5 * FINE_NOISE * softmax.scale**2,
             **_tiers(room),
             "nearest": nearest,
         },
@@ -151,7 +154,7 @@ def choose_tiers(
     )
 
 
-def divide(codes: Codes, room: TailRoom, scale: float) -> None:
+def divide(codes: Codes, room: TailRoom, softmax: Weights) -> None:
     """Choose the coded tier, where room.indices have the exact tier."""
     _, H, L, K = room.indices.shape
     finer = {name: x for name, x in third_bits(codes.fine).items() if name.startswith("finer")}
@@ -168,8 +171,8 @@ def divide(codes: Codes, room: TailRoom, scale: float) -> None:
             "H": H,
             "H_kv": codes.planes.shape[2],
             "L": L,
-            "scale": scale,
-            "fine_noise": 0.5 * FINE_NOISE * scale**2,
+            **softmax.logits,
+            "fine_noise": 0.5 * FINE_NOISE * softmax.scale**2,
             "facts": room.facts,
         },
     )
@@ -203,22 +206,21 @@ def attend_tiers(
     values: Values,
     lengths: dict[str, Argument],
     room: TailRoom,
-    scale: float,
+    softmax: Weights,
     out: Array,
     lse: Array,
 ) -> None:
-    """Attention of q to the tiers in `room`, into out (B, H, L, D) and lse (B, H, L).
+    """Attention of q to the tiers in `room`, into out (B, H, L, D_v) and lse (B, H, L).
 
     q has the dtype of k or float32, and out has that of q. Nothing is allocated.
     """
     _, H, L, D = q.shape
     H_kv, S = k.shape[1:3]
-    DT = max(padded(D), 32)
-    vector = elements_per_load(k, v) if q.dtype == k.dtype and DT <= 256 else 1
+    Dv = v.shape[-1]
     rows, splits, _ = room.partial.shape
     _launch.device().launch(
         ATTEND_TAIL,
-        (element(q), element(k), DT, vector),
+        variant_for(q, k, v, softmax),
         (rows, splits),
         ATTEND_THREADS,
         {
@@ -240,9 +242,11 @@ def attend_tiers(
             "M": room.coded.shape[1],
             "exact_splits": room.exact_splits,
             "D": D,
-            "Dt": padded(D),
-            "scale": scale,
-            "hadamard_scale": hadamard_scale(D),
+            "Dv": Dv,
+            "Dt": padded(Dv),
+            **softmax.logits,
+            "sink_logits": softmax.sink_logits,
+            "hadamard_scale": hadamard_scale(Dv),
             "out": out,
             "lse": lse,
             "partial": room.partial,
@@ -261,32 +265,36 @@ def attend_tail(
     selection: Selection,
     softmax: Softmax | None = None,
 ) -> tuple[Array, Array]:
-    """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse."""
+    """Attention of q (B, H, L, D) to all visible tokens of k and v: out and lse.
+
+    k is (B, H_kv, S, D) and v (B, H_kv, S, D_v), so out is (B, H, L, D_v).
+    """
     if selection.tail == 0:
         return attend_topk(q, k, v, codes, budget, selection, softmax)
     xp = _launch.device().xp
-    scale = plain_scale(softmax, k, v)
+    weights = weights_of(softmax, q.shape[-1])
     wide = q if q.dtype == k.dtype else xp.asarray(q, np.float32)
-    out = xp.empty(q.shape, wide.dtype)
+    out = xp.empty((*q.shape[:3], v.shape[-1]), wide.dtype)
     lse = xp.empty(q.shape[:3], np.float32)
     S = longest(codes.length)
     if S == 0:
-        return xp.zeros(q.shape, q.dtype), xp.full(q.shape[:3], -np.inf, np.float32)
+        lse[...] = -np.inf if weights.sink_logits is None else weights.sink_logits[:, None]
+        return xp.zeros(out.shape, q.dtype), lse
     if out.size:
         query = empty_coded_query(q.shape, selection, codes)
         code_query(q, codes.thresholds, k.shape[1], selection, query)
         lengths = sequence_lengths(codes.length)
-        room = make_room(selection, codes, q.shape, S, budget)
+        room = make_room(selection, codes, q.shape, v.shape[-1], S, budget)
         if selection.refine:
             refined = min(selection.refine * budget, S)
             nearest = xp.empty((*q.shape[:3], refined), np.int32)
-            choose_tiers(query, codes, lengths, room, selection, scale, nearest)
+            choose_tiers(query, codes, lengths, room, selection, weights, nearest)
             best = rerank_below(q, k, nearest, budget, selection)
             room = room._replace(indices=best)
-            divide(codes, room, scale)
+            divide(codes, room, weights)
         else:
-            choose_tiers(query, codes, lengths, room, selection, scale)
+            choose_tiers(query, codes, lengths, room, selection, weights)
         total = xp.ascontiguousarray(values.total)
         held = values._replace(total=total)
-        attend_tiers(wide, k, v, held, lengths, room, scale, out, lse)
+        attend_tiers(wide, k, v, held, lengths, room, weights, out, lse)
     return out.astype(q.dtype, copy=False), lse

@@ -23,13 +23,13 @@ def encode_values(
     start: int | Array = 0,
     count: int | Array | None = None,
 ) -> Array:
-    """Code values v (B, H_kv, S, D) as tokens start, start + 1, ... of codes and scales, in place.
+    """Code values v (B, H_kv, S, D_v) as tokens start, start + 1, ... of codes and scales.
 
-    Each sequence takes its first `count` values, or all if count is not given. start and count are
-    ints or arrays (B,) on the host. `bases` (B, H_kv, 2, D) are those of the sequence with its new
-    tokens. Returns codes.
+    They are written in place. Each sequence takes its first `count` values, or all if count is not
+    given. start and count are ints or arrays (B,) on the host. `bases` (B, H_kv, 2, D_v) are those
+    of the sequence with its new tokens. Returns codes.
     """
-    B, H_kv, S, D = v.shape
+    B, H_kv, S, Dv = v.shape
     new, (_, taken) = spans(B, S, start, count)
     most = int(taken.max(initial=0))
     if H_kv == 0 or most == 0:
@@ -39,11 +39,11 @@ def encode_values(
         **new,
         **head_values(codes, scales, bases),
         "cut": CUT,
-        "D": D,
-        "Dt": padded(D),
-        "hadamard_scale": hadamard_scale(D),
+        "D": Dv,
+        "Dt": padded(Dv),
+        "hadamard_scale": hadamard_scale(Dv),
     }
     grid = -(-most * LANES // THREADS), H_kv, B
-    variant = element(v), per_lane(D)
+    variant = element(v), per_lane(Dv)
     _launch.device().launch(ENCODE_VALUES, variant, grid, THREADS, arguments)
     return codes

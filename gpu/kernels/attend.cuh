@@ -1,12 +1,10 @@
 // Attention of one query to some of its tokens, by a block of ATTEND_THREADS threads.
 #pragma once
 #include "score.cuh"
+#include "softmax.cuh"
 
 constexpr int ATTEND_THREADS = 128;
 constexpr int ATTEND_WARPS = ATTEND_THREADS / LANES;
-
-// -inf: the largest logit where there is no token.
-__device__ __forceinline__ float no_token() { return __uint_as_float(0xFF800000); }
 
 // The tokens of one query: those of `indices`, or `count` from `first` on if attention is dense. An
 // index below 0 means no token. An index of S or more counts as none, so that nothing outside k and
@@ -29,6 +27,8 @@ struct Tokens {
 };
 
 __device__ __forceinline__ bool is_finite(float x) { return x - x == 0; }
+
+__device__ __forceinline__ float nan() { return __uint_as_float(0x7fffffffu); }
 
 // exp(x - top), where `top` is the largest of several x. If there is no token, both are -inf.
 __device__ __forceinline__ float share(float x, float top) {
@@ -82,20 +82,30 @@ __device__ __forceinline__ Position position() {
   return {lane, team, warp};
 }
 
-// Attends to the tokens begin to end - 1 of one query, into the sums of each warp. shared_query has
-// room for DT floats unless EARLY. The largest index of S or more, plus 1, goes to *beyond, unless
-// that is null. The caller must set a barrier before it reads the sums.
-template <typename TQ, typename TK, int DT, int VEC>
+// From a query and a key to a logit: scale times their product, capped. A soft cap of 0 means none.
+struct Logits {
+  float scale, soft_cap;
+};
+
+// Attends to the tokens begin to end - 1 of one query, into the sums of each warp. q and k have D
+// coordinates, v has Dv. Without GENERAL there is no cap, and Dv is D. shared_query has room for DT
+// floats unless EARLY. The largest index of S or more, plus 1, goes to *beyond, unless that is null.
+// The caller must set a barrier before it reads the sums.
+//
+// Products that are not finite give NaN if `again`: float32 may have overflowed, and the cap would
+// hide that from a caller who then computes again in float64.
+template <typename TQ, typename TK, int DT, int VEC, bool GENERAL>
 __device__ __forceinline__ void attend_tokens(
     Position at, const TQ* q_row, Strided<TK> keys, Strided<TK> values, int b, int head,
-    Tokens tokens, int begin, int end, Int D, float scale, float* shared_query, WarpSums<DT> out,
-    unsigned* beyond) {
+    Tokens tokens, int begin, int end, Int D, Int Dv, Logits logits, bool again, float* shared_query,
+    WarpSums<DT> out, unsigned* beyond) {
   constexpr int TEAM = SHARERS<DT, VEC>;
   constexpr int PER = DT / (VEC * TEAM);           // vectors per lane
   constexpr int TEAMS = ATTEND_THREADS / TEAM;     // tokens per block at a time
   constexpr int AHEAD = PER < 4 ? 4 / PER : 1;     // tokens per team at a time
   constexpr bool IN_REGISTERS = EARLY<DT, VEC>;
   const int lane = at.lane, team = at.team, warp = at.warp;
+  const Int of_value = GENERAL ? Dv : D;
   int largest = -1;  // index that this thread has met
   float query[IN_REGISTERS ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
@@ -115,13 +125,13 @@ __device__ __forceinline__ void attend_tokens(
   using Part = Packed<TK, VEC>;
   // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
   // Above Dt = 1024 that would need more registers than there are.
-  const auto load = [&](const Strided<TK>& rows, int token, Part (&parts)[PER]) {
+  const auto load = [&](const Strided<TK>& rows, int token, Int size, Part (&parts)[PER]) {
     const TK* const from = rows.row(b, head, max(token, 0));
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
       const int d = (i * TEAM + lane) * VEC;
-      const bool there = token >= 0 && d < D;
-      if (IN_REGISTERS || there) parts[i] = *reinterpret_cast<const Part*>(from + (d < D ? d : 0));
+      const bool there = token >= 0 && d < size;
+      if (IN_REGISTERS || there) parts[i] = *reinterpret_cast<const Part*>(from + (d < size ? d : 0));
       if (!there) parts[i] = Part{};
     }
   };
@@ -137,8 +147,8 @@ __device__ __forceinline__ void attend_tokens(
     }
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
-      load(keys, token[a], key[a]);
-      if (IN_REGISTERS) load(values, token[a], value[a]);
+      load(keys, token[a], D, key[a]);
+      if (IN_REGISTERS) load(values, token[a], of_value, value[a]);
     }
     float logit[AHEAD];
     float larger = top;
@@ -158,7 +168,11 @@ __device__ __forceinline__ void attend_tokens(
       for (int stride = TEAM / 2; stride > 0; stride /= 2) {
         dot += __shfl_xor_sync(ALL_LANES, dot, stride);
       }
-      logit[a] = scale * dot;
+      logit[a] = logits.scale * dot;
+      if (GENERAL && logits.soft_cap > 0) {
+        const bool overflowed = again && !is_finite(logit[a]);
+        logit[a] = overflowed ? nan() : Capped{logits.soft_cap}(logit[a]);
+      }
       if (token[a] >= 0) larger = fmaxf(larger, logit[a]);
     }
     const float shrink = share(top, larger);  // the sums so far are relative to the old top
@@ -171,7 +185,7 @@ __device__ __forceinline__ void attend_tokens(
     }
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
-      if (!IN_REGISTERS) load(values, token[a], value[a]);
+      if (!IN_REGISTERS) load(values, token[a], of_value, value[a]);
       // expf and not `share`: an infinite logit must become NaN.
       const float p = token[a] >= 0 ? expf(logit[a] - top) : 0.0f;
       mass += p;

@@ -2,7 +2,8 @@
 //
 // The blocks of a row take parts of its exact tier, as those of attend.cu, or parts of its coded tier.
 // The block that finishes last merges all parts with the rest. The time is the latency of scattered
-// rows: 4 D bytes per exact token in float16, and per coded token 16 P bytes of its code and a scale.
+// rows: 2 D + 2 Dv bytes per exact token in float16, and per coded token 16 P bytes of the code of its
+// value, and a scale.
 //
 // The sum of the coded values is made in the transformed domain, without their bases. So one transform
 // per row is enough. After it each base is added, times the weights of its tokens.
@@ -28,12 +29,16 @@ struct CodedValues {
 //
 // A lane takes the weight of one token, for 32 tokens at a time. Then the warp adds up their values,
 // one after another: lane l holds the coordinates l, l + 32, l + 64, ...
-template <int DT>
+//
+// With GENERAL the values may have fewer coordinates than DT allows: Dt of them, which are 2 P words of
+// 32 bits per plane and token.
+template <int DT, bool GENERAL>
 __device__ __forceinline__ void attend_coded(
     const CodedTier& tier, const CodedValues& values, int Dt, int begin, int end,
     const WarpSums<DT>& out, float* first_masses) {
-  constexpr int N = DT / LANES, P = (N + 1) / 2, WORDS = 2 * P;  // 32-bit words per plane and token
-  constexpr int PART = N < 4 ? WORDS : 4;                        // that one load takes
+  constexpr int N = DT / LANES, MOST = (N + 1) / 2 * 2;  // 32-bit words per plane and token
+  constexpr int PART = GENERAL ? 2 : N < 4 ? MOST : 4;   // that one load takes
+  const int words = GENERAL ? (Dt + 63) / 64 * 2 : MOST;
   constexpr int TOGETHER = N <= 4 ? 4 : 1;                       // tokens whose loads are in flight
   const int lane = lane_index(), warp = threadIdx.x / LANES;
   float sum[N];
@@ -68,12 +73,13 @@ __device__ __forceinline__ void attend_coded(
       const float one = __shfl_sync(ALL_LANES, scaled, i);
       const float two = one + one;
       const unsigned* const high =
-          reinterpret_cast<const unsigned*>(values.words + static_cast<Int>(other) * (2 * P));
+          reinterpret_cast<const unsigned*>(values.words + static_cast<Int>(other) * words);
 #pragma unroll
       for (int first = 0; first < N; first += PART) {
+        if (GENERAL && first >= words) break;
         using Words = Vector<unsigned, PART>;
         const Words upper = *reinterpret_cast<const Words*>(high + first);
-        const Words lower = *reinterpret_cast<const Words*>(high + WORDS + first);
+        const Words lower = *reinterpret_cast<const Words*>(high + words + first);
 #pragma unroll
         for (int j = first; j < (first + PART < N ? first + PART : N); ++j) {
           float y = sum[j];
@@ -104,13 +110,14 @@ __device__ __forceinline__ void attend_coded(
 
 // Grid: rows of q (B, H, L, D); exact_splits parts of the exact tier indices (B, H, L, K), then parts of
 // the coded tier, coded and logits (B, H, L, M). rest (B, H, L, 2) is the largest logit of all other
-// tokens and their sum of weights. k and v (B, H_kv, S, D); sequence b has lengths[b] tokens, at most
-// `length`, or `length` where lengths is null, and the queries are its last L tokens. total (B, H_kv, D)
-// is the sum of its values. q, k, v and VEC as in attend.cu. v_codes, v_scales and bases are codes, scales
-// and bases of values.cu. partial (rows, splits, DT + 3) holds the parts: sums, the largest logit, and
-// two masses, of which the second is that of coded tokens of the first tile. finished (rows,) is 0
-// before and after the launch.
-template <typename TQ, typename TK, int DT, int VEC>
+// tokens and their sum of weights. k (B, H_kv, S, D) and v (B, H_kv, S, Dv); sequence b has lengths[b]
+// tokens, at most `length`, or `length` where lengths is null, and the queries are its last L tokens.
+// total (B, H_kv, Dv) is the sum of its values. q, k, v, VEC, GENERAL, soft_cap and sink_logits as in
+// attend.cu; `logits` and `rest` have been capped. Dt is Dv, padded. v_codes, v_scales and bases are
+// codes, scales and bases of values.cu. partial (rows, splits, DT + 3) holds the parts: sums, the
+// largest logit, and two masses, of which the second is that of coded tokens of the first tile.
+// finished (rows,) is 0 before and after the launch.
+template <typename TQ, typename TK, int DT, int VEC, bool GENERAL = false>
 __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const TQ* q, Int q_batch, Int q_head, Int q_token,
     const TK* k, Int k_batch, Int k_head, Int k_token,
@@ -119,8 +126,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     Int v_codes_batch, Int v_codes_head, const unsigned char* v_scales, Int v_scales_batch,
     Int v_scales_head, const float* bases, Int bases_batch, Int bases_head, const float* total,
     const int* lengths, Int length, Int H, Int H_kv, Int L, Int S, Int K, Int M, Int exact_splits,
-    Int D, Int Dt, float scale, float hadamard_scale, TQ* out, float* lse, float* partial,
-    unsigned* finished) {
+    Int D, Int Dv, Int Dt, float scale, float soft_cap, const float* sink_logits, float hadamard_scale,
+    TQ* out, float* lse, float* partial, unsigned* finished) {
   constexpr int N = DT / LANES, PART = DT + 3;
   __shared__ float shared_query[EARLY<DT, VEC> ? 1 : DT];
   __shared__ float sums[ATTEND_WARPS * DT];
@@ -140,16 +147,17 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const int count = S == 0 ? 0 : K;
     const Tokens tokens{indices + row * K, false, count, 0, static_cast<int>(S)};
     const int size = (count + exact - 1) / exact, begin = min(split * size, count);
-    attend_tokens<TQ, TK, DT, VEC>(
+    attend_tokens<TQ, TK, DT, VEC, GENERAL>(
         at, q + b * q_batch + h * q_head + l * q_token, {k, k_batch, k_head, k_token}, values, b, head,
-        tokens, begin, min(begin + size, count), D, scale, shared_query, warps, nullptr);
+        tokens, begin, min(begin + size, count), D, Dv, {scale, soft_cap}, false, shared_query, warps,
+        nullptr);
   } else {
     const int parts = splits - exact, count = M;
     const int size = (count + parts - 1) / parts, begin = min((split - exact) * size, count);
     const CodedValues held{
         v_codes + b * v_codes_batch + head * v_codes_head,
         v_scales + b * v_scales_batch + head * v_scales_head};
-    attend_coded<DT>(
+    attend_coded<DT, GENERAL>(
         {coded + row * M, logits + row * M}, held, static_cast<int>(Dt), begin,
         min(begin + size, count), warps, first_masses);
   }
@@ -171,7 +179,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   __threadfence();
   if (threadIdx.x == 0) finished[row] = 0;
 
-  float top = rest[row * 2];
+  // The sink counts once per row, so after the parts.
+  const float sink = sink_of(sink_logits, row / L % H);
+  float top = fmaxf(rest[row * 2], sink);
   for (int i = 0; i < splits; ++i) top = fmaxf(top, __ldcg(parts + i * PART + DT));
   const auto share_of = [&](int i) { return share(__ldcg(parts + i * PART + DT), top); };
   const auto sum_of = [&](int first, int end, int d) {
@@ -181,7 +191,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   };
   const float others = rest[row * 2 + 1] * share(rest[row * 2], top);
   const float on_first = sum_of(exact, splits, DT + 2), on_mean = sum_of(exact, splits, DT + 1);
-  const float mass = sum_of(0, exact, DT + 1) + on_mean + on_first + others;
+  const float on_sink = sink > no_token() ? share(sink, top) : 0.0f;
+  const float mass = sum_of(0, exact, DT + 1) + on_mean + on_first + others + on_sink;
   for (int c = threadIdx.x; c < DT; c += ATTEND_THREADS) sums[c] = sum_of(exact, splits, c);
   __syncthreads();
   if (threadIdx.x < LANES) {
@@ -194,10 +205,11 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
   // `total` has the values of tokens after the query too.
   const int n = lengths ? min(static_cast<Int>(lengths[of_batch]), length) : length;
   const int seen = visible_tokens(n, of_query, L);
-  total += (of_batch * H_kv + of_head) * D;
+  const Int width = GENERAL ? Dv : D;  // of a value
+  total += (of_batch * H_kv + of_head) * width;
   bases += of_batch * bases_batch + of_head * bases_head;
-  for (int d = threadIdx.x; d < D; d += ATTEND_THREADS) {
-    float sum = sum_of(0, exact, d) + sums[d] + on_first * bases[d] + on_mean * bases[D + d];
+  for (int d = threadIdx.x; d < width; d += ATTEND_THREADS) {
+    float sum = sum_of(0, exact, d) + sums[d] + on_first * bases[d] + on_mean * bases[width + d];
     if (others > 0) {
       float of_values = total[d];
       for (int token = seen; token < n; ++token) {
@@ -205,7 +217,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
       }
       sum += others * (of_values / static_cast<float>(seen));
     }
-    from_float(out[row * D + d], mass == 0 ? 0.0f : sum / mass);
+    from_float(out[row * width + d], mass == 0 ? 0.0f : sum / mass);
   }
   if (threadIdx.x == 0) lse[row] = top + logf(mass);
 }

@@ -69,21 +69,22 @@ __device__ __forceinline__ void encode_new(const CenteredHead<T>& head, Span spa
 // weighted metric (B, H, L, query_bits * P), or codes (B, H, L, 2 P) where query_bits is 0. The
 // transformed queries go to x (B, H, L, Dt), unless it is null.
 //
-// k_new and v_new (B, H_kv, L, D) become the tokens lengths[b], lengths[b] + 1, ... of k and v
-// (B, H_kv, capacity, D), and of planes. Tokens that do not fit are not written, because the host
+// k_new (B, H_kv, L, D) and v_new (B, H_kv, L, Dv) become the tokens lengths[b], lengths[b] + 1, ... of
+// k and v (B, H_kv, capacity, D or Dv), and of planes. Tokens that do not fit are not written, because the host
 // does not know the lengths. Plain codes have null for means, scales and open_tile. For centered
 // codes these arrays are those of center.cu, and dynamic shared memory holds a transformed row per
 // warp, and a mean. Only with centered codes there may be third bits, and coded values: v_codes,
-// v_scales and bases are codes, scales and bases of values.cu, and sums (3, B, H_kv, D) are full, open
-// and total of add_values. Above Dt = 1024 (N > 32) there are none of these: a thread's registers do
-// not hold them on every architecture.
+// v_scales and bases are codes, scales and bases of values.cu, and sums (3, B, H_kv, Dv) are full, open
+// and total of add_values. Above 1024 coordinates (N > 32) there are none of these: a thread's
+// registers do not hold them on every architecture. NV is the N of coded values, and v_padded and
+// v_hadamard_scale are the Dt and the factor of their transform.
 //
 // The least number of blocks keeps the compiler from taking too few registers.
 //
 // lengths (B,) grow by L. The last block of a sequence does that, when all have read the length.
 // `finished` (B,) is 0 before and after the launch.
-template <typename T, int N>
-__global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
+template <typename T, int N, int NV = N>
+__global__ void __launch_bounds__(128, N <= 8 && NV <= 8 ? 4 : 1) begin_step(
     const T* q, Int q_batch, Int q_head, Int q_token, Int H, Int L, Int query_bits, Word* query, float* x,
     const T* k_new, Int k_new_batch, Int k_new_head, Int k_new_token,
     const T* v_new, Int v_new_batch, Int v_new_head, Int v_new_token,
@@ -98,10 +99,10 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
     unsigned char* v_scales, Int v_scales_batch, Int v_scales_head,
     float* bases, Int bases_batch, Int bases_head, float* sums, float cut,
     const float* thresholds, Int thresholds_head, int* lengths, unsigned* finished, Int H_kv,
-    Int capacity, Int D, Int Dt, float hadamard_scale) {
+    Int capacity, Int D, Int Dt, float hadamard_scale, Int Dv, Int v_padded, float v_hadamard_scale) {
   DYN_SHARED(float, rows);
   constexpr int P = words<N>();
-  constexpr bool TAIL = N <= 32;
+  constexpr bool TAIL = N <= 32 && NV <= 32;
   const Int b = blockIdx.y, coders = TAIL && v_codes ? 2 * H_kv : H_kv;
   const int warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   if (blockIdx.x >= coders) {
@@ -126,6 +127,7 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
   const Int before = lengths[b];
   const Span span{min(before, capacity), min(before + L, capacity)};
   const int size = static_cast<int>(span.end - span.begin), dims = D;
+  const int v_dims = Dv;
   k_new += b * k_new_batch + head * k_new_head;
   v_new += b * v_new_batch + head * v_new_head;
   if (!values) {
@@ -134,22 +136,22 @@ __global__ void __launch_bounds__(128, N <= 8 ? 4 : 1) begin_step(
   }
   if (values || !TAIL || !v_codes) {
     append_rows(
-        v_new, v_new_token, v + b * v_batch + head * v_head, v_token, span.begin, size, dims);
+        v_new, v_new_token, v + b * v_batch + head * v_head, v_token, span.begin, size, v_dims);
   }
   thresholds += head * thresholds_head;
   planes += b * planes_batch + head * planes_head;
   if (values) {
-    const Int row = (b * H_kv + head) * D, all = gridDim.y * H_kv * D;
+    const Int row = (b * H_kv + head) * Dv, all = gridDim.y * H_kv * Dv;
     bases += b * bases_batch + head * bases_head;
     add_values(
-        v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, bases, dims);
+        v_new, v_new_token, span, sums + row, sums + all + row, sums + 2 * all + row, bases, v_dims);
     const ValueHead mine{
         v_codes + b * v_codes_batch + head * v_codes_head,
-        v_scales + b * v_scales_batch + head * v_scales_head, bases, cut, dims,
-        static_cast<int>(Dt), hadamard_scale};
+        v_scales + b * v_scales_batch + head * v_scales_head, bases, cut, v_dims,
+        static_cast<int>(v_padded), v_hadamard_scale};
     __syncthreads();  // the bases are there
     for (int s = warp; s < size; s += warps) {
-      write_value<N>(v_new + s * v_new_token, mine, span.begin + s);
+      write_value<NV>(v_new + s * v_new_token, mine, span.begin + s);
     }
   } else if (means) {
     const CenteredHead<T> mine{

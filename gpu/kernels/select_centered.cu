@@ -126,7 +126,7 @@ constexpr int RESIDENT =
 // per tile of a chunk; a byte per token of a chunk.
 //
 // For a tail, `rests` (B, H, L, chunks, 2) gets the top and the sum of each chunk's other tokens; see
-// tail.cuh. A logit is logit_of with noise |x|^2. facts (B, H, L, 3) get the unit and the weights of
+// tail.cuh. A logit is logit_of with noise |x|^2, capped unless soft_cap is 0. facts (B, H, L, 3) get the unit and the weights of
 // Units, and |x|^2; products (B, H, L, T) the products with the means. Else the three are null.
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_centered(
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
     const unsigned char* scales, Int scales_batch, Int scales_head, const int* lengths, Int length,
     Int H_kv, Int G, Int L, Int Dt, Int stride, Int K, Int sinks, Int recent,
     unsigned* candidate_distances, int* candidate_tokens, Int slots, int* indices, float scale,
-    float noise, float* facts, float* products, Int T, float* rests) {
+    float noise, float soft_cap, float* facts, float* products, Int T, float* rests) {
   DYN_SHARED(unsigned, ranks);
   alignas(16) __shared__ unsigned queries[QUERIES * PLANES * 2 * P];
   __shared__ SelectionScratch scratch;
@@ -240,11 +240,13 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
     const float own_noise = __fmul_rn(noise, squares[r]);
     const unsigned* const own = ranks + r * step;
     Mass others = Mass::none();
-    for (int i = threadIdx.x; i < min(size, seen); i += blockDim.x) {
-      if (own[i] != NOT_THERE<unsigned>) {
-        others.add(logit_of(number_of(own[i]), scale_of(bytes[i]), scale, own_noise));
+    with_cap(soft_cap, [&](auto cap) {
+      for (int i = threadIdx.x; i < min(size, seen); i += blockDim.x) {
+        if (own[i] != NOT_THERE<unsigned>) {
+          others.add(cap(logit_of(number_of(own[i]), scale_of(bytes[i]), scale, own_noise)));
+        }
       }
-    }
+    });
     others = mass_of_block(others, parts_of_mass);
     if (threadIdx.x == 0) put(others, rests, row + r);
   }

@@ -1,5 +1,6 @@
 // Sums of the estimated weights of tokens: of a thread, a warp and a block.
 #pragma once
+#include "softmax.cuh"
 #include "topk.cuh"
 
 // exp(x) for x <= 0, without a fused multiplication and addition.
@@ -27,10 +28,17 @@ struct Mass {
   }
 };
 
-// The logit of a token: scale times its estimate, minus half of the variance of the noise. `noise`
-// is that half for the scale 1.
+// The logit of a token before a cap: scale times its estimate, minus half of the variance of the
+// noise. `noise` is that half for the scale 1.
 __device__ __forceinline__ float logit_of(float estimate, float s, float scale, float noise) {
   return __fsub_rn(__fmul_rn(scale, estimate), __fmul_rn(noise, __fmul_rn(s, s)));
+}
+
+// Caps n logits of a row, by the whole block, unless soft_cap is 0. There must be a barrier before it
+// and after it.
+__device__ __forceinline__ void cap_all(float* logits, int n, float soft_cap) {
+  if (soft_cap <= 0) return;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) logits[i] = Capped{soft_cap}(logits[i]);
 }
 
 // The number whose rank_of this is; -inf for NaN.

@@ -20,6 +20,7 @@ struct List {
 struct Noise {
   const unsigned char* finer;  // scales of three bits, of a head
   float scale, noise;          // as for logit_of, for three bits
+  float soft_cap;              // 0: none
 };
 
 // Divides the list of a row into the exact tier, unless it is `given` in indices (K,); the coded tier,
@@ -63,6 +64,7 @@ __device__ __forceinline__ Mass divide_list(
         list.ranks[i] = NOT_THERE<unsigned>;
       });
   for (int i = taken + threadIdx.x; i < M; i += blockDim.x) coded[i] = -1;
+  cap_all(logits, taken, at.soft_cap);
   for (int i = threadIdx.x; i < list.count; i += blockDim.x) {
     if (list.ranks[i] != NOT_THERE<unsigned>) others.add(list.logits[i]);
   }
@@ -110,14 +112,15 @@ struct ThreeBits {
 // to list_tokens, list_ranks and list_logits (rows, sought), and its length to listed (rows,). Where
 // `nearest` is null, the list is divided: indices (rows, K), coded and logits (rows, M), rest (rows, 2).
 // Else nearest (rows, refined) gets the best of the list in ascending order, and `divide` does that
-// later. Then rest is that of the candidates after the list. noise and fine_noise are for |x| = 1.
+// later. Then rest is that of the candidates after the list. noise and fine_noise are for |x| = 1. All
+// logits are capped, unless soft_cap is 0.
 __global__ void __launch_bounds__(512, 1) choose_tiers(
     unsigned* candidate_distances, const int* candidate_tokens, Int n, Int in_shared, Int chunks,
     Int sought, Int refined, Int K, Int M, Int sinks, Int recent, const Word* query, Int parts,
     const Word* planes, Int planes_plane, Int planes_batch, Int planes_head, const Word* bits,
     Int bits_batch, Int bits_head, const unsigned char* finer, Int finer_batch, Int finer_head,
     const unsigned char* scales, Int scales_batch, Int scales_head, Int H, Int H_kv, Int L, Int P,
-    float scale, float noise, float fine_noise, const float* facts, const float* products, Int T,
+    float scale, float noise, float fine_noise, float soft_cap, const float* facts, const float* products, Int T,
     const float* rests, int* list_tokens, unsigned* list_ranks, float* list_logits, int* listed,
     int* nearest, int* indices, int* coded, float* logits, float* rest) {
   DYN_SHARED(unsigned, shared);
@@ -155,12 +158,14 @@ __global__ void __launch_bounds__(512, 1) choose_tiers(
     const float* const part = rests + (row * chunks + i) * 2;
     others.add({part[0], part[1]});
   }
-  for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    if (ranks[i] != NOT_THERE<unsigned>) {
-      const float s = scale_of(scales[tokens[i]]);
-      others.add(logit_of(number_of(ranks[i]), s, scale, own_noise));
+  with_cap(soft_cap, [&](auto cap) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+      if (ranks[i] != NOT_THERE<unsigned>) {
+        const float s = scale_of(scales[tokens[i]]);
+        others.add(cap(logit_of(number_of(ranks[i]), s, scale, own_noise)));
+      }
     }
-  }
+  });
   const ThreeBits three{
       planes_of_query, planes + b * planes_batch + head * planes_head,
       bits + b * bits_batch + head * bits_head, planes_plane, finer, products + row * T,
@@ -169,6 +174,7 @@ __global__ void __launch_bounds__(512, 1) choose_tiers(
   for (int i = threadIdx.x; i < list.count; i += blockDim.x) {
     list.ranks[i] = three.rank(list.tokens[i]);
   }
+  cap_all(list.logits, list.count, soft_cap);
   if (threadIdx.x == 0) listed[row] = list.count;
   __syncthreads();
   if (nearest) {
@@ -179,7 +185,7 @@ __global__ void __launch_bounds__(512, 1) choose_tiers(
     for (int i = taken + threadIdx.x; i < refined; i += blockDim.x) best[i] = -1;
     others = mass_of_block(others, parts_of_mass);
   } else {
-    const Noise at{finer, scale, __fmul_rn(fine_noise, facts[2])};
+    const Noise at{finer, scale, __fmul_rn(fine_noise, facts[2]), soft_cap};
     others = divide_list(
         list, at, K, sinks, recent, false, M, indices + row * K, coded + row * M, logits + row * M,
         others, scratch, parts_of_mass);
@@ -195,7 +201,7 @@ __global__ void __launch_bounds__(512, 1) choose_tiers(
 __global__ void __launch_bounds__(512, 1) divide(
     int* list_tokens, unsigned* list_ranks, float* list_logits, const int* listed, Int sought, Int K,
     Int M, const unsigned char* finer, Int finer_batch, Int finer_head, Int H, Int H_kv, Int L,
-    float scale, float fine_noise, const float* facts, int* indices, int* coded, float* logits,
+    float scale, float fine_noise, float soft_cap, const float* facts, int* indices, int* coded, float* logits,
     float* rest) {
   __shared__ SelectionScratch scratch;
   __shared__ Mass parts_of_mass[MAX_WARPS];
@@ -204,7 +210,8 @@ __global__ void __launch_bounds__(512, 1) divide(
   const List list{
       list_tokens + row * sought, list_ranks + row * sought, list_logits + row * sought, listed[row]};
   const Noise at{
-      finer + b * finer_batch + head * finer_head, scale, __fmul_rn(fine_noise, facts[row * 3 + 2])};
+      finer + b * finer_batch + head * finer_head, scale, __fmul_rn(fine_noise, facts[row * 3 + 2]),
+      soft_cap};
   Mass others = divide_list(
       list, at, K, 0, 0, true, M, indices + row * K, coded + row * M, logits + row * M, Mass::none(),
       scratch, parts_of_mass);

@@ -2,7 +2,7 @@
 //
 // The time is that of the bytes of the values: each is read once.
 //
-// v (B, H_kv, S, D). Where spans (2, B) is null, each sequence takes `count` values as its tokens
+// v (B, H_kv, S, D), where D is the head_dim of values. Where spans (2, B) is null, each sequence takes `count` values as its tokens
 // start, start + 1, ...; else sequence b takes spans[1][b] values from token spans[0][b] on.
 // codes (B, H_kv, T, 64, 2, P), scales (B, H_kv, T, 64) and bases (B, H_kv, 2, D) have strides in
 // elements, and the part of one head is contiguous. `cut` is the outer threshold in units of a row's

@@ -8,7 +8,7 @@ struct ValueHead {
   unsigned char* scales;  // (T, 64)
   const float* bases;     // (2, D): of the first tile, and of all others
   float cut;              // the outer thresholds, in units of a row's rms
-  int D, Dt;
+  int D, Dt;              // of values
   float hadamard_scale;
 };
 

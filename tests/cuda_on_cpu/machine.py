@@ -243,19 +243,22 @@ class Cpu:
     ) -> None:
         """Run a kernel of the registry in all orders."""
         expression = kernel.expression(variant)
-        program = self._programs.get(kernel.file)
+        key = expression if variant in kernel.rare else kernel.file
+        program = self._programs.get(key)
         if program is None or expression not in program.kernels:
-            program = self._programs[kernel.file] = self.program(kernel, expression)
+            program = self._programs[key] = self.program(kernel, expression)
         given = kernel.ordered(arguments)
         assert not any(isinstance(x, np.ndarray) for x in given), "an array of the host"
         there = [x.host if isinstance(x, DeviceArray) else x for x in given]
         launch(program, expression, grid, threads, there, shared, self._orders)
 
     def program(self, kernel: Kernel, expression: str) -> Program:
-        """The program with a kernel's variant. It has all variants of the kernel's file."""
+        """The program with a kernel's variant: all of the kernel's file, or a rare one alone."""
         expressions = [
             k.expression(v) for k in KERNELS if k.file == kernel.file for v in k.variants
         ]
+        if expression not in expressions:
+            expressions = [expression]
         return Program(kernel.file, kernel.source, headers(), expressions, "-O2")
 
     def multiprocessors(self) -> int:
