@@ -86,7 +86,7 @@ def encode_into(
     first = checks.length(where, "start", first, B, room, "the arrays")
     added = S if count is None else int_or_view("count", count)
     added = checks.length(where, "count", added, B, S, "k")
-    length = first + added
+    length: Any = first + added
     if np.max(length, initial=0) > room:
         raise ValueError(
             f"{where}: start={first} and {added} tokens; expected at most {room} tokens in all, "

@@ -139,11 +139,12 @@ def test_a_position_far_back_reads_a_mark_and_few_values() -> None:
 @pytest.mark.parametrize("scale", [None, 0.01, 2.0])
 def test_a_step_selects_by_the_scale_that_it_is_given(place: Place, kind: str, scale: Any) -> None:
     """A group's shares depend on the scale, in select_topk, decode_attention and KVCache alike."""
-    q, k, v = normal(2, 8, 1, 64), normal(2, 2, 400, 64, seed=1), normal(2, 2, 400, 64, seed=2)
+    q, k, v = normal(1, 4, 1, 32), normal(1, 2, 200, 32, seed=1), normal(1, 2, 200, 32, seed=2)
     options: dict[str, Any] = {"group": {"group": True}, "refine": {"refine": 2}, "plain": {}}[kind]
     selection = Selection(tail=0, **options)
     there = [place(x) for x in (q, k, v)]
-    cache = KVCache(selection=selection, centered=kind != "plain")
+    thresholds = [-1, 0, 1] if kind == "plain" else None
+    cache = KVCache(selection=selection, thresholds=thresholds)
     cache.append(*there[1:])
     got = decode_attention(there[0], cache, 12, scale=scale)
     codes = cache[0].codes.record
@@ -157,10 +158,9 @@ def test_a_step_selects_by_the_scale_that_it_is_given(place: Place, kind: str, s
     indices = reference.select_topk(q, own, 12, selection, k, softmax)
     expected = reference.attend(q, k, v, indices, softmax)
     np.testing.assert_allclose(on_host(got), expected, atol=2e-6)
-    attention = KVCache(selection=selection, centered=kind != "plain").attention(12, scale=scale)
-    attention.prefill(0, place(k[:, :1].repeat(8, 1)[:, :, :399]), there[1][:, :, :399],
-                      there[2][:, :, :399])  # fmt: skip
-    stepped = attention(0, there[0], there[1][:, :, 399:], there[2][:, :, 399:])
+    shorter = KVCache(selection=selection, thresholds=thresholds)
+    shorter.append(*(x[:, :, :-1] for x in there[1:]))
+    stepped = shorter.attention(12, scale=scale)(0, there[0], *(x[:, :, -1:] for x in there[1:]))
     np.testing.assert_allclose(on_host(stepped), on_host(got), atol=2e-6)
 
 
