@@ -597,8 +597,7 @@ static int check_attention(const adamas_attention *given, adamas_attention *a) {
   if (!a->q.data || !a->k.data || !a->v.data || !a->out || !a->lse) return ADAMAS_ERROR_ARGUMENT;
   if (!is_dtype(a->q_dtype) || !is_dtype(a->kv_dtype)) return ADAMAS_ERROR_DTYPE;
   if (a->window < 0) return ADAMAS_ERROR_OPTION;
-  int status = check_softmax(a->soft_cap, a->sink_logits, a->H);
-  if (status) return status;
+  if ((status = check_softmax(a->soft_cap, a->sink_logits, a->H))) return status;
   a->q = dense_rows(a->q, a->H, a->L, a->D * item(a->q_dtype));
   a->k = dense_rows(a->k, a->H_kv, a->S, a->D * item(a->kv_dtype));
   a->v = dense_rows(a->v, a->H_kv, a->S, a->Dv * item(a->kv_dtype));

@@ -40,7 +40,9 @@ PARTS = (
     "lib/pkgconfig/adamas.pc.in",
 )
 FLAGS = ("-O2", "-std=c11", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-pthread")
-LINK = ("-shared", "-s", "-lm", "-o")
+# On a Mac programs find the library by the name in it and by their own rpath.
+OWN = (f"-Wl,-install_name,@rpath/{LIBRARY}",) if sys.platform == "darwin" else ("-s",)
+LINK = ("-shared", *OWN, "-lm", "-o")
 # The operator finds the library beside it. Both stay in a process that no longer uses them, because
 # the library has threads.
 BESIDE = ("-ladamas", "-Wl,-rpath,$ORIGIN", "-Wl,-z,nodelete")
