@@ -38,7 +38,9 @@ PARTS = (
     "lib/pkgconfig/adamas.pc.in",
 )
 FLAGS = ("-O2", "-std=c11", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-pthread")
-LINK = ("-shared", "-s", "-lm", "-o")
+# On a Mac programs find the library by the name in it and by their own rpath.
+OWN = (f"-Wl,-install_name,@rpath/{LIBRARY}",) if sys.platform == "darwin" else ("-s",)
+LINK = ("-shared", *OWN, "-lm", "-o")
 
 
 def build(folder: Path, levels: list[str]) -> Path:
