@@ -247,7 +247,7 @@ def partition_specs(cache: Cache, B: Any = None, H_kv: Any = None) -> Cache:
     """
     checks.instance("partition_specs", "cache", cache, Cache, "the Cache that init returns")
     P = jax.sharding.PartitionSpec
-    own = {"lengths": P(B), "thresholds": P(H_kv), "planes": P(None, B, H_kv)}
+    own: dict[str, Any] = {"lengths": P(B), "thresholds": P(H_kv), "planes": P(None, B, H_kv)}
     names = [field.name for field in fields(cache)[:-1]]
     held = [name for name in names if getattr(cache, name) is not None]
     return replace(cache, **{name: own.get(name, P(B, H_kv)) for name in held})
