@@ -92,7 +92,7 @@ def device_cache(
             "because the kernel that appends has no registers for more"
         )
     xp = _launch.device().xp
-    rows = [xp.empty((B, H_kv, capacity, n), dtype) for n in (D, Dv)]
+    k, v = (xp.empty((B, H_kv, capacity, n), dtype) for n in (D, Dv))
     T, P = tiles(capacity), words(D)
     centers = fine = values = sums = None
     if thresholds is None:
@@ -112,7 +112,7 @@ def device_cache(
     planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
     t = xp.ascontiguousarray(xp.broadcast_to(xp.asarray(thresholds, np.float32), (H_kv, 3)))
     return DeviceCache(
-        *(*rows, planes, t),
+        *(k, v, planes, t),
         xp.zeros((B,), np.int32),
         *(centers, fine, values, sums),
     )
