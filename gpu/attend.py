@@ -107,9 +107,10 @@ def attend(
 ) -> Array | tuple[Array, Array]:
     """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k and v.
 
-    k is (B, H_kv, S, D) and v (B, H_kv, S, D_v), so the result is (B, H, L, D_v). Without indices each query sees the last `window` tokens up to itself, or all of them. It waits
-    for the device, to check that every index is below S. While a CUDA graph is captured it cannot
-    wait, and an index of S or more is ignored.
+    k is (B, H_kv, S, D) and v (B, H_kv, S, D_v), so the result is (B, H, L, D_v). Without indices
+    each query sees the last `window` tokens up to itself, or all of them. It waits for the device,
+    to check that every index is below S. While a CUDA graph is captured it cannot wait, and an
+    index of S or more is ignored.
     """
     device = _launch.device()
     xp = device.xp

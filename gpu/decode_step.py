@@ -92,7 +92,7 @@ def device_cache(
             "because the kernel that appends has no registers for more"
         )
     xp = _launch.device().xp
-    rows = [xp.empty((B, H_kv, capacity, n), dtype) for n in (D, Dv)]
+    k, v = (xp.empty((B, H_kv, capacity, n), dtype) for n in (D, Dv))
     T, P = tiles(capacity), words(D)
     centers = fine = values = sums = None
     if thresholds is None:
@@ -112,7 +112,7 @@ def device_cache(
     planes = xp.zeros((2, B, H_kv, T, 8, P, 8), np.uint64)
     t = xp.ascontiguousarray(xp.broadcast_to(xp.asarray(thresholds, np.float32), (H_kv, 3)))
     return DeviceCache(
-        *(*rows, planes, t),
+        *(k, v, planes, t),
         xp.zeros((B,), np.int32),
         *(centers, fine, values, sums),
     )
@@ -131,8 +131,8 @@ def _empty_centers(B: int, H_kv: int, D: int, T: int) -> Centers:
 def fill(cache: DeviceCache, k: Array, v: Array, count: int | Array | None = None) -> None:
     """Make k (B, H_kv, S, D) and v (B, H_kv, S, D_v), as of a prompt, the tokens of a cache.
 
-    They are coded too. Each sequence takes its first `count` rows, or all if count is not given; count is an int or
-    (B,), on the host. Tokens that the cache has already are replaced.
+    They are coded too. Each sequence takes its first `count` rows, or all if count is not given;
+    count is an int or (B,), on the host. Tokens that the cache has already are replaced.
     """
     B, _, S, _ = k.shape
     each = np.array(np.broadcast_to(S if count is None else count, (B,)))
@@ -242,7 +242,8 @@ class DecodeStep:
         sinks = None if softmax is None else softmax.sink_logits
         if sinks is not None and len(sinks) != H:
             raise ValueError(
-                f"DecodeStep: softmax has {len(sinks)} sink_logits; expected H={H}, one per query head"
+                f"DecodeStep: softmax has {len(sinks)} sink_logits; expected H={H}, one per query "
+                "head"
             )
         self._selection = selection
         self._weights = weights_of(softmax, D)
@@ -262,8 +263,8 @@ class DecodeStep:
         """The attention of q (B, H, L, D) after k (B, H_kv, L, D) and v have been appended.
 
         v is (B, H_kv, L, D_v). q, k and v have the dtype of the cache. The result is `out`
-        (B, H, L, D_v), and its log-sum-exp is `lse`. The next call overwrites both. Tokens for which
-        the cache has no room are lost.
+        (B, H, L, D_v), and its log-sum-exp is `lse`. The next call overwrites both. Tokens for
+        which the cache has no room are lost.
         """
         new = {**strides("q", q), **strides("k_new", k), **strides("v_new", v)}
         _begin(new, cache, self._query, query_bits(self._selection), self._finished)

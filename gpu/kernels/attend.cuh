@@ -97,7 +97,7 @@ struct Logits {
 template <typename TQ, typename TK, int DT, int VEC, bool GENERAL>
 __device__ __forceinline__ void attend_tokens(
     Position at, const TQ* q_row, Strided<TK> keys, Strided<TK> values, int b, int head,
-    Tokens tokens, int begin, int end, Int D, Int Dv, Logits logits, bool again, float* shared_query,
+    Tokens tokens, int begin, int end, int D, int Dv, Logits logits, bool again, float* shared_query,
     WarpSums<DT> out, unsigned* beyond) {
   constexpr int TEAM = SHARERS<DT, VEC>;
   constexpr int PER = DT / (VEC * TEAM);           // vectors per lane
@@ -105,7 +105,7 @@ __device__ __forceinline__ void attend_tokens(
   constexpr int AHEAD = PER < 4 ? 4 / PER : 1;     // tokens per team at a time
   constexpr bool IN_REGISTERS = EARLY<DT, VEC>;
   const int lane = at.lane, team = at.team, warp = at.warp;
-  const Int of_value = GENERAL ? Dv : D;
+  const int of_value = GENERAL ? Dv : D;
   int largest = -1;  // index that this thread has met
   float query[IN_REGISTERS ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
@@ -125,7 +125,7 @@ __device__ __forceinline__ void attend_tokens(
   using Part = Packed<TK, VEC>;
   // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
   // Above Dt = 1024 that would need more registers than there are.
-  const auto load = [&](const Strided<TK>& rows, int token, Int size, Part (&parts)[PER]) {
+  const auto load = [&](const Strided<TK>& rows, int token, int size, Part (&parts)[PER]) {
     const TK* const from = rows.row(b, head, max(token, 0));
 #pragma unroll
     for (int i = 0; i < PER; ++i) {

@@ -239,15 +239,11 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
     const int seen = visible_tokens(n, (first_row + r) % L, L) - start;
     const float own_noise = __fmul_rn(noise, squares[r]);
     const unsigned* const own = ranks + r * step;
-    Mass others = Mass::none();
-    with_cap(soft_cap, [&](auto cap) {
-      for (int i = threadIdx.x; i < min(size, seen); i += blockDim.x) {
-        if (own[i] != NOT_THERE<unsigned>) {
-          others.add(cap(logit_of(number_of(own[i]), scale_of(bytes[i]), scale, own_noise)));
-        }
-      }
-    });
-    others = mass_of_block(others, parts_of_mass);
+    const Mass others = mass_of_block(
+        add_capped(
+            own, min(size, seen), scale, own_noise, soft_cap,
+            [&](int i) { return scale_of(bytes[i]); }, Mass::none()),
+        parts_of_mass);
     if (threadIdx.x == 0) put(others, rests, row + r);
   }
 }

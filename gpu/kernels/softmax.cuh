@@ -32,16 +32,6 @@ struct Capped {
   }
 };
 
-// Runs body(cap) for a soft cap, of which 0 means none. All threads of a block have the same one.
-template <typename Body>
-__device__ __forceinline__ void with_cap(float soft_cap, Body body) {
-  if (soft_cap > 0) {
-    body(Capped{soft_cap});
-  } else {
-    body(Uncapped{});
-  }
-}
-
 // The sink of a query head; -inf where there is none. It adds exp(sink) to the weights of a row, and
 // no value.
 __device__ __forceinline__ float sink_of(const float* sink_logits, Int h) {

@@ -46,6 +46,30 @@ __device__ __forceinline__ float number_of(unsigned rank) {
   return __uint_as_float(rank >> 31 ? rank : rank ^ 0x7fffffffu);
 }
 
+// Adds the weights of the tokens that no tier has taken to `others`: of n ranks those that are not
+// NOT_THERE. scale_at(i) is the scale of the code of token i. The threads of a block take turns.
+template <typename Cap, typename ScaleAt>
+__device__ __forceinline__ Mass add_left(
+    const unsigned* ranks, int n, float scale, float noise, Cap cap, ScaleAt scale_at, Mass others) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    if (ranks[i] != NOT_THERE<unsigned>) {
+      others.add(cap(logit_of(number_of(ranks[i]), scale_at(i), scale, noise)));
+    }
+  }
+  return others;
+}
+
+// As add_left. A soft_cap of 0 means none, and then the loop has no branch for it.
+template <typename ScaleAt>
+__device__ __forceinline__ Mass add_capped(
+    const unsigned* ranks, int n, float scale, float noise, float soft_cap, ScaleAt scale_at,
+    Mass others) {
+  if (soft_cap > 0) {
+    return add_left(ranks, n, scale, noise, Capped{soft_cap}, scale_at, others);
+  }
+  return add_left(ranks, n, scale, noise, Uncapped{}, scale_at, others);
+}
+
 // The sum over all threads of a block, in thread 0. `parts` has room for one part per warp. The
 // whole block must call it. It ends with a barrier.
 __device__ __forceinline__ Mass mass_of_block(Mass own, Mass* parts) {

@@ -158,14 +158,8 @@ __global__ void __launch_bounds__(512, 1) choose_tiers(
     const float* const part = rests + (row * chunks + i) * 2;
     others.add({part[0], part[1]});
   }
-  with_cap(soft_cap, [&](auto cap) {
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-      if (ranks[i] != NOT_THERE<unsigned>) {
-        const float s = scale_of(scales[tokens[i]]);
-        others.add(cap(logit_of(number_of(ranks[i]), s, scale, own_noise)));
-      }
-    }
-  });
+  others = add_capped(
+      ranks, n, scale, own_noise, soft_cap, [&](int i) { return scale_of(scales[tokens[i]]); }, others);
   const ThreeBits three{
       planes_of_query, planes + b * planes_batch + head * planes_head,
       bits + b * bits_batch + head * bits_head, planes_plane, finer, products + row * T,
