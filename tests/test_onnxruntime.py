@@ -142,6 +142,23 @@ def test_sequences_of_different_lengths() -> None:
             np.testing.assert_allclose(out[b : b + 1], one, rtol=0, atol=2e-6)
 
 
+def test_rows_after_the_end_of_a_prompt_are_zero() -> None:
+    """In memory that held something else."""
+    run = session(attention(H, H_KV, D, budget=BUDGET))
+    out = np.ones((2, 9, H * D), np.float32)
+    (onnxruntime,) = needed("onnxruntime")
+    binding = run.io_binding()
+    for name, x in {**named(*rows(2, 9)), **empty(2), **lengths([9, 4])}.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    binding.bind_ortvalue_output("output", onnxruntime.OrtValue.ortvalue_from_numpy(out))
+    for x in run.get_outputs()[1:]:
+        binding.bind_output(x.name)
+    run.run_with_iobinding(binding)
+    assert out[0].any(-1).all()
+    assert out[1, :4].any(-1).all()
+    assert not out[1, 4:].any()
+
+
 def test_memory_that_past_and_present_share() -> None:
     """Bound to the same memory they give the same results, and the rest of it stays as it was."""
     (onnxruntime,) = needed("onnxruntime")
