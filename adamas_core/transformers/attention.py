@@ -156,8 +156,8 @@ def _causal(module: torch.nn.Module, given: bool | None) -> bool:
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
-# A CUDA graph would replay the kernels of a step without the Python that follows the cache. Where
-# torch does not know this tag, the recording of such a graph fails, because a step waits for values.
+# A CUDA graph would replay the kernels of a step without the Python that follows the cache. A torch
+# without this tag fails when it records such a graph, because a step waits for values.
 _TAGS = [t for t in [getattr(torch.Tag, "cudagraph_unsafe", None)] if t is not None]
 
 
