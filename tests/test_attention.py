@@ -391,7 +391,7 @@ def test_a_step_that_fails_leaves_no_codes(monkeypatch):
     call(q, k, k, module=another)
     call(q, k, k, module=module)
     assert len(attention.LAYERS) == 2
-    monkeypatch.setattr(attention, "attend_tail", lambda *rest: 1 / 0)
+    monkeypatch.setattr(attention, "attend_tail", lambda *rest, scale: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call(q, k, k, module=module)
     assert len(attention.LAYERS) == 1
@@ -408,6 +408,7 @@ def test_the_operator():
     ):
         arguments = (*case, 1, 0)
         torch.library.opcheck(torch.ops.adamas_core.step, arguments)
+    assert torch.Tag.cudagraph_unsafe in torch.ops.adamas_core.step.default.tags
     mask[0, 0, 0, 50] = False
     found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, 1, 0)
     assert torch.equal(found, sdpa_attention_forward(Module(), q, k, k, mask, scaling=0.3)[0])

@@ -156,7 +156,14 @@ def _causal(module: torch.nn.Module, given: bool | None) -> bool:
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
-@torch.library.custom_op("adamas_core::step", mutates_args=())  # type: ignore[untyped-decorator]
+# A CUDA graph would replay the kernels of a step without the Python that follows the cache. A torch
+# without this tag fails when it records such a graph, because a step waits for values.
+_TAGS = [t for t in [getattr(torch.Tag, "cudagraph_unsafe", None)] if t is not None]
+
+
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
+    "adamas_core::step", mutates_args=(), tags=_TAGS
+)
 def _step(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -17,6 +17,7 @@ register(budget=128)  # the name is "adamas"
 register(budget=PROMPT + NEW, name="adamas-all")  # a budget that covers all tokens
 
 torch.manual_seed(0)
+torch.set_num_threads(1)  # the matrices are small
 config = LlamaConfig(
     vocab_size=512,
     hidden_size=128,
