@@ -491,6 +491,27 @@ def test_a_struct_of_an_older_version_has_0_in_its_new_fields(best: Library) -> 
     assert best.c.adamas_place_values(c.byref(own), None) == 0
 
 
+def test_a_step_and_an_attention_of_the_first_version(best: Library) -> None:
+    """Whose structs ended before Dv."""
+    made, expected = made_step(), made_step()
+    best.check(best.c.adamas_step_run(c.byref(expected.step)))
+    for name, value in (("Dv", 7), ("soft_cap", 1e-3), ("sink_logits", 8)):  # not to be read
+        setattr(made.step, name, value)
+    made.step.size = libadamas.Step.Dv.offset
+    best.check(best.c.adamas_step_run(c.byref(made.step)))
+    assert_array_equal(made.out, expected.out)
+    made.step.size += 8
+    assert best.c.adamas_step_run(c.byref(made.step)) == -2
+    x = np.random.default_rng(0).standard_normal((1, 1, 5, 8), np.float32)
+    out, lse = np.empty((1, 1, 5, 8), np.float32), np.empty((1, 1, 5), np.float32)
+    old = libadamas.Attention(
+        libadamas.Attention.Dv.offset, 1, 1, 1, 5, 5, 8, q=libadamas.rows(x), k=libadamas.rows(x),
+        v=libadamas.rows(x), out=libadamas.at(out), lse=libadamas.at(lse), Dv=7, soft_cap=1e-3,
+    )  # fmt: skip
+    best.check(best.c.adamas_attend(c.byref(old)))
+    assert_array_equal(out, best.attend(x, x, x)[0])
+
+
 def test_several_callers_at_once(best: Library) -> None:
     made = [made_step(5000 + i, 3) for i in range(4)]
     for one in made:

@@ -155,6 +155,12 @@ ADAMAS_API int64_t adamas_internal_function(const char *name) {
 /* ---- checks ------------------------------------------------------------------------------------ */
 
 static int64_t address(const void *pointer) { return (int64_t)(intptr_t)pointer; }
+
+/* The fields of an array in a record. */
+#define HEADS(field, x) \
+  .field = address((x).data), .field##_b = (x).stride_b, .field##_h = (x).stride_h
+#define ROWS(field, x, token) HEADS(field, x), .token = (x).stride_token
+
 static int64_t padded(int64_t D) {
   int64_t n = 1;
   while (n < D) n *= 2;
@@ -326,12 +332,10 @@ size_t adamas_place_values(adamas_values *values, void *memory) {
 static int append_plain(const adamas_keys *keys, int dtype, adamas_rows k, int64_t S,
                         int64_t *first, int threads) {
   struct record_encode record = {
-      .k = address(k.data), .dtype = dtype, .k_b = k.stride_b, .k_h = k.stride_h,
-      .k_s = k.stride_token, .B = keys->B, .H_kv = keys->H_kv, .S = S, .D = keys->D,
+      ROWS(k, k, k_s), .dtype = dtype, .B = keys->B, .H_kv = keys->H_kv, .S = S, .D = keys->D,
       .Dt = padded(keys->D), .P = words(keys->D), .first = address(first),
       .thresholds = address(keys->thresholds), .head_bytes = 12,
-      .planes = address(keys->planes.data), .to_low = keys->to_low,
-      .planes_b = keys->planes.stride_b, .planes_h = keys->planes.stride_h};
+      HEADS(planes, keys->planes), .to_low = keys->to_low};
   struct record_loop loop = {.record = address(&record), .threads = threads,
                              .plan = function(F_plan_encode), .work = function(F_encode_block)};
   return run(&loop, NULL, 0);
@@ -355,23 +359,13 @@ static int append_ragged(const adamas_keys *keys, int dtype, adamas_rows k, int6
 static int append_centered(const adamas_keys *keys, int dtype, adamas_rows k, int64_t S,
                            int64_t *span, int threads) {
   struct record_encode_centered record = {
-      .k = address(k.data), .dtype = dtype, .k_b = k.stride_b, .k_h = k.stride_h,
-      .k_s = k.stride_token, .B = keys->B, .H_kv = keys->H_kv, .S = S, .D = keys->D,
+      ROWS(k, k, k_s), .dtype = dtype, .B = keys->B, .H_kv = keys->H_kv, .S = S, .D = keys->D,
       .Dt = padded(keys->D), .P = words(keys->D), .thresholds = address(keys->thresholds),
       .span = address(span),
-      .planes = address(keys->planes.data), .to_low = keys->to_low,
-      .planes_b = keys->planes.stride_b, .planes_h = keys->planes.stride_h,
-      .means = address(keys->means.data), .means_b = keys->means.stride_b,
-      .means_h = keys->means.stride_h,
-      .scales = address(keys->scales.data), .scales_b = keys->scales.stride_b,
-      .scales_h = keys->scales.stride_h,
-      .open_tile = address(keys->open_tile.data), .open_tile_b = keys->open_tile.stride_b,
-      .open_tile_h = keys->open_tile.stride_h,
-      .third = address(keys->third.data), .third_b = keys->third.stride_b,
-      .third_h = keys->third.stride_h,
-      .third_scales = address(keys->third_scales.data),
-      .third_scales_b = keys->third_scales.stride_b,
-      .third_scales_h = keys->third_scales.stride_h};
+      HEADS(planes, keys->planes), .to_low = keys->to_low,
+      HEADS(means, keys->means), HEADS(scales, keys->scales),
+      HEADS(open_tile, keys->open_tile), HEADS(third, keys->third),
+      HEADS(third_scales, keys->third_scales)};
   struct record_loop loop = {.record = address(&record), .threads = threads,
                              .plan = function(F_plan_centered),
                              .work = function(F_encode_full_tile),
@@ -411,18 +405,11 @@ int adamas_append_values(const adamas_values *given, int dtype, adamas_rows v, i
   static const float rms_share[] = CENTERED_THRESHOLDS;
   v = dense_rows(v, values.H_kv, S, values.D * item(dtype));
   struct record_encode_values record = {
-      .v = address(v.data), .dtype = dtype, .v_b = v.stride_b, .v_h = v.stride_h,
-      .v_s = v.stride_token, .B = values.B, .H_kv = values.H_kv, .S = S, .D = values.D,
+      ROWS(v, v, v_s), .dtype = dtype, .B = values.B, .H_kv = values.H_kv, .S = S, .D = values.D,
       .Dt = padded(values.D), .P = words(values.D), .thresholds = address(rms_share),
       .span = address(pairs),
-      .codes = address(values.codes.data), .codes_b = values.codes.stride_b,
-      .codes_h = values.codes.stride_h,
-      .scales = address(values.scales.data), .scales_b = values.scales.stride_b,
-      .scales_h = values.scales.stride_h,
-      .bases = address(values.bases.data), .bases_b = values.bases.stride_b,
-      .bases_h = values.bases.stride_h,
-      .sums = address(values.sums.data), .sums_b = values.sums.stride_b,
-      .sums_h = values.sums.stride_h, .total = address(values.total)};
+      HEADS(codes, values.codes), HEADS(scales, values.scales), HEADS(bases, values.bases),
+      HEADS(sums, values.sums), .total = address(values.total)};
   struct record_loop loop = {.record = address(&record), .threads = threads,
                              .plan = function(F_plan_values), .work = function(F_sum_values),
                              .finish = function(F_encode_values_block)};
@@ -510,47 +497,23 @@ static struct record_step record_of(const adamas_step *step, const adamas_keys *
       .score_tile = function(F_score_tile), .collect = function(collect),
       .choose = function(choose), .rank_by_products = function(F_rank_by_products),
       .attend_rows = function(F_attend_rows), .add_tail = tail ? function(F_add_tail) : 0,
-      .q = address(step->q.data), .q_dtype = step->q_dtype, .q_b = step->q.stride_b,
-      .q_h = step->q.stride_h, .q_l = step->q.stride_token,
+      ROWS(q, step->q, q_l), .q_dtype = step->q_dtype,
       .B = keys->B, .H = step->H, .L = step->L, .D = keys->D, .Dt = padded(keys->D),
-      .planes = address(keys->planes.data), .to_low = keys->to_low,
-      .planes_b = keys->planes.stride_b, .planes_h = keys->planes.stride_h,
+      HEADS(planes, keys->planes), .to_low = keys->to_low,
       .H_kv = keys->H_kv, .slots = slots, .P = words(keys->D), .lengths = address(step->lengths),
       .thresholds = address(keys->thresholds),
-      .means = address(keys->means.data), .means_b = keys->means.stride_b,
-      .means_h = keys->means.stride_h,
-      .scales = address(keys->scales.data), .scales_b = keys->scales.stride_b,
-      .scales_h = keys->scales.stride_h,
+      HEADS(means, keys->means), HEADS(scales, keys->scales),
       .weights = s->query_bits ? s->query_bits - 1 : 0, .budget = s->budget,
       .refined = at_most(s->refine * s->budget, slots), .sinks = s->sinks, .recent = s->recent,
       .group = s->group != 0, .indices = address(step->indices),
-      .k = address(step->k.data), .kv_dtype = step->kv_dtype, .k_b = step->k.stride_b,
-      .k_h = step->k.stride_h, .k_s = step->k.stride_token, .S = step->S,
-      .v = address(step->v.data), .v_b = step->v.stride_b, .v_h = step->v.stride_h,
-      .v_s = step->v.stride_token, .Dv = step->Dv,
+      ROWS(k, step->k, k_s), .kv_dtype = step->kv_dtype, .S = step->S,
+      ROWS(v, step->v, v_s), .Dv = step->Dv,
       .out = address(step->out), .out_dtype = step->q_dtype, .lse = address(step->lse),
       .scale = scale_or(step->scale, keys->D), .soft_cap = step->soft_cap,
-      .sink_logits = address(step->sink_logits), .tail = tail};
-  if (tail) {
-    record.Dvt = padded(step->Dv);
-    record.Pv = words(step->Dv);
-    record.third = address(keys->third.data);
-    record.third_b = keys->third.stride_b;
-    record.third_h = keys->third.stride_h;
-    record.finer = address(keys->third_scales.data);
-    record.finer_b = keys->third_scales.stride_b;
-    record.finer_h = keys->third_scales.stride_h;
-    record.v_codes = address(values->codes.data);
-    record.v_codes_b = values->codes.stride_b;
-    record.v_codes_h = values->codes.stride_h;
-    record.v_scales = address(values->scales.data);
-    record.v_scales_b = values->scales.stride_b;
-    record.v_scales_h = values->scales.stride_h;
-    record.bases = address(values->bases.data);
-    record.bases_b = values->bases.stride_b;
-    record.bases_h = values->bases.stride_h;
-    record.total = address(values->total);
-  }
+      .sink_logits = address(step->sink_logits), .tail = tail, .Dvt = padded(step->Dv),
+      .Pv = words(step->Dv), HEADS(third, keys->third), HEADS(finer, keys->third_scales),
+      HEADS(v_codes, values->codes), HEADS(v_scales, values->scales),
+      HEADS(bases, values->bases), .total = address(values->total)};
   return record;
 }
 
@@ -606,13 +569,10 @@ static int check_attention(const adamas_attention *given, adamas_attention *a) {
 
 static struct record_step sparse_record(const adamas_attention *a) {
   struct record_step record = {
-      .attend_rows = function(F_attend_rows), .q = address(a->q.data), .q_dtype = a->q_dtype,
-      .q_b = a->q.stride_b, .q_h = a->q.stride_h, .q_l = a->q.stride_token,
+      .attend_rows = function(F_attend_rows), ROWS(q, a->q, q_l), .q_dtype = a->q_dtype,
       .B = a->B, .H = a->H, .L = a->L, .D = a->D, .H_kv = a->H_kv, .budget = a->K,
-      .indices = address(a->indices), .k = address(a->k.data), .kv_dtype = a->kv_dtype,
-      .k_b = a->k.stride_b, .k_h = a->k.stride_h, .k_s = a->k.stride_token, .S = a->S,
-      .v = address(a->v.data), .v_b = a->v.stride_b, .v_h = a->v.stride_h,
-      .v_s = a->v.stride_token, .Dv = a->Dv, .out = address(a->out), .out_dtype = a->q_dtype,
+      .indices = address(a->indices), ROWS(k, a->k, k_s), .kv_dtype = a->kv_dtype, .S = a->S,
+      ROWS(v, a->v, v_s), .Dv = a->Dv, .out = address(a->out), .out_dtype = a->q_dtype,
       .lse = address(a->lse), .scale = scale_or(a->scale, a->D), .soft_cap = a->soft_cap,
       .sink_logits = address(a->sink_logits)};
   return record;
@@ -620,12 +580,9 @@ static struct record_step sparse_record(const adamas_attention *a) {
 
 static struct record_dense dense_record(const adamas_attention *a) {
   struct record_dense record = {
-      .q = address(a->q.data), .q_dtype = a->q_dtype, .q_b = a->q.stride_b, .q_h = a->q.stride_h,
-      .q_l = a->q.stride_token, .B = a->B, .H = a->H, .L = a->L, .D = a->D, .H_kv = a->H_kv,
-      .k = address(a->k.data), .kv_dtype = a->kv_dtype, .k_b = a->k.stride_b,
-      .k_h = a->k.stride_h, .k_s = a->k.stride_token, .S = a->S,
-      .v = address(a->v.data), .v_b = a->v.stride_b, .v_h = a->v.stride_h,
-      .v_s = a->v.stride_token, .Dv = a->Dv,
+      ROWS(q, a->q, q_l), .q_dtype = a->q_dtype, .B = a->B, .H = a->H, .L = a->L, .D = a->D,
+      .H_kv = a->H_kv, ROWS(k, a->k, k_s), .kv_dtype = a->kv_dtype, .S = a->S,
+      ROWS(v, a->v, v_s), .Dv = a->Dv,
       .window = a->window ? at_most(a->window, a->S) : a->S,
       .out = address(a->out), .lse = address(a->lse), .scale = scale_or(a->scale, a->D),
       .soft_cap = a->soft_cap, .sink_logits = address(a->sink_logits)};

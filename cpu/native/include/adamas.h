@@ -86,9 +86,9 @@ typedef struct adamas_keys {
   adamas_heads third_scales; /* uint8 (B, H_kv, T, 64) */
 } adamas_keys;
 
-/* The codes of values, which only a tail needs. The code of a value is relative to a base: the first
-   value of the sequence for the first 64 tokens, and the mean of these 64 for all others. D is the
-   Dv of a step here. */
+/* The codes of values, which only a tail needs. D is the Dv of a step here. The code of a value is
+   relative to a base: the first value of the sequence for the first 64 tokens, and the mean of these
+   64 for all others. */
 typedef struct adamas_values {
   size_t size;
   int64_t B, H_kv, T, D;
