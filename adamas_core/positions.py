@@ -140,16 +140,8 @@ def dense(
         found = []
         for one in groups:
             n = int(lengths[one].max(initial=0))
-            blind = max(part.shape[2] - n, 0)  # queries that see no token
-            results = []
-            if blind:
-                first = part[one, :, :blind]
-                none = array_module(backend_of(q)).full((*first.shape[:3], 1), -1, np.int32)
-                results.append(home.attend(first, k[one], v[one], none, softmax, True))
-            if blind < part.shape[2]:
-                held = part[one, :, blind:], k[one, :, :n], v[one, :, :n]
-                results.append(home.attend(*held, None, softmax, True, window))
-            found.append(together(results))
+            held = part[one], k[one, :, :n], v[one, :, :n]
+            found.append(list(home.attend(*held, None, softmax, True, window)))
         return tuple(together(found, axis=0))
 
     out, lse = together(in_runs(q, seen, softmax, call))

@@ -109,11 +109,11 @@ def _row_sums(x: NDArray) -> NDArray:
 
 
 def _empty_places(scores: NDArray, indices: NDArray) -> NDArray:
-    """Scores with the worst one where there is no token, and for NaN; and 0 for -0."""
+    """Scores, with the worst one where there is no token, and for NaN. No score is -0."""
     if scores.dtype == np.uint16:
         return np.where(indices < 0, np.uint16(INVISIBLE), scores)
     known = (indices >= 0) & ~np.isnan(scores)
-    return np.where(known, scores, np.float32(-np.inf)) + np.float32(0)
+    return np.where(known, scores, np.float32(-np.inf))
 
 
 def merge_topk(

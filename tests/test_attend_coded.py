@@ -122,7 +122,7 @@ def test_a_position_far_back_reads_a_mark_and_few_values() -> None:
     """The mean of the rest is that of the tokens before the position, as in a cut cache."""
     q, k, v = normal(2, 1, 16), normal(2, 9000, 16, seed=1), normal(2, 9000, 16, seed=2)
     v += np.arange(9000, dtype=np.float32)[:, None] / 1000
-    cache = KVCache(selection=Selection(tail=8))
+    cache = KVCache(selection=Selection(tail=8), backend="reference")
     cache.append(k, v)
     got = decode_attention(q, cache, 4, positions=[4999])
     codes, values = encode(k, bits=3), encode_values(v)
@@ -162,6 +162,18 @@ def test_a_step_selects_by_the_scale_that_it_is_given(place: Place, kind: str, s
     shorter.append(*(x[:, :, :-1] for x in there[1:]))
     stepped = shorter.attention(12, scale=scale)(0, there[0], *(x[:, :, -1:] for x in there[1:]))
     np.testing.assert_allclose(on_host(stepped), on_host(got), atol=2e-6)
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_queries_that_see_the_same_tokens_choose_for_themselves(place: Place, group: bool) -> None:
+    q, k, v = normal(1, 4, 3, 32), normal(1, 2, 200, 32, seed=1), normal(1, 2, 200, 32, seed=2)
+    cache = KVCache(selection=Selection(tail=0, group=group))
+    cache.append(place(k), place(v))
+    got = on_host(decode_attention(place(q), cache, 9, positions="all"))
+    for l in range(3):
+        one = place(np.ascontiguousarray(q[:, :, l : l + 1]))
+        expected = on_host(decode_attention(one, cache, 9))
+        np.testing.assert_allclose(got[:, :, l : l + 1], expected, atol=2e-6)
 
 
 def test_the_scale_changes_the_choice_of_a_group() -> None:
