@@ -22,7 +22,7 @@ from numpy.testing import assert_array_equal
 from oracles import ATTEND, ROUNDING
 from strategies import DTYPES, seeds
 
-from adamas_core import Selection, reference
+from adamas_core import Selection, Softmax, reference
 from adamas_core.cpu import native
 from adamas_core.cpu.native.levels import LEVELS
 from adamas_core.reference.layout import TILE, Centers, Codes, Fine, Values, padded, tiles, words
@@ -190,10 +190,27 @@ def assert_close(out: NDArray, lse: NDArray, expected: tuple[NDArray, NDArray]) 
     np.testing.assert_allclose(lse, expected[1], rtol=4e-6, atol=8e-6)
 
 
-@settings(max_examples=40)
-@given(case=cases(), data=st.data())
-def test_tail(library: Library, case: Case, data: st.DataObject) -> None:
-    selection = data.draw(selections(True, True))
+@st.composite
+def softmaxes(draw: st.DrawFn, case: Case) -> Softmax:
+    sinks = np.random.default_rng(draw(seeds)).standard_normal(case.q.shape[1])
+    cap = draw(st.sampled_from([None, 0.5, 30.0]))
+    return Softmax(draw(st.sampled_from([None, 0.2])), cap, draw(st.sampled_from([None, sinks])))
+
+
+def with_values(case: Case, Dv: int) -> Case:
+    """The case with values of another head_dim."""
+    repeated = np.concatenate([case.v] * -(-Dv // case.v.shape[3]), axis=-1)
+    return case._replace(v=np.ascontiguousarray(repeated[..., :Dv]))
+
+
+value_dims = st.sampled_from([1, 5, 16, 64, 70, 144])
+
+
+@settings(max_examples=60)
+@given(case=cases(), Dv=value_dims, data=st.data())
+def test_tail(library: Library, case: Case, Dv: int, data: st.DataObject) -> None:
+    case = with_values(case, Dv)
+    selection, softmax = data.draw(selections(True, True)), data.draw(softmaxes(case))
     budget = min(data.draw(st.integers(1, 40)) + 6, case.k.shape[2])
     if selection.sinks + selection.recent > budget:
         return
@@ -201,31 +218,58 @@ def test_tail(library: Library, case: Case, data: st.DataObject) -> None:
     reference.encode_values(case.v, values.codes, values.scales, values.bases, 0, case.lengths)
     _, out, lse = library.step(
         q=case.q, codes=codes, selection=selection, budget=budget, kv=(case.k, case.v),
-        values=values, threads=data.draw(st.integers(0, 3)),
+        values=values, threads=data.draw(st.integers(0, 3)), softmax=softmax,
     )  # fmt: skip
-    expected = reference.attend_tail(case.q, case.k, case.v, codes, values, budget, selection)
-    assert_close(out, lse, expected)
+    given_ = (case.q, case.k, case.v, codes, values, budget, selection, softmax)
+    assert_close(out, lse, reference.attend_tail(*given_))
 
 
 @settings(max_examples=30)
-@given(case=cases(), window=st.sampled_from([0, 1, 50]), threads=st.integers(0, 3))
-def test_dense_attention(library: Library, case: Case, window: int, threads: int) -> None:
+@given(case=cases(), Dv=value_dims, centered=st.booleans(), data=st.data())
+def test_a_step_with_a_softmax(
+    library: Library, case: Case, Dv: int, centered: bool, data: st.DataObject
+) -> None:
+    case = with_values(case, Dv)
+    selection, softmax = data.draw(selections(centered, False)), data.draw(softmaxes(case))
+    budget = min(10, case.k.shape[2])
+    if selection.sinks + selection.recent > budget:
+        return
+    codes = reference_codes(case, centered)
+    given_ = (case.q, case.k, case.v, codes, budget, selection, softmax)
+    indices, out, lse = library.step(
+        q=case.q, codes=codes, selection=selection, budget=budget, kv=(case.k, case.v),
+        threads=data.draw(st.integers(0, 3)), softmax=softmax,
+    )  # fmt: skip
+    chosen = reference.select_topk(case.q, codes, budget, selection, case.k, softmax)
+    assert_array_equal(indices, chosen)
+    assert_close(out, lse, reference.attend_topk(*given_))
+
+
+@settings(max_examples=40)
+@given(case=cases(), Dv=value_dims, window=st.sampled_from([0, 1, 50]), data=st.data())
+def test_dense_attention(
+    library: Library, case: Case, Dv: int, window: int, data: st.DataObject
+) -> None:
     if case.q.shape[2] > case.k.shape[2]:
         return
-    found = library.attend(case.q, case.k, case.v, window=window, threads=threads)
-    expected = reference.attend(
-        case.q, case.k, case.v, None, return_lse=True, window=window or None
-    )
-    assert_close(*found, expected)
+    case, softmax = with_values(case, Dv), data.draw(softmaxes(case))
+    threads = data.draw(st.integers(0, 3))
+    rows = (case.q, case.k, case.v, None, softmax)
+    found = library.attend(*rows, window=window, threads=threads)
+    assert_close(*found, reference.attend(*rows, True, window or None))
 
 
-@settings(max_examples=30)
-@given(case=cases(), seed=seeds, threads=st.integers(0, 3))
-def test_attention_over_indices(library: Library, case: Case, seed: int, threads: int) -> None:
+@settings(max_examples=40)
+@given(case=cases(), Dv=value_dims, seed=seeds, data=st.data())
+def test_attention_over_indices(
+    library: Library, case: Case, Dv: int, seed: int, data: st.DataObject
+) -> None:
+    case, softmax = with_values(case, Dv), data.draw(softmaxes(case))
     rng = np.random.default_rng(seed)
     indices = rng.integers(-1, case.k.shape[2], (*case.q.shape[:3], 9)).astype(np.int32)
-    found = library.attend(case.q, case.k, case.v, indices, threads=threads)
-    assert_close(*found, reference.attend(case.q, case.k, case.v, indices, return_lse=True))
+    rows = (case.q, case.k, case.v, indices, softmax)
+    found = library.attend(*rows, threads=data.draw(st.integers(0, 3)))
+    assert_close(*found, reference.attend(*rows, True))
 
 
 # ---- what goes wrong, memory and threads: at the best level -------------------------------------
@@ -257,6 +301,12 @@ ERRORS = {
     "out without lse": ("step", {"lse": None}, -1),
     "no values": ("step", {"v": libadamas.Rows()}, -1),
     "heads": ("step", {"H": 3}, -3),
+    "values below 1": ("step", {"Dv": -1}, -3),
+    "values too wide": ("step", {"Dv": 2049}, -3),
+    "cap below 0": ("step", {"soft_cap": -1}, -7),
+    "cap nan": ("step", {"soft_cap": np.nan}, -7),
+    "cap beyond float": ("step", {"soft_cap": 1e39}, -7),
+    "cap that float makes 0": ("step", {"soft_cap": 1e-60}, -7),
     "no head": ("step", {"H": 0}, -3),
     "queries": ("step", {"L": -1}, -3),
     "dtype": ("step", {"q_dtype": 3}, -4),
@@ -295,6 +345,32 @@ def test_a_wrong_argument_is_an_error_and_nothing_is_written(best: Library, what
         assert x.tobytes() == y.tobytes()
     if what != "workspace":
         assert best.c.adamas_step_workspace(c.byref(made.step)) == 0
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_sinks_that_are_no_numbers(best: Library, wrong: float) -> None:
+    made, sinks = made_step(), np.float32([0, -np.inf, 1, wrong])
+    made.step.sink_logits = libadamas.at(sinks)
+    assert best.c.adamas_step_run(c.byref(made.step)) == -7
+    x = np.ones((1, 4, 5, 8), np.float32)
+    with pytest.raises(AssertionError, match="a sink is a number or -inf"):
+        best.attend(x, x, x, softmax=None, sink_logits=libadamas.at(sinks))
+    with pytest.raises(AssertionError, match="a soft cap is 0 or above"):
+        best.attend(x, x, x, soft_cap=-1.0)
+
+
+def test_coded_values_of_another_dim(best: Library) -> None:
+    made = made_step(tail=True)
+    made.step.Dv = 63
+    assert best.c.adamas_step_run(c.byref(made.step)) == -3
+
+
+def test_a_dim_of_values_of_0_is_that_of_the_keys(best: Library) -> None:
+    made, other = made_step(tail=True), made_step(tail=True)
+    made.step.Dv = 0
+    for one in (made, other):
+        best.check(best.c.adamas_step_run(c.byref(one.step)))
+    assert_array_equal(made.out, other.out)
 
 
 def test_every_status_has_a_text_of_its_own(best: Library) -> None:

@@ -78,7 +78,7 @@ def weights_of(start):
     row = 4 * ROWS
     halves = start + 2 * LINE
     competing = halves + 4 * row
-    cap = competing + 8 * ROWS
+    cap = halves + 3 * row
     sums = start + 5 * LINE
     shifts = sums + 64 * ROWS
     masses = shifts + 8 * ROWS
