@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,36 @@ def test_caps_sinks_and_values_of_another_head_dim(
     out, lse = backend.attend(*case[:3], indices, softmax, True, window)
     expected, expected_lse = exact_attention(*case[:3], indices, softmax, window)
     assert_attention(out, expected, case.q.dtype)
+    np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
+
+
+SINKS = [1.5, -np.inf, 30.0, -1.0]
+
+
+# Each pair of sizes, dtype and cap or none is a kernel of its own, so they are few.
+@pytest.mark.parametrize(
+    "dtype, D, Dv", [("float32", 40, 24), ("float16", 24, 40), ("float32", 40, 40)]
+)
+@pytest.mark.parametrize(
+    "softmax",
+    [Softmax(), Softmax(soft_cap=0.7), Softmax(sink_logits=SINKS), Softmax(0.3, 2, SINKS)],
+    ids=["plain", "cap", "sinks", "all"],
+)
+@pytest.mark.parametrize("kind", ["chosen", "dense", "window"])
+def test_softmax_on_the_gpu(
+    gpu: Any, dtype: str, D: int, Dv: int, softmax: Softmax, kind: str
+) -> None:
+    """Several splits per row, and one query without a token."""
+    rng = np.random.default_rng(D)
+    shapes = (1, 4, 2, D), (1, 2, 70, D), (1, 2, 70, Dv)
+    q, k, v = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    indices = rng.integers(0, 70, (1, 4, 2, 30), dtype=np.int32)
+    indices[0, 1], indices[0, 2, 1, 9:] = -1, -1
+    chosen = indices if kind == "chosen" else None
+    window = 33 if kind == "window" else None
+    out, lse = gpu.attend(q, k, v, chosen, softmax, True, window)
+    expected, expected_lse = exact_attention(q, k, v, chosen, softmax, window)
+    assert_attention(out, expected, q.dtype)
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 
 

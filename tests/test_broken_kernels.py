@@ -19,7 +19,7 @@ from cuda_on_cpu.machine import ALL_ORDERS, Cpu, KernelFault, Program
 from cuda_on_cpu.marks import BUILDS_PROGRAMS
 from oracles import assert_attention, assert_same_bits
 
-from adamas_core import Selection, encode, encode_values, gpu, reference
+from adamas_core import Selection, Softmax, encode, encode_values, gpu, reference
 from adamas_core.gpu import estimate, group
 from adamas_core.gpu import select as select_of_gpu
 from adamas_core.gpu import tail as tail_of_gpu
@@ -32,7 +32,7 @@ from adamas_core.reference.estimate import estimate as reference_estimate
 from adamas_core.reference.estimate import rank
 from adamas_core.reference.group import levels as reference_levels
 from adamas_core.reference.group import pool as reference_pool
-from adamas_core.reference.layout import INVISIBLE, Centers, Codes, Fine, Values
+from adamas_core.reference.layout import INVISIBLE, Centers, Codes, Fine, Values, words
 from adamas_core.reference.tail import tiers
 from adamas_core.reference.values import bases_of, total_of
 
@@ -113,6 +113,34 @@ def compare_attention(K: int) -> None:
     assert_attention(out.get(), exact, q.dtype)
 
 
+def compare_softmax(K: int, size: float = 1) -> None:
+    """With a cap and sinks, and values of another head_dim. Products of 1e40 overflow float32."""
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in [(1, 2, 1, 32), (1, 1, 150, 32), (1, 1, 150, 12)]
+    )
+    softmax = Softmax(soft_cap=0.7, sink_logits=[1.5, -0.5])
+    q, k = np.float32(size) * q, np.float32(size) * k
+    indices = rng.integers(0, 150, (1, 2, 1, K), np.int32)
+    indices[..., -1] = 149
+    got = gpu.attend(*(DeviceArray(x) for x in (q, k, v, indices)), softmax, True)
+    out, lse = reference.attend(q.astype(np.float64), k, v, indices, softmax, True)
+    assert_attention(got[0].get(), out, q.dtype)
+    np.testing.assert_allclose(got[1].get(), lse, rtol=2e-6, atol=4e-6)
+
+
+def compare_overflow() -> None:
+    """A sum of products overflows float32 on its way to 0. The cap must not hide it."""
+    q, k = np.ones((1, 1, 1, 17), np.float32), np.zeros((1, 1, 1, 17), np.float32)
+    k[..., [0, 16]] = 3e38  # of one lane, at the first exchange
+    k[..., [1, 2]] = -3e38
+    rows = q, k, np.ones((1, 1, 1, 2), np.float32), np.zeros((1, 1, 1, 1), np.int32)
+    softmax = Softmax(scale=1, soft_cap=1, sink_logits=[0])
+    out = gpu.attend(*map(DeviceArray, rows), softmax)
+    assert_same_bits(out.get(), np.full((1, 1, 1, 2), 0.5, np.float32))
+
+
 def compare_rerank(n: int) -> None:
     """With the reference, as test_rerank does. The last 16 indices are no tokens of k."""
     rng = np.random.default_rng(0)
@@ -191,8 +219,24 @@ def compare_levels(D: int, size: float) -> None:
     assert_same_bits(highest.get(), highest_of(expected, seen))
 
 
-def compare_selection(G: int, L: int, D: int, S: int = 300, centered: bool = True) -> None:
-    """From codes of S and 97 tokens, as test_select does."""
+def compare_hidden_levels() -> None:
+    """A sequence does not see its second tile, whose tokens would have the highest level."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((2, 1, n, 40)).astype(np.float32) for n in (1, 128))
+    k[:, :, 64:] = 9 * q
+    codes = encode(k, None, backend="reference", centered=True).record
+    x = reference.hadamard(q)
+    query = reference.quantize_query(x)
+    arrays = x, query, reference.score(query, codes.planes, np.array([128, 64]))
+    _, highest = estimate.levels(*map(DeviceArray, arrays), on_device(codes), 40)
+    expected = reference_levels(reference_estimate(*arrays, codes), 40).astype(np.int16)
+    assert_same_bits(highest.get(), highest_of(expected, arrays[-1] != INVISIBLE))
+
+
+def compare_selection(
+    G: int, L: int, D: int, S: int = 300, centered: bool = True, least: int = 64
+) -> None:
+    """From codes of S and 97 tokens, as test_select does, in chunks of at least `least` tokens."""
     rng = np.random.default_rng(0)
     k, q = (
         rng.standard_normal((2, H, n, D)).astype(np.float32) + np.float32(1)
@@ -206,7 +250,7 @@ def compare_selection(G: int, L: int, D: int, S: int = 300, centered: bool = Tru
     t = None if centered else np.array([-1, 0, 1], np.float32)
     codes = encode(k, t, np.array([S, 97]), "reference", centered=centered).record
     most = 8192 if S > 300 else select_of_gpu.MAX_CHUNK  # as on a GPU, or small
-    with patch.object(select_of_gpu, "MAX_CHUNK", most):
+    with patch.multiple(select_of_gpu, MAX_CHUNK=most, MIN_CHUNK=least):
         got = gpu.select_topk(DeviceArray(q), on_device(codes), 9, FORCED)
     assert_same_bits(got.get(), reference.select_topk(q, codes, 9, FORCED))
 
@@ -228,17 +272,18 @@ def compare_values() -> None:
     assert (lengths == first + counts).all()
 
 
-def compare_step() -> None:
+def compare_step(Dv: int = 12) -> None:
     """Three steps past the first tile: codes of values, bases and sums, some of them infinite."""
     rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 1, 2, 69, 12)).astype(np.float32)
+    P = words(Dv)
+    q, k, v = (rng.standard_normal((1, 2, 69, n)).astype(np.float32) for n in (12, 12, Dv))
     v[:, :, 0, 1] = np.inf
     v[:, :, :, 2] = 3e38
-    cache = device_cache(1, 2, 12, v.dtype, 69, tail=True)
+    cache = device_cache(1, 2, 12, v.dtype, 69, tail=True, Dv=Dv)
     step = DecodeStep(2, 23, cache, 4, Selection(tail=4))
     for i in range(0, 69, 23):
         step(*(DeviceArray(x[:, :, i : i + 23].copy()) for x in (q, k, v)), cache)
-    codes = np.zeros((1, 2, 2, 64, 2, 1), np.uint64)
+    codes = np.zeros((1, 2, 2, 64, 2, P), np.uint64)
     scales = np.zeros((1, 2, 2, 64), np.uint8)
     bases = bases_of(v, 69)
     reference.encode_values(v, codes, scales, bases)
@@ -247,10 +292,19 @@ def compare_step() -> None:
         assert_same_bits(got.get(), wanted)
 
 
-def compare_tail(refine: int, tail: int, spread: float = 1) -> None:
+def compare_tail(
+    refine: int,
+    tail: int,
+    spread: float = 1,
+    sizes: tuple[int, int] = (40, 40),
+    softmax: Softmax | None = None,
+) -> None:
     """Two heads of sequences of 300 and 97 tokens: both tiers to the bit, and the attention."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, H, n, 40)).astype(np.float32) for H, n in TAIL_SIZES)
+    q, k, v = (
+        rng.standard_normal((2, H, n, D)).astype(np.float32)
+        for (H, n), D in zip(TAIL_SIZES, (sizes[0], *sizes), strict=True)
+    )
     v *= np.float32(spread)
     codes = encode(k, length=TAIL_LENGTHS, backend="reference", bits=3).record
     values = encode_values(v, length=TAIL_LENGTHS, backend="reference").record
@@ -258,13 +312,13 @@ def compare_tail(refine: int, tail: int, spread: float = 1) -> None:
     there = Values(*map(DeviceArray, values))
     rows = [DeviceArray(x) for x in (q, k, v)]
     with patch.object(tail_of_gpu, "attend_tiers", wraps=tail_of_gpu.attend_tiers) as attend:
-        got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection)
+        got = gpu.attend_tail(*rows, on_device(codes), there, 6, selection, softmax)
     room = attend.call_args.args[5]
     for tier, wanted in zip(
         (room.indices, room.coded), tiers(q, codes, 6, selection, k), strict=True
     ):
         assert_same_bits(tier.get().reshape(wanted.shape), wanted)
-    expected = reference.attend_tail(q, k, v, codes, values, 6, selection)
+    expected = reference.attend_tail(q, k, v, codes, values, 6, selection, softmax)
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x.get(), y, rtol=2e-6, atol=4e-6)
 
@@ -290,6 +344,7 @@ MANY = partial(compare_selection, 4, 2, 40)
 SHORT = partial(compare_selection, 1, 2, 6)
 WIDE = partial(compare_selection, 1, 1, 100)
 LONG = partial(compare_selection, 8, 1, 40, 1900, False)
+ONE_WARP = partial(compare_selection, 8, 1, 40, 1900, False, 1900)
 SPARE_TEAM = partial(compare_selection, 3, 1, 40, 1900, False)
 LONG_CENTERED = partial(compare_selection, 3, 1, 40, 1900)
 ODD_CENTERED = partial(compare_selection, 3, 1, 40, 1903)
@@ -302,6 +357,13 @@ TAIL = partial(compare_tail, 0, 30)
 LONG_TAIL = partial(compare_tail, 0, 200)
 REFINED_TAIL = partial(compare_tail, 4, 10)
 EQUAL_TAIL = partial(compare_tail, 0, 200, 0)
+SOFTMAX = partial(compare_softmax, 4)
+SOFTMAX_SPLITS = partial(compare_softmax, 64)
+SOFTMAX_IN_DOUBLE = partial(compare_softmax, 4, 1e20)
+CAPPED = Softmax(soft_cap=0.7, sink_logits=[1.5, -0.5])
+FEW_VALUES = partial(compare_tail, 0, 30, 1, (100, 20), CAPPED)
+REFINED_CAPPED = partial(compare_tail, 4, 10, 1, (40, 40), CAPPED)
+WIDE_STEP = partial(compare_step, 80)
 
 ROWS_BARRIER = "    __syncthreads();\n    for (int i"
 TURN_BARRIER = "    __syncthreads();\n  }\n  Half* const written"
@@ -426,6 +488,28 @@ MISTAKES = [
     ("begin_step.cu", "token == TILE - 1) bases", "token == TILE) bases", compare_step),
     ("begin_step.cu", "bases[d] = finite(x)", "bases[d] = x", compare_step),
     ("begin_step.cu", "finite(__fmul_rn(tile, 1.0f / TILE))", "tile / TILE", compare_step),
+    ("topk.cuh", "kept[KEPT - 1]", "kept[0]", ONE_WARP),
+    ("estimate.cu", "distance != INVISIBLE", "true", compare_hidden_levels),
+    ("attend.cuh", "GENERAL ? Dv : D", "D", SOFTMAX),
+    ("attend.cuh", "GENERAL && logits.soft_cap > 0", "false", SOFTMAX),
+    ("attend.cuh", "again && ", "false && ", compare_overflow),
+    ("attend.cu", "share(row_top, larger) * row_mass", "row_mass", SOFTMAX),
+    ("attend.cu", "+ share(sink, larger)", "", SOFTMAX),
+    ("attend.cu", "float sink = sink_of", "float sink = splits * sink_of", SOFTMAX_SPLITS),
+    ("attend.cu", "exp(sink - top)", "0", SOFTMAX_IN_DOUBLE),
+    ("attend.cu", "if (rule.soft_cap > 0)", "if (false)", SOFTMAX_IN_DOUBLE),
+    ("softmax.cuh", "size < 0.625f", "size < 6.25f", SOFTMAX),
+    ("softmax.cuh", "2.88539008f", "1.44269504f", SOFTMAX),
+    ("softmax.cuh", "small : large, x)", "small : large, size)", SOFTMAX),
+    ("softmax.cuh", "sink_logits[h]", "sink_logits[0]", SOFTMAX),
+    ("attend_tail.cu", "GENERAL ? (Dt + 63) / 64 * 2 : MOST", "MOST", FEW_VALUES),
+    ("attend_tail.cu", "row / L % H)", "row % H)", FEW_VALUES),
+    ("attend_tail.cu", "others + on_sink", "others", FEW_VALUES),
+    ("tail.cuh", "others.add(cap(", "others.add((", FEW_VALUES),
+    ("tiers.cu", "cap_all(list.logits, list.count, soft_cap);", ";", REFINED_CAPPED),
+    ("tiers.cu", "cap_all(logits, taken, at.soft_cap);", ";", REFINED_CAPPED),
+    ("begin_step.cu", "write_value<NV>", "write_value<N>", WIDE_STEP),
+    ("begin_step.cu", "head) * Dv,", "head) * D,", WIDE_STEP),
     ("attend_tail.cu", "== splits - 1u", "== splits - 2u", TAIL),
     ("attend_tail.cu", TIERS_BARRIER, "  if (threadIdx.x < LANES)", TAIL),
 ]  # fmt: skip
@@ -437,7 +521,9 @@ MISTAKES = [
         *(COUNTED, PRODUCTS, ONE_BLOCK, SPLITS, RERANK, RERANK_MANY, compare_topk),
         *(compare_centered, FEW, MANY, SHORT, WIDE, LONG, LONG_CENTERED, SPARE_TEAM),
         *(LEVELS, SHORT_LEVELS, FAR_LEVELS, POOL, CLOSE_POOL, TAIL, LONG_TAIL, REFINED_TAIL),
-        *(EQUAL_TAIL, compare_values, compare_step, ODD_CENTERED),
+        *(EQUAL_TAIL, compare_values, compare_step, ODD_CENTERED, compare_hidden_levels),
+        *(SOFTMAX, SOFTMAX_SPLITS, SOFTMAX_IN_DOUBLE, FEW_VALUES, REFINED_CAPPED, WIDE_STEP),
+        *(compare_overflow, ONE_WARP),
     ],
 )
 def test_the_right_kernel_passes(compare: Callable[[], None]) -> None:

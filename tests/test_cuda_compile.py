@@ -62,6 +62,20 @@ def broken_promises(binary: Binary, exact: bool) -> set[str]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_every_variant(kernel: Kernel, architecture: str) -> None:
+    assert_compiles(kernel, kernel.variants, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.rare], ids=lambda kernel: kernel.name)
+def test_the_widest_rare_variants(kernel: Kernel, architecture: str) -> None:
+    """The largest two sizes, which take the most registers; and on one architecture some others."""
+    sizes = [max(x for x in variant if isinstance(x, int)) for variant in kernel.rare]
+    wide = [v for v, n in zip(kernel.rare, sizes, strict=True) if 2 * n >= max(sizes)]
+    others = kernel.rare[::7] if architecture == "sm_90" else ()
+    assert_compiles(kernel, tuple(dict.fromkeys((*wide, *others))), architecture)
+
+
+def assert_compiles(kernel: Kernel, variants: tuple[Variant, ...], architecture: str) -> None:
     """No register spills, the machine code is whole, and promised bits are kept."""
 
     def compiled(variant: Variant) -> tuple[Resources, set[str]]:
@@ -70,8 +84,8 @@ def test_every_variant(kernel: Kernel, architecture: str) -> None:
         return resources(binary), broken_promises(binary, kernel.exact)
 
     with ThreadPoolExecutor() as threads:  # NVRTC runs without the GIL
-        found = list(threads.map(compiled, kernel.variants))
-    for variant, (used, broken) in zip(kernel.variants, found, strict=True):
+        found = list(threads.map(compiled, variants))
+    for variant, (used, broken) in zip(variants, found, strict=True):
         assert used.spills == 0, f"{kernel.expression(variant)} on {architecture}: {used}"
         assert used.registers <= 255
         assert not broken, f"{kernel.expression(variant)} on {architecture}: {broken}"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import assert_attention, assert_same_bits, exact_attention
 from strategies import dtypes, seeds
 
-from adamas_core import Selection, encode, encode_values, gpu, reference
+from adamas_core import Selection, Softmax, encode, encode_values, gpu, reference
 from adamas_core.dispatch import on_host
 from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache, fill
 from adamas_core.reference.layout import Centers, Codes, Values
@@ -202,6 +202,55 @@ def test_steps_with_a_tail(device: Any) -> None:
             got = on_host(step.out)[b : b + 1]
             assert_attention(got, expected.astype(np.float64), k.dtype, 4e-6)
             np.testing.assert_allclose(on_host(step.lse)[b : b + 1], lse, rtol=4e-6, atol=8e-6)
+
+
+@pytest.mark.parametrize("tail", [0, 30])
+@pytest.mark.parametrize(
+    "softmax", [Softmax(0.3, 0.7, [1.5, -np.inf]), Softmax(sink_logits=[9, -1])]
+)
+@pytest.mark.parametrize("D, Dv", [(12, 12), (24, 80), (160, 20)])
+def test_softmax_and_values_of_another_head_dim(
+    device: Any, D: int, Dv: int, softmax: Softmax, tail: int
+) -> None:
+    """A cache that is filled and then grows by more than a tile."""
+    rng = np.random.default_rng(D)
+    k, v = (rng.standard_normal((2, 1, 200, n)).astype(np.float32) for n in (D, Dv))
+    cache = device_cache(2, 1, D, k.dtype, 150, tail=tail > 0, Dv=Dv)
+    n = np.array([61, 20])
+    fill(cache, device.asarray(k[:, :, :61]), device.asarray(v[:, :, :61]), n)
+    step = DecodeStep(2, 3, cache, 6, Selection(tail=tail), softmax)
+    for _ in range(2):
+        q = rng.standard_normal((2, 2, 3, D)).astype(np.float32)
+        new = [
+            device.asarray(np.stack([x[b, :, i : i + 3] for b, i in enumerate(n)])) for x in (k, v)
+        ]
+        given_q = device.asarray(q)
+        with patch.multiple(device, empty=no_memory, zeros=no_memory):
+            step(given_q, *new, cache)
+        n = n + 3
+    for b, end in enumerate(map(int, n)):
+        rows = k[b : b + 1, :, :end], v[b : b + 1, :, :end]
+        codes = encode(rows[0], backend="reference", bits=3).record
+        values = encode_values(rows[1], backend="reference").record
+        if tail:
+            assert_tail_of(cache, b, codes, values)
+        expected, lse = reference.attend_tail(
+            q[b : b + 1], *rows, codes, values, 6, Selection(tail=tail), softmax
+        )
+        got = on_host(step.out)[b : b + 1]
+        assert_attention(got, expected.astype(np.float64), k.dtype, 4e-6)
+        np.testing.assert_allclose(on_host(step.lse)[b : b + 1], lse, rtol=4e-6, atol=8e-6)
+
+
+def test_sinks_are_one_per_query_head(device: Any) -> None:
+    cache = device_cache(1, 1, 32, np.dtype(np.float32), 64)
+    with pytest.raises(ValueError, match=r"DecodeStep: softmax has 3 sink_logits; expected H=2"):
+        DecodeStep(2, 1, cache, 8, Selection(), Softmax(sink_logits=[1, 2, 3]))
+
+
+def test_values_with_a_tail_have_at_most_1024_coordinates(device: Any) -> None:
+    with pytest.raises(ValueError, match=r"device_cache: D=32 and Dv=1025 with tail=True"):
+        device_cache(1, 1, 32, np.dtype(np.float32), 64, tail=True, Dv=1025)
 
 
 def assert_tail_of(cache: DeviceCache, b: int, codes: Codes, values: Values) -> None:

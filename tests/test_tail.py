@@ -75,6 +75,33 @@ def test_caps_sinks_and_values_of_another_head_dim(
     assert_within(backend, case, budget, selection, data.draw(softmaxes(case.q.shape[1])))
 
 
+# Each pair of sizes, and cap or none, is a kernel of its own, so they are few.
+@pytest.mark.parametrize("D, Dv", [(40, 24), (24, 80), (40, 40), (100, 20)])
+@pytest.mark.parametrize(
+    "softmax",
+    [Softmax(0.3, 0.7, [1.5, -np.inf]), Softmax(sink_logits=[30, -1])],
+    ids=["cap", "sinks"],
+)
+@pytest.mark.parametrize("refine", [0, 2])
+def test_softmax_on_the_gpu(gpu: Any, D: int, Dv: int, softmax: Softmax, refine: int) -> None:
+    """Several parts per row, and one sequence without a token."""
+    rng = np.random.default_rng(D)
+    shapes = (3, 2, 2, D), (3, 1, 300, D), (3, 1, 300, Dv)
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    length = np.array([300, 97, 0])
+    codes = encode(k, length=length, backend="reference", bits=3).record
+    selection = Selection(sinks=1, recent=2, refine=refine, tail=40)
+    assert_within(gpu, Case(q, k, v + 1, codes, length), 8, selection, softmax)
+
+
+def test_an_empty_cache_has_the_sinks(every: ModuleType) -> None:
+    case, values = made(0)
+    softmax = Softmax(sink_logits=[1, 2, 3, 4])
+    out, lse = every.attend_tail(*case[:4], values, 4, Selection(tail=4), softmax)
+    assert not out.any()
+    np.testing.assert_array_equal(lse[..., 0], [[1, 2, 3, 4]] * 2)
+
+
 @given(case=cases(VALUES, centered=True), data=st.data())
 def test_tiers_by_sorting(case: Case, data: st.DataObject) -> None:
     """Two bits choose the tokens of both tiers, three bits their order; no token is in both."""
