@@ -9,6 +9,7 @@ import numpy as np
 from . import checks
 from .dispatch import load
 from .layers import Layer
+from .lengths import Lengths
 from .selection import Selection
 from .window_layer import WindowLayer
 
@@ -38,7 +39,7 @@ def check_queries(
 def check_tokens(where: str, q: NDArray, layer: Layer) -> None:
     """Reject queries whose tokens are not in the layer. A sequence may have no token at all."""
     L, lengths = q.shape[-2], layer.lengths
-    if ((lengths.each < L) & (lengths.each > 0)).any() or lengths.longest < L:
+    if lengths.shortest < L and _lack_tokens(L, lengths):
         raise ValueError(
             f"{where}: {checks.shown('q', q)} has {L} tokens and the cache {lengths.given()}; "
             "expected the keys and values of these tokens to be appended first"
@@ -49,6 +50,12 @@ def check_tokens(where: str, q: NDArray, layer: Layer) -> None:
             f"{layer.window} tokens and no longer keeps all of them for the first query; expected "
             "at most the tokens of the last append"
         )
+
+
+def _lack_tokens(L: int, lengths: Lengths) -> bool:
+    """Whether a sequence that is not empty has fewer than L tokens, or all have none."""
+    each = lengths.each
+    return bool(((each < L) & (each > 0)).any()) or lengths.longest < L
 
 
 def attend_layer(

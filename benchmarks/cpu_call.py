@@ -3,9 +3,9 @@
     python benchmarks/cpu_call.py
 
 Times `decode_attention` over one tile of 64 tokens with a budget of 1, on one thread: hot, and
-cold, where the interpreter and the kernels come from memory. Also times an empty kernel on all
-threads: directly after another kernel, and after --busy seconds of work by the caller alone, in
-which the other threads go to sleep.
+cold, where the interpreter and the kernels come from memory. The same call without its kernels is
+the part of Python. Also times an empty kernel on all threads: directly after another kernel, and
+after --busy seconds of work by the caller alone, in which the other threads go to sleep.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numba
 import numpy as np
 
 from adamas_core import KVCache, decode_attention
+from adamas_core.cpu import _engine
 from harness import RESULTS, Form, Report, measure, statistics
 
 
@@ -40,10 +41,16 @@ def main() -> None:
     q = rng.standard_normal((32, 1, 128), dtype=np.float32)
     cache = KVCache()
     cache.append(k, k)
-    call = {"decode_attention, 64 tokens": Form(partial(decode_attention, q, cache, 1))}
+    call = partial(decode_attention, q, cache, 1)
+    run = _engine._run
+    forms = {
+        "decode_attention, 64 tokens": Form(call, partial(setattr, _engine, "_run", run)),
+        "without kernels": Form(call, partial(setattr, _engine, "_run", lambda *_: None)),
+    }
     for state in ("hot", "cold"):
-        for name, taken in measure(call, state, args.repeats).items():
+        for name, taken in measure(forms, state, args.repeats).items():
             report.add(name=name, state=state, **statistics(taken))
+    _engine._run = run
     seen = np.zeros(numba.get_num_threads(), np.int64)
     _nothing(seen)
     for state, pause in (("threads awake", 0.0), ("threads asleep", args.busy)):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 import adamas_core
 import peers
+from adamas_core.cpu._engine import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
 EVICT_BYTES = 192 << 20  # several times the last-level cache
@@ -165,6 +166,7 @@ class Report:
             "date": now.isoformat(timespec="seconds"),
             "device": processor(),
             "threads": numba.get_num_threads(),
+            "engine": ENGINE.about,
             "versions": {
                 "adamas_core": adamas_core.__version__,
                 "numba": numba.__version__,

@@ -68,7 +68,8 @@ def head_fields(**arrays: NDArray[Any]) -> dict[str, int]:
     """Address and strides, by batch and by head, of arrays (B, H_kv, ...), under their names."""
     fields: dict[str, int] = {}
     for name, x in arrays.items():
-        fields |= {name: address_of(x), name + "_b": x.strides[0], name + "_h": x.strides[1]}
+        fields[name] = address_of(x)
+        fields[name + "_b"], fields[name + "_h"] = x.strides[:2]
     return fields
 
 

@@ -22,6 +22,7 @@ from ._record import Record
 from ._records import Loop
 
 LIBRARY, NUMBA, REFERENCE = "library", "numba", "reference"
+LOOP_FUNCTIONS = "plan", "place", "work", "finish"  # of a Loop
 CHOICE = "ADAMAS_CPU"
 
 
@@ -32,7 +33,7 @@ class Engine(NamedTuple):
     about: str  # a line for people
     threads: Callable[[], int]  # of a call
     function: Callable[[str], int]  # the address of a function of the kernels, by name
-    run: Callable[[NDArray[Any]], None]  # the parallel loop, on a record of the kind Loop
+    run: Callable[[int, tuple[int, ...]], None]  # a parallel loop: a record, and its functions
 
 
 def _start() -> Engine:
@@ -59,8 +60,8 @@ def _of_the_library(library: Any) -> Engine:
 
     call = library.adamas_internal_run
 
-    def run(loop: NDArray[Any]) -> None:
-        if call(address_of(loop)):
+    def run(record: int, functions: tuple[int, ...]) -> None:
+        if call(record, *functions):
             raise MemoryError("adamas_core: no memory for the scratch of this call")
 
     return Engine(LIBRARY, text, lambda: int(library.adamas_threads()), function, run)
@@ -71,18 +72,21 @@ def _of_numba(reason: str) -> Engine:
 
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return _none("NUMBA_DISABLE_JIT is set")
-    from .kernels._loop import run
+    from .kernels._loop import run as run_loop
     from .kernels._table import FUNCTIONS
     from .kernels._threads import get_num_threads
 
     def function(name: str) -> int:
         return FUNCTIONS[name].address
 
+    def run(record: int, functions: tuple[int, ...]) -> None:
+        run_loop(Loop(dict(zip(LOOP_FUNCTIONS, functions, strict=True)), record=record))
+
     return Engine(NUMBA, f"Numba: {reason}", get_num_threads, function, run)
 
 
 def _none(reason: str) -> Engine:
-    def refuse(_: Any) -> Any:
+    def refuse(*_: Any) -> Any:
         raise RuntimeError(f"the kernels cannot run: {reason}")
 
     print(f"adamas-core: {reason}, so the reference computes in NumPy, slowly", file=sys.stderr)
@@ -99,15 +103,14 @@ class Kernel:
     def __init__(
         self, record: Record, *, plan: str, work: str, place: str = "", finish: str = ""
     ) -> None:
-        self._record = record
-        self._names = {"plan": plan, "place": place, "work": work, "finish": finish}
-        self._functions: dict[str, int] = {}
+        self._filled = record.filled
+        self._names = plan, place, work, finish
+        self._functions: tuple[int, ...] = ()
 
     def __call__(self, *parts: Mapping[str, float], **fields: float) -> NDArray[Any]:
         """Fill a record by name, as Record does, and run the loop on it; returns the record."""
-        record = self._record(*parts, **fields)
+        record = self._filled((*parts, fields))
         if not self._functions:
-            names = self._names.items()
-            self._functions = {key: function(name) if name else 0 for key, name in names}
-        _run(Loop(self._functions, record=address_of(record)))
+            self._functions = tuple(function(name) if name else 0 for name in self._names)
+        _run(address_of(record), self._functions)
         return record

@@ -42,19 +42,21 @@ Step = Record(
     *("tail", "third", "third_b", "third_h", "finer", "finer_b", "finer_h"),
     *("v_codes", "v_codes_b", "v_codes_h", "v_scales", "v_scales_b", "v_scales_h"),
     *("bases", "bases_b", "bases_h", "total"),
-    # All that follows is filled by the kernels.
-    # Of each row and part, two float64: a shift and a sum of weights. Of each row: the same of the
-    # rest; the coded tokens, with room for all candidates, their ranks by three bits, and their
-    # number.
-    *("sums", "rest", "coded", "coded_room", "coded_ranks", "coded_counts"),
-    # The exact tier's result in float32, which becomes `out`, and the former `out`.
-    *("exact", "whole_out"),
-    # Parts per sequence; candidates that a row has room for in one part, and in all parts together;
-    # addresses of the candidates, of their ranks and of their numbers. Indices, if none are given.
-    *("splits", "part_room", "row_room", "candidates", "ranks", "counts", "chosen"),
-    # Threads that share the work, and their counters. An index that is out of range, or -1.
-    *("threads", "progress", "bad"),
     floats=("scale",),
+    kernels=(
+        # Of each row and part, two float64: a shift and a sum of weights. Of each row: the same of
+        # the rest; the coded tokens, with room for all candidates, their ranks by three bits, and
+        # their number.
+        *("sums", "rest", "coded", "coded_room", "coded_ranks", "coded_counts"),
+        # The exact tier's result in float32, which becomes `out`, and the former `out`.
+        *("exact", "whole_out"),
+        # Parts per sequence; candidates that a row has room for in one part, and in all parts
+        # together; addresses of the candidates, of their ranks and of their numbers. Indices, if
+        # none are given.
+        *("splits", "part_room", "row_room", "candidates", "ranks", "counts", "chosen"),
+        # Threads that share the work, and their counters. An index that is out of range, or -1.
+        *("threads", "progress", "bad"),
+    ),
 )
 
 # k is (B, H_kv, S, D). `span` is an address: for each sequence its first new token, and the one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,8 @@ def run_step(q: NDArray, codes: Codes, selection: Selection, others: Mapping[str
         lengths = np.ascontiguousarray(codes.length, np.int64)
     slots = T * TILE
     _step(
-        q_fields(q), _functions(codes, selection), _center_fields(codes), others,
+        q_fields(q), _functions(selection.group, codes.centers is not None),
+        _center_fields(codes), others,
         refined=min(others.get("refined", 0), slots),
         Dt=padded(q.shape[3]),
         planes=address_of(planes), to_low=to_low, planes_b=planes_b, planes_h=planes_h,
@@ -85,11 +87,12 @@ def run_step(q: NDArray, codes: Codes, selection: Selection, others: Mapping[str
     )  # fmt: skip
 
 
-def _functions(codes: Codes, selection: Selection) -> dict[str, int]:
+@cache
+def _functions(group: bool, centered: bool) -> Mapping[str, int]:
     """The opaque functions of a step."""
-    if selection.group:
+    if group:
         collect, choose = "collect_group", "choose_estimated"
-    elif codes.centers is not None:
+    elif centered:
         collect, choose = "collect_estimated", "choose_estimated"
     else:
         collect, choose = "collect", "choose"

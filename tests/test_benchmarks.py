@@ -34,6 +34,7 @@ CPU = [
     (f"cpu_select.py peers {SELECT}", ["torch"], "cpu_select-peers"),
     (f"cpu_select.py orders {SELECT}", ["torch"], "cpu_select-orders"),
     ("cpu_call.py --repeats 1 --busy 0", [], "cpu_call"),
+    ("cpu_engines.py --cases 4/2/70 --head-dim 32 --budget 16 --repeats 1", [], "cpu_engines"),
     ("cpu_gather.py --tokens 200 --budgets 8 --repeats 1", [], "cpu_gather"),
     ("cpu_score.py --tokens 640 --repeats 1", [], "cpu_score"),
     (

@@ -58,5 +58,15 @@ def test_a_kind_of_record_names_each_field_once() -> None:
         Record("a", floats=("scale",))
 
 
+def test_fields_that_kernels_fill_come_last_and_cannot_be_given() -> None:
+    kind = Record("a", "share", floats=("share",), kernels=("own",))
+    assert kind(a=1, share=0.5)[0].tolist() == (1, 0.5, 0)
+    assert kind.offset("own") == 16
+    with pytest.raises(TypeError, match="unknown fields own; expected a, share"):
+        kind(own=1)
+    with pytest.raises(TypeError, match="each name once"):
+        Record("a", kernels=("a",))
+
+
 def test_numpy_integers_and_booleans_are_numbers() -> None:
     assert Sizes(a=np.int64(7), b=True)[0].tolist() == (7, 1, 0.0, 0)

@@ -35,7 +35,7 @@ def load() -> ctypes.CDLL | str:
     library.adamas_level.restype = ctypes.c_char_p
     library.adamas_internal_function.argtypes = [ctypes.c_char_p]
     library.adamas_internal_function.restype = ctypes.c_int64
-    library.adamas_internal_run.argtypes = [ctypes.c_void_p]
+    library.adamas_internal_run.argtypes = [ctypes.c_int64] * 5
     return library
 
 

@@ -136,7 +136,12 @@ static int run(struct record_loop *loop, void *workspace, size_t bytes) {
 }
 
 /* For the Python package, which fills records itself. The layouts are those of its _records.py. */
-ADAMAS_API int adamas_internal_run(struct record_loop *loop) { return run(loop, NULL, 0); }
+ADAMAS_API int adamas_internal_run(int64_t record, int64_t plan, int64_t place, int64_t work,
+                                   int64_t finish) {
+  struct record_loop loop = {.record = record, .plan = plan, .place = place, .work = work,
+                             .finish = finish};
+  return run(&loop, NULL, 0);
+}
 ADAMAS_API const char *adamas_internal_stamp(void) { return STAMP; }
 
 ADAMAS_API int64_t adamas_internal_function(const char *name) {
