@@ -16,12 +16,16 @@ pytestmark = pytest.mark.peers
 S = 4  # of the parts that are not single tokens
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa", "a head of keys per query head"])
+@pytest.fixture(
+    scope="module", params=["eager", "sdpa", "a head of keys per query head", "two layers"]
+)
 def model(request: pytest.FixtureRequest) -> bytes:
     needed("onnx")
     pytest.importorskip("torch", reason='needs the extra "peers"')
     from torch_attention import H_KV, Attention, H, exported
 
+    if request.param == "two layers":
+        return exported(Attention("eager", H), Attention("sdpa", H))
     if request.param in ("eager", "sdpa"):
         return exported(Attention(request.param, H))
     return exported(Attention("eager", H_KV))
@@ -36,23 +40,32 @@ def read(model: bytes) -> Any:
 def test_the_operator_equals_what_it_replaces(model: bytes) -> None:
     sparse = read(model)
     done = convert(sparse, budget=200)
-    assert (done.replaced, done.causal) == (1, 1)
+    layers = (len(sparse.graph.input) - 2) // 3
+    assert (done.replaced, done.causal) == (layers, layers)
     assert "Softmax" not in {node.op_type for node in sparse.graph.node}
     runs = [session(read(model)), session(sparse)]
     H_kv, D = runs[0].get_inputs()[2].shape[1::2]
     rng = np.random.default_rng(0)
-    past: list[Any] = [np.zeros((1, H_kv, 0, D), np.float32)] * 2
-    codes, n = np.zeros((1, H_kv, 0), np.uint8), 0
+    past = {x.name: np.zeros((1, H_kv, 0, D), np.float32) for x in runs[0].get_inputs()[2:]}
+    codes = {f"past_codes.{i}": np.zeros((1, H_kv, 0), np.uint8) for i in range(layers)}
+    n = 0
     for new in (100, S, 1, 1):
         x = rng.standard_normal((1, new, 32)).astype(np.float32)
         seen = np.arange(n + new) <= np.arange(n, n + new)[:, None]
         mask = np.where(seen, 0, -1e9).astype(np.float32)[None, None]
-        inputs = {"x": x, "mask": mask, "past_key": past[0], "past_value": past[1]}
-        wanted = runs[0].run(None, inputs)
-        found = runs[1].run(None, {**inputs, "past_codes": codes})
-        for a, b in zip(found, wanted, strict=False):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-        past, codes, n = wanted[1:], found[3], n + new
+        found, wanted = (
+            {
+                y.name.replace("present", "past"): values
+                for y, values in zip(
+                    run.get_outputs(), run.run(None, {"x": x, "mask": mask, **more}), strict=True
+                )
+            }
+            for run, more in ((runs[1], past | codes), (runs[0], past))
+        )
+        for name, values in wanted.items():
+            np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
+        past, codes, n = wanted, {name: found[name] for name in codes}, n + new
+        del past["y"]
 
 
 def nodes(model: Any, op: str) -> list[Any]:
@@ -87,7 +100,7 @@ def break_logits(model: Any) -> None:
 def break_cache(model: Any) -> None:
     """Keys without past ones."""
     for node in nodes(model, "Concat"):
-        if "past_key" in node.input:
+        if "past_key.0" in node.input:
             node.op_type = "Add"
             del node.attribute[:]
 
@@ -95,7 +108,7 @@ def break_cache(model: Any) -> None:
 def break_order(model: Any) -> None:
     """Heads that repeat one after the other, and not each beside itself."""
     for node in nodes(model, "Unsqueeze"):
-        if node.input[0] == "present_value":
+        if node.input[0] == "present_value.0":
             axis = attention_nodes(model)["made"][node.input[1]]
             axis.attribute[0].t.raw_data = np.array([1], np.int64).tobytes()
 
@@ -114,7 +127,7 @@ def break_scale(model: Any) -> None:
         (break_axis, "Softmax .*a Softmax along the last axis"),
         (break_output, r"MatMul .*a Transpose of its result to \(B, S, H, D\)"),
         (break_logits, "Softmax .*logits from a MatMul"),
-        (break_cache, "'present_key' from a Concat of past and new tokens"),
+        (break_cache, "'present_key.0' from a Concat of past and new tokens"),
         (break_order, "Unsqueeze .*an Unsqueeze at axis 2"),
         (break_scale, "Softmax .*logits from a MatMul"),
     ],

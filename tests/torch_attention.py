@@ -53,19 +53,35 @@ class Attention(torch.nn.Module):
         return x[:, :, None].expand(shape).reshape(B, self.heads, S, D)
 
 
-def exported(module: Attention) -> bytes:
+class Layers(torch.nn.Module):
+    """Attention layers one after the other. Of each come past keys and values."""
+
+    def __init__(self, *layers: Attention) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: Any, mask: Any, *past: Any) -> Any:
+        present = []
+        for layer, key, value in zip(self.layers, past[::2], past[1::2], strict=True):
+            x, *new = layer(x, mask, key, value)
+            present += new
+        return (x, *present)
+
+
+def exported(*layers: Attention) -> bytes:
     """The graph of the exporter that traces a module."""
-    past = torch.randn(1, H_KV, 5, D)
-    tensors = (torch.randn(1, 3, E), torch.zeros(1, 1, 3, 8), past, past)
+    names = [f"{name}.{i}" for i in range(len(layers)) for name in ("key", "value")]
+    past = [torch.randn(1, H_KV, 5, D) for _ in names]
+    tensors = (torch.randn(1, 3, E), torch.zeros(1, 1, 3, 8), *past)
     axes = {"x": {0: "B", 1: "S"}, "mask": {0: "B", 2: "S", 3: "T"}}
-    axes |= {f"past_{name}": {0: "B", 2: "P"} for name in ("key", "value")}
-    axes |= {f"present_{name}": {0: "B", 2: "T"} for name in ("key", "value")}
+    axes |= {f"past_{name}": {0: "B", 2: "P"} for name in names}
+    axes |= {f"present_{name}": {0: "B", 2: "T"} for name in names}
     file = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it would have the other exporter used, and traces ints
         torch.onnx.export(
-            module, tensors, file, dynamo=False, opset_version=17, dynamic_axes=axes,
-            input_names=["x", "mask", "past_key", "past_value"],
-            output_names=["y", "present_key", "present_value"],
+            Layers(*layers), tensors, file, dynamo=False, opset_version=17, dynamic_axes=axes,
+            input_names=["x", "mask", *(f"past_{name}" for name in names)],
+            output_names=["y", *(f"present_{name}" for name in names)],
         )  # fmt: skip
     return file.getvalue()

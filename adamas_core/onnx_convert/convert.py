@@ -48,6 +48,8 @@ def convert(
 ) -> Converted:
     """Replace the attention of a model by the sparse operator, in place.
 
+    After an error the model is of no use: some of it may have changed.
+
     Each layer gets an input and an output more: its codes, uint8 (B, H_kv, bytes), with the names
     of its keys and "codes" in the place of "key".
 

@@ -34,6 +34,8 @@ class Graph:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
         self._inferred: dict[str, Any] | None = None
+        versions = [x.version for x in model.opset_import if x.domain in ("", "ai.onnx")]
+        self.opset = versions[0] if versions else 1
 
     def producer(self, name: str, *ops: str) -> Node | None:
         """The node that makes a value, if it is one of these operators."""

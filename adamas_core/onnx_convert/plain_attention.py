@@ -51,8 +51,8 @@ def find(graph: Graph) -> list[Node]:
 
 def match(graph: Graph, softmax: Node) -> Plain:
     """The attention around a Softmax; a ValueError names the node that is not as expected."""
-    rank = len(graph.shape(softmax.input[0]) or [0] * 4)
-    if attributes(softmax).get("axis", -1) not in (-1, rank - 1):
+    usual = -1 if graph.opset >= 13 else 1
+    if attributes(softmax).get("axis", usual) not in (-1, 3):
         raise _unexpected(softmax, "a Softmax along the last axis")
     products, factors = _logits(graph, softmax)
     q, more = _scaled(graph, products.input[0])
@@ -72,9 +72,8 @@ def match(graph: Graph, softmax: Node) -> Plain:
     shape = graph.shape(rows.output[0])
     if shape is not None and len(shape) != 3:
         raise _unexpected(rows, "a result (B, S, H D)")
-    return Plain(
-        q, (*factors, *more, *yet_more), keys, values, rows.output[0], f"{softmax.name}.attention"
-    )
+    name = f"{softmax.name or softmax.output[0]}.attention"
+    return Plain(q, (*factors, *more, *yet_more), keys, values, rows.output[0], name)
 
 
 def replace(graph: Graph, plain: Plain, options: Mapping[str, Any]) -> None:

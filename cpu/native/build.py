@@ -40,12 +40,11 @@ PARTS = (
     "lib/pkgconfig/adamas.pc.in",
 )
 FLAGS = ("-O2", "-std=c11", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-pthread")
-# On a Mac programs find the library by the name in it and by their own rpath.
-OWN = (f"-Wl,-install_name,@rpath/{LIBRARY}",) if sys.platform == "darwin" else ("-s",)
-LINK = ("-shared", *OWN, "-lm", "-o")
+MAC = sys.platform == "darwin"
 # The operator finds the library beside it. Both stay in a process that no longer uses them, because
 # the library has threads.
-BESIDE = ("-ladamas", "-Wl,-rpath,$ORIGIN", "-Wl,-z,nodelete")
+RUNPATH = ("-Wl,-rpath,@loader_path",) if MAC else ("-Wl,-rpath,$ORIGIN", "-Wl,-z,nodelete")
+BESIDE = ("-ladamas", *RUNPATH)
 
 
 def build(folder: Path, levels: list[str]) -> Path:
@@ -57,7 +56,7 @@ def build(folder: Path, levels: list[str]) -> Path:
             names = list(pool.map(lambda level: emitted(level, work), levels))
         (work / "kernels.h").write_text(header(levels, names[0]))
         objects = [work / f"{level}.o" for level in levels]
-        compile_c(*FLAGS, f"-I{work}", *(HERE / x for x in C_FILES), *objects, *LINK, library)
+        compile_c(*FLAGS, f"-I{work}", *(HERE / x for x in C_FILES), *objects, *link(library))
     operator(library.parent)
     for part in PARTS:
         target = folder / part.removesuffix(".in")
@@ -76,9 +75,15 @@ def operator(folder: Path) -> None:
     """Build the operator for ONNX Runtime, beside the library. It needs no header from outside."""
     files = [HERE / name for name in OPERATOR_FILES]
     compile_c(
-        *FLAGS, f"-DCENTERED_THRESHOLDS={thresholds()}", *files, *LINK, folder / OPERATOR,
+        *FLAGS, f"-DCENTERED_THRESHOLDS={thresholds()}", *files, *link(folder / OPERATOR),
         f"-L{folder}", *BESIDE,
     )  # fmt: skip
+
+
+def link(library: Path) -> tuple[object, ...]:
+    """Arguments that make a shared library. On a Mac programs find it by the name in it."""
+    own = f"-Wl,-install_name,@rpath/{library.name}" if MAC else "-s"
+    return "-shared", own, "-lm", "-o", library
 
 
 @contextmanager
