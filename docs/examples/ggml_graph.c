@@ -13,6 +13,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { D = 128, H = 16, H_KV = 4, ROOM = 4224, PROMPT = 4096, STEPS = 100, BUDGET = 128 };
 
@@ -99,15 +100,17 @@ static struct ggml_tensor *random_rows(struct ggml_context *c, int64_t heads, in
   return x;
 }
 
-/* Queries [D, 1, H] that ask for one token of the cache, which gets 99 of 100 parts of the weight.
-   The prompt's own query is 0, because its keys are not there yet: it asks for all alike. */
+/* Queries [D, 1, H] that ask for one token of the cache: its logit is 15, and those of the others
+   are near 0. Where the token is not there yet, its key is 0, and so is the query. */
 static struct ggml_tensor *query(struct ggml_context *c, const struct layer *layer, int64_t token) {
   struct ggml_tensor *q = ggml_new_tensor_3d(c, GGML_TYPE_F32, D, 1, H);
   for (int h = 0; h < H; h++) {
-    const char *row = (char *)layer->k->data + token * (int64_t)layer->k->nb[2] +
+    const char *key = (char *)layer->k->data + token * (int64_t)layer->k->nb[2] +
                       h / (H / H_KV) * (int64_t)layer->k->nb[1];
-    for (int d = 0; d < D; d++)
-      ((float *)q->data)[h * D + d] = 1.5f * ggml_fp16_to_fp32(((const ggml_fp16_t *)row)[d]);
+    float *row = (float *)q->data + h * D, squares = 0;
+    ggml_fp16_to_fp32_row((const ggml_fp16_t *)key, row, D);
+    for (int d = 0; d < D; d++) squares += row[d] * row[d];
+    for (int d = 0; d < D && squares > 0; d++) row[d] *= 15 * sqrtf(D) / squares;
   }
   return q;
 }
@@ -119,7 +122,9 @@ static float run(struct layer *layer, int64_t n, int64_t tokens, int64_t budget)
   require(c != NULL, "no memory");
   struct ggml_tensor *k = store(c, random_rows(c, H_KV, n), layer->k, tokens - n);
   struct ggml_tensor *v = store(c, random_rows(c, H_KV, n), layer->v, tokens - n);
-  struct ggml_tensor *q = query(c, layer, tokens * 7919 % (tokens - n + 1));
+  int64_t old = tokens - n, wanted = old ? tokens * 7919 % old : 0;
+  if (old && tokens % 4 == 0) wanted = old - 1; /* the newest token that was there before */
+  struct ggml_tensor *q = query(c, layer, wanted);
   struct ggml_tensor *keys = seen(c, layer->k, tokens), *values = seen(c, layer->v, tokens);
   struct node node = {.layer = layer, .budget = budget};
   struct ggml_tensor *inputs[] = {q, keys, values};
@@ -147,6 +152,7 @@ int main(void) {
   require(c != NULL, "no memory");
   struct layer layer = {.k = ggml_new_tensor_3d(c, GGML_TYPE_F16, D, H_KV, ROOM),
                         .v = ggml_new_tensor_3d(c, GGML_TYPE_F16, D, H_KV, ROOM)};
+  memset(layer.k->data, 0, ggml_nbytes(layer.k)); /* ggml leaves new memory as it is */
   float thresholds[H_KV][3];
   for (int h = 0; h < H_KV; h++)
     for (int i = 0; i < 3; i++) thresholds[h][i] = 0.996f * (float)(i - 1);
