@@ -98,9 +98,11 @@ class Tensor(ctypes.Structure):
 # each.
 _PLAIN, _VERSIONED, _BEFORE_TENSOR, _MAJOR = b"dltensor", b"dltensor_versioned", 32, 1
 
-_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+# By index each function is an object of its own. As an attribute it would be shared with all others
+# in the process, who may give it other types.
+_is_valid = ctypes.pythonapi["PyCapsule_IsValid"]
 _is_valid.argtypes, _is_valid.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_int
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer = ctypes.pythonapi["PyCapsule_GetPointer"]
 _pointer.argtypes, _pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
 
 

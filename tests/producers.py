@@ -16,8 +16,9 @@ _CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 _alive: list[Any] = []  # the structs of all producers, which live until the process ends
 
 _api = ctypes.pythonapi
-_api.PyCapsule_New.restype = ctypes.py_object
-_api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+_new_capsule = _api["PyCapsule_New"]  # JAX gives the shared one other types
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
 
 
 class _Plain(ctypes.Structure):
@@ -90,7 +91,7 @@ class Producer:
         _alive.extend([struct, sizes, steps, deleter])
         self.taken += 1
         address = ctypes.addressof(struct)
-        return _api.PyCapsule_New(address, name, _destructors[name])
+        return _new_capsule(address, name, _destructors[name])
 
     def _delete(self, _: int) -> None:
         self.deleted += 1
