@@ -34,6 +34,7 @@ _HOME = {
     "attend": "ops",
     "select_topk": "select",
     "Selection": "selection",
+    "Softmax": "softmax",
     "merge": "ops",
     "checked": "checks",
     "KeyCodes": "codes",
@@ -54,6 +55,7 @@ __all__ = [
     "KeyCodes",
     "PAPER",
     "Selection",
+    "Softmax",
     "ValueCodes",
     "__version__",
     "attend",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
     from .select import select_topk
     from .selection import Selection
+    from .softmax import Softmax
     from .tail import attend_tail
     from .values import ValueCodes, encode_values
 

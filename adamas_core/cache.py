@@ -24,7 +24,9 @@ from .dispatch import (
 )
 from .layer_cache import Options
 from .layers import LayerCache, Layers
+from .options import softmax_with
 from .selection import DEFAULT, Selection
+from .softmax import PLAIN, Softmax
 
 NDArray = np.ndarray[Any, Any]
 
@@ -183,10 +185,12 @@ class KVCache:
 
         Parameters
         ----------
-        k, v : array (B, H_kv, S, D)
+        k : array (B, H_kv, S, D)
             float16, bfloat16 or float32, kept in that dtype; B may be absent where it is 1. The
-            first append fixes B, H_kv, D, the dtype and the device. Keep arrays of another library
-            on a GPU alive until CuPy's current stream has read them.
+            first append fixes B, H_kv, D, D_v, the dtype and the device. Keep arrays of another
+            library on a GPU alive until CuPy's current stream has read them.
+        v : array (B, H_kv, S, D_v)
+            The dtype of k.
         layer : int
         count : int or array (B,) of integers, optional
             How many of the S tokens each sequence really has: its first ones.
@@ -196,7 +200,8 @@ class KVCache:
         TypeError
             k or v have another dtype than the cache.
         ValueError
-            k and v differ in shape, or in B, H_kv, D or device from the cache. k holds NaN or
+            k and v do not fit each other, or differ in B, H_kv, D, D_v or device from the cache. k
+            holds NaN or
             infinities, which have no code; or v does, and the selection has a tail.
         IndexError
             There is no such layer.
@@ -332,7 +337,9 @@ class KVCache:
             layers.append(layer)
         self._layers.replace(layers)
 
-    def attention(self, budget: int | None, scale: float | None = None) -> CacheAttention:
+    def attention(
+        self, budget: int | None, softmax: Softmax = PLAIN, **options: Any
+    ) -> CacheAttention:
         """The function ``f(layer, q, k, v)`` that a decoder calls: append, then attend.
 
         Each new token attends as in `decode_attention`, or densely if budget is None. Several new
@@ -342,8 +349,10 @@ class KVCache:
         Parameters
         ----------
         budget : int or None
-        scale : float, optional
-            Factor of the inner products, finite; D ** -0.5 if not given.
+        softmax : Softmax
+            How inner products become weights: the scale, a soft cap, and sinks.
+        **options
+            Fields of `softmax` to change, as in ``cache.attention(128, soft_cap=50)``.
 
         Examples
         --------
@@ -355,7 +364,8 @@ class KVCache:
         >>> attention(0, q[:, 900:905], k[:, 900:905], v[:, 900:905]).shape  # five at once
         (2, 5, 64)
         """
-        return CacheAttention(self._layers, self._selection, budget, scale)
+        softmax = softmax_with("KVCache.attention", softmax, options)
+        return CacheAttention(self._layers, self._selection, budget, softmax)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file.
@@ -410,8 +420,9 @@ def decode_attention(
     cache: KVCache,
     budget: int | None,
     layer: int = 0,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     return_lse: bool = False,
+    **options: Any,
 ) -> Array:
     """One attention step: `budget` tokens per query by their keys and values, the others by codes.
 
@@ -429,14 +440,17 @@ def decode_attention(
         in the dense layers of the cache. A layer with a window attends to its window. If the
         selection of the cache has a tail, all other tokens count too, as in `attend_tail`.
     layer : int
-    scale : float, optional
-        Factor of the inner products, finite; D ** -0.5 if not given.
+    softmax : Softmax
+        How inner products become weights: the scale, a soft cap, and sinks.
     return_lse : bool
         Also return the log-sum-exp over the chosen tokens, or with a tail over all.
+    **options
+        Fields of `softmax` to change for this call, as in
+        ``decode_attention(q, cache, 128, scale=0.1, soft_cap=50)``.
 
     Returns
     -------
-    out : array (B, H, L, D), q's dtype
+    out : array (B, H, L, D_v), q's dtype
         0 for a sequence without tokens.
     lse : array (B, H, L), float32
         Only with `return_lse`.
@@ -444,17 +458,19 @@ def decode_attention(
     Raises
     ------
     TypeError
-        q has another dtype, or cache is not a KVCache.
+        q has another dtype, cache is not a KVCache, softmax is not a Softmax, or there is no such
+        option.
     ValueError
-        The layer is empty, shapes do not fit it, scale is not finite, or the budget is below 1 or
-        below the sinks and recent tokens of the selection. The selection has a tail and the backend
-        has none.
+        The layer is empty, shapes do not fit it, there are not H sinks, an option is out of range,
+        or the budget is below 1 or below the sinks and recent tokens of the selection. The
+        selection has a tail and the backend has none.
     IndexError
         There is no such layer.
     """
     where = "decode_attention"
     checks.true_or_false(where, "return_lse", return_lse)
     checks.instance(where, "cache", cache, KVCache, "KVCache")
+    softmax = softmax_with(where, softmax, options)
     (a,) = views(q=q)
     held = cache._layers[checks.layer("KVCache", layer, len(cache))]
     if held.lengths.longest == 0:
@@ -463,10 +479,10 @@ def decode_attention(
             f"{where}: layer {layer} of the cache is empty, and {checks.shown('q', a)}; expected "
             "the keys and values of these tokens to be appended first"
         )
-    q4 = check_queries(where, a, held.k.shape, cache.selection, budget, scale)
+    q4 = check_queries(where, a, held.k.shape, cache.selection, budget, softmax)
     checks.lies_on(where, "q", a, checks.device(held.k))
     check_tokens(where, a, held)
-    out, lse = attend_layer(where, q4, held, cache.selection, budget, scale)
+    out, lse = attend_layer(where, q4, held, cache.selection, budget, softmax)
     give = returner(q)
-    out = give(out.reshape(a.shape))
+    out = give(out.reshape(*a.shape[:-1], held.v.shape[-1]))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out

@@ -12,6 +12,7 @@ from .dispatch import Array, array_module, returner, views
 from .layers import Layer, Layers
 from .reference.layout import TILE
 from .selection import Selection
+from .softmax import Softmax
 
 NDArray = np.ndarray[Any, Any]
 
@@ -26,27 +27,26 @@ class CacheAttention:
     If a call fails or is interrupted, the layer is as before.
     """
 
-    __slots__ = ("_budget", "_layers", "_scale", "_selection")
+    __slots__ = ("_budget", "_layers", "_selection", "_softmax")
 
     def __init__(
-        self, layers: Layers, selection: Selection, budget: int | None, scale: float | None
+        self, layers: Layers, selection: Selection, budget: int | None, softmax: Softmax
     ) -> None:
         where = "KVCache.attention"
-        checks.scale(where, scale)
         if budget is not None:
             checks.at_least(where, "budget", budget, 1)
             checks.forced(where, budget, selection)
         self._layers = layers
         self._selection = selection
         self._budget = budget
-        self._scale = scale
+        self._softmax = softmax
 
     def __call__(self, layer: int, q: Array, k: Array, v: Array) -> Array:
-        """Append k, v (B, H_kv, L, D), and attend with q (B, H, L, D) to `budget` tokens each."""
+        """Append k and v of L tokens, and attend with q (B, H, L, D) to `budget` tokens each."""
         return self._step(layer, q, k, v, self._budget)
 
     def prefill(self, layer: int, q: Array, k: Array, v: Array) -> Array:
-        """Append k, v (B, H_kv, L, D), and attend to all tokens with q (B, H, L, D)."""
+        """Append k and v of L tokens, and attend to all tokens with q (B, H, L, D)."""
         return self._step(layer, q, k, v, None)
 
     @property
@@ -77,7 +77,7 @@ class CacheAttention:
         a, b, c = views(q=q, k=k, v=v)
         checks.keys_values(where, b, c, (3, 4))
         shape = b.shape if b.ndim == 4 else (1, *b.shape)
-        q4 = check_queries(where, a, shape, self._selection, budget, self._scale)
+        q4 = check_queries(where, a, shape, self._selection, budget, self._softmax)
         if a.ndim != b.ndim or a.shape[-2] != b.shape[-2]:
             raise ValueError(
                 f"{where}: {checks.shown('q', a)} and {checks.shown('k', b)}; expected "
@@ -94,7 +94,7 @@ class CacheAttention:
             raise
         xp = array_module(str(self._layers[layer].backend))
         out = outs[0] if len(outs) == 1 else xp.concatenate(outs, axis=2)
-        return returner(q)(out.reshape(a.shape))
+        return returner(q)(out.reshape(*a.shape[:-1], c.shape[-1]))
 
     def _runs(
         self, where: str, layer: int, q: Any, k: Any, v: Any, budget: int | None
@@ -109,7 +109,7 @@ class CacheAttention:
             held = self._layers[layer]
             check_tokens(where, q[:, :, part], held)
             outs.append(
-                attend_layer(where, q[:, :, part], held, self._selection, budget, self._scale)[0]
+                attend_layer(where, q[:, :, part], held, self._selection, budget, self._softmax)[0]
             )
             done += n
         return outs

@@ -239,7 +239,7 @@ def centered_metric(where: str, selection: Selection) -> None:
 
 
 def option_names(where: str, options: Mapping[str, object], known: Iterable[str]) -> None:
-    """Reject a keyword that is not an option of a selection."""
+    """Reject a keyword that is not an option."""
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(
@@ -299,6 +299,21 @@ def scale(where: str, value: object) -> None:
     """Reject a factor of the inner products that is neither None nor a finite number."""
     if value is not None:
         real(where, "scale", value)
+
+
+def positive(where: str, name: str, value: object) -> None:
+    """Reject a value that is not a finite number above 0, in float32."""
+    real(where, name, value)
+    if not np.float32(value) > 0:  # type: ignore[arg-type]
+        raise ValueError(f"{where}: {stated(name, value)}; expected a number above 0, in float32")
+
+
+def query_heads(where: str, sinks: NDArray | None, q: tuple[int, ...]) -> None:
+    """Reject sinks (H,) of another number of heads than queries of shape (B, H, L, D) have."""
+    if sinks is not None and len(sinks) != q[1]:
+        raise ValueError(
+            f"{where}: {shown('sink_logits', sinks)} and q {q}; expected one per query head, {q[1]}"
+        )
 
 
 def real_array(where: str, name: str, x: NDArray) -> None:
@@ -495,12 +510,13 @@ def heads(where: str, names: str, q: tuple[int, ...], kv: tuple[int, ...]) -> No
 
 
 def keys_values(where: str, k: NDArray, v: NDArray, ndims: tuple[int, ...]) -> None:
-    """Reject keys and values that are not floats of one shape and dtype."""
+    """Reject keys (..., S, D) and values (..., S, D_v) that are not floats of one dtype."""
     floats(where, "k", k, ndims)
     floats(where, "v", v, ndims)
-    if k.shape != v.shape or k.dtype != v.dtype:
+    if k.shape[:-1] != v.shape[:-1] or k.dtype != v.dtype:
         raise ValueError(
-            f"{where}: {shown('k', k)} and {shown('v', v)}; expected one shape and dtype"
+            f"{where}: {shown('k', k)} and {shown('v', v)}; expected (B, H_kv, S, D) and "
+            "(B, H_kv, S, D_v), of one dtype"
         )
 
 

@@ -11,6 +11,7 @@ from .dispatch import load
 from .layers import Layer
 from .lengths import Lengths
 from .selection import Selection
+from .softmax import Softmax
 from .window_layer import WindowLayer
 
 NDArray = np.ndarray[Any, Any]
@@ -22,14 +23,14 @@ def check_queries(
     kv_shape: tuple[int, ...],
     selection: Selection,
     budget: int | None,
-    scale: float | None,
+    softmax: Softmax,
 ) -> Any:
     """Queries (B, H, L, D) of a caller, checked against keys (B, H_kv, S, D)."""
     checks.floats(where, "q", q, (3, 4))
     q4 = q[None] if q.ndim == 3 else q
     checks.heads(where, "q and the cache", q4.shape, kv_shape)
     checks.same_head_dim(where, q, "the cache", kv_shape[-1])
-    checks.scale(where, scale)
+    checks.query_heads(where, softmax.sink_logits, q4.shape)
     if budget is not None:
         checks.at_least(where, "budget", budget, 1)
         checks.forced(where, budget, selection)
@@ -64,15 +65,15 @@ def attend_layer(
     layer: Layer,
     selection: Selection,
     budget: int | None,
-    scale: float | None,
+    softmax: Softmax,
 ) -> tuple[Any, Any]:
-    """Attention and lse of checked queries (B, H, L, D): the last L tokens of a layer."""
+    """Attention (B, H, L, D_v) and lse of checked queries: the last L tokens of a layer."""
     home = load(str(layer.backend))
     if budget is None or layer.codes is None or budget >= layer.lengths.longest:
-        return layer.dense(home, q, scale)
+        return layer.dense(home, q, softmax)
     centered = layer.codes.centers is not None
     checks.searchable(where, selection, q.shape[-1], centered)
     rows, K = (q, *layer.keys_values(), layer.codes.record()), int(budget)
     if layer.values is not None:
-        return home.attend_tail(*rows, layer.values.record(), K, selection, scale)  # type: ignore[no-any-return]
-    return home.attend_topk(*rows, K, selection, scale)  # type: ignore[no-any-return]
+        return home.attend_tail(*rows, layer.values.record(), K, selection, softmax)  # type: ignore[no-any-return]
+    return home.attend_topk(*rows, K, selection, softmax)  # type: ignore[no-any-return]

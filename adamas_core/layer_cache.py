@@ -17,6 +17,7 @@ from .code_store import Coded, Guard, Kind, take_sequences
 from .codes import encoded, sample_of, sample_thresholds
 from .dispatch import BACKENDS, array_module
 from .lengths import Lengths, taken
+from .softmax import Softmax
 from .value_store import CodedValues
 
 NDArray = np.ndarray[Any, Any]
@@ -88,14 +89,14 @@ class FullLayer(NamedTuple):
     options: Options
     backend: str | None = None
     k: Any = None  # (B, H_kv, capacity, D)
-    v: Any = None
+    v: Any = None  # (B, H_kv, capacity, D_v)
     lengths: Lengths = Lengths.of(0, 0)
     codes: Coded | None = None
     sample: Sample | None = None  # None where nothing was calibrated
     values: CodedValues | None = None  # None unless the values are coded too
 
     def keys_values(self) -> tuple[Any, Any]:
-        """Views (B, H_kv, S, D) of the slots with tokens."""
+        """Views (B, H_kv, S, D) and (B, H_kv, S, D_v) of the slots with tokens."""
         S = self.lengths.longest
         return self.k[:, :, :S], self.v[:, :, :S]
 
@@ -136,16 +137,16 @@ class FullLayer(NamedTuple):
     def appended(
         self, k: Any, v: Any, added: int | NDArray, backend: str, guard: Guard
     ) -> FullLayer:
-        """The layer after checked keys and values (B, H_kv, S, D), for which it has room."""
+        """The layer after checked keys and values of S tokens, for which it has room."""
         layer, S = self, k.shape[2]
         if self.k is None:
             B, H_kv, _, D = k.shape
             xp = array_module(backend)
-            shape = (B, H_kv, max(S, self.options.capacity), D)
+            room = (B, H_kv, max(S, self.options.capacity))
             layer = self._replace(
                 backend=backend,
-                k=xp.zeros(shape, k.dtype),
-                v=xp.zeros(shape, k.dtype),
+                k=xp.zeros((*room, D), k.dtype),
+                v=xp.zeros((*room, v.shape[3]), v.dtype),
                 lengths=Lengths.of(0, B),
             )
         lengths = layer.lengths.plus(added)
@@ -245,17 +246,19 @@ class FullLayer(NamedTuple):
             layer = layer._replace(values=value_store.take(self.values, order))
         return layer._replace(codes=code_store.take(self.codes, order))
 
-    def dense(self, home: Any, q: Any, scale: float | None) -> tuple[Any, Any]:
+    def dense(self, home: Any, q: Any, softmax: Softmax) -> tuple[Any, Any]:
         """Attention of q (B, H, L, D) to every token, a sequence at a time where lengths differ."""
         if not self.lengths.ragged:
             k, v = self.keys_values()
-            return home.attend(q, k, v, None, scale, True)  # type: ignore[no-any-return]
+            return home.attend(q, k, v, None, softmax, True)  # type: ignore[no-any-return]
         xp, parts = array_module(str(self.backend)), []
         for b, n in enumerate(map(int, self.lengths.each)):
             one = slice(b, b + 1)
             k, v = self.k[one, :, :n], self.v[one, :, :n]
             parts.append(
-                home.attend(q[one], k, v, None, scale, True) if n else no_attention(xp, q[one])
+                home.attend(q[one], k, v, None, softmax, True)
+                if n
+                else no_attention(xp, q[one], v.shape[3], softmax)
             )
         return joined(xp, parts)
 
@@ -286,9 +289,12 @@ def _code_arrays(codes: Coded) -> dict[str, Any]:
     return {"planes": codes.used(), **own}
 
 
-def no_attention(xp: Any, q: Any) -> tuple[Any, Any]:
-    """The out and lse of queries that see no token."""
-    return xp.zeros(q.shape, q.dtype), xp.full(q.shape[:3], -np.inf, np.float32)
+def no_attention(xp: Any, q: Any, Dv: int, softmax: Softmax) -> tuple[Any, Any]:
+    """The out (B, H, L, D_v) and lse of queries that see no token, but may see a sink."""
+    lse = xp.full(q.shape[:3], -np.inf, np.float32)
+    if softmax.sink_logits is not None:
+        lse[:] = xp.asarray(softmax.sink_logits)[:, None]
+    return xp.zeros((*q.shape[:3], Dv), q.dtype), lse
 
 
 def joined(xp: Any, parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -308,7 +314,7 @@ def write(buffer: Any, x: Any, first: NDArray, end: NDArray) -> None:
 def checked_append(
     where: str, layer: Any, k: Any, v: Any, added: int | NDArray, backend: str
 ) -> int | NDArray:
-    """The count, after a check that keys and values (B, H_kv, S, D) fit a layer."""
+    """The count, after a check that keys and values of S tokens fit a layer."""
     B, H_kv, S, D = k.shape
     place = BACKENDS[backend] if layer.k is None else checks.device(layer.k)
     checks.lies_on(where, "k", k, place)
@@ -323,6 +329,11 @@ def checked_append(
             raise ValueError(
                 f"{where}: {checks.shown('k', k)}; expected "
                 f"({held[0]}, {held[1]}, S, {held[3]}), as the layer has"
+            )
+        if v.shape[3] != layer.v.shape[3]:
+            raise ValueError(
+                f"{where}: {checks.shown('v', v)}; expected "
+                f"({held[0]}, {held[1]}, S, {layer.v.shape[3]}), as the layer has"
             )
         if k.dtype != layer.k.dtype:
             raise TypeError(

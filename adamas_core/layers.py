@@ -71,7 +71,7 @@ class Layers:
         self.add(where, layer, a, b, a.shape[2] if count is None else int_or_view("count", count))
 
     def add(self, where: str, layer: int, k: Any, v: Any, added: int | NDArray) -> None:
-        """Append floats of one shape (B, H_kv, S, D) to one layer, after a check that they fit."""
+        """Append floats (B, H_kv, S, D) and (B, H_kv, S, D_v) to one layer, if they fit it."""
         backend = self.backend or backend_of(k)
         slot = self._slots[layer]
         held = slot.now()
@@ -230,7 +230,7 @@ class LayerCache:
 
     @property
     def v(self) -> Any:
-        """The values (B, H_kv, S, D), as `k`."""
+        """The values (B, H_kv, S, D_v), as `k`."""
         return self._shown("v", 1)
 
     @property
@@ -245,7 +245,7 @@ class LayerCache:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """(B, H_kv, S, D), or None while the layer is empty."""
+        """(B, H_kv, S, D), the shape of the keys, or None while the layer is empty."""
         layer = self._now()
         if layer.k is None:
             return None

@@ -4,20 +4,23 @@ Arrays on a CUDA device are computed there, on CuPy's current stream. All arrays
 on one device. `dispatch` says how streams are ordered.
 
 Shapes: B batch (may be absent), H query heads, H_kv key/value heads, G = H / H_kv, L query tokens,
-S cached tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words per bit
-plane, T = ceil(S / 64) tiles, K budget.
+S cached tokens, D head_dim of queries and keys, D_v head_dim of values, Dt = D rounded up to a
+power of two, P = ceil(Dt / 64) words per bit plane, T = ceil(S / 64) tiles, K budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import array_api_compat as api
 
 from . import checks
 from .dispatch import Array, backend_of, int_or_view, load, on_host_thresholds, returner, views
+from .options import softmax_with
 from .reference.layout import TILE
 from .selection import DEFAULT, Selection
+from .softmax import PLAIN, Softmax
 
 
 def hadamard(x: Array) -> Array:
@@ -231,9 +234,10 @@ def attend(
     k: Array,
     v: Array,
     indices: Array | None,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     return_lse: bool = False,
     window: int | None = None,
+    **options: Any,
 ) -> Array:
     """Softmax attention to chosen tokens, over their original keys and values.
 
@@ -241,35 +245,41 @@ def attend(
     ----------
     q : array (B, H, L, D)
         float16, bfloat16 or float32.
-    k, v : array (B, H_kv, S, D)
-        One dtype of the three, which may differ from q's. The leading strides are free.
+    k : array (B, H_kv, S, D)
+        One of the three dtypes, which may differ from q's. The leading strides are free.
+    v : array (B, H_kv, S, D_v)
+        The dtype of k. D_v is any number from 1 to 2048, as MLA's values need it.
     indices : array (B, H, L, K), int32, or None
         The rows of k and v that each query attends to; negative ones are skipped. None is dense
         attention: the queries are the last L of the S tokens, and each sees the tokens up to
         itself.
-    scale : float, optional
-        Factor of the inner products, finite; D ** -0.5 if not given.
+    softmax : Softmax
+        How inner products become weights: the scale, a soft cap, and sinks.
     return_lse : bool
         Also return the log-sum-exp, which `merge` needs.
     window : int, optional
         Each query sees only the last `window` tokens up to itself, itself included. It needs
         indices=None. All tokens up to itself if not given.
+    **options
+        Fields of `softmax` to change for this call, as in
+        ``attend(q, k, v, indices, scale=0.1, soft_cap=50)``.
 
     Returns
     -------
-    out : array (B, H, L, D), q's dtype
+    out : array (B, H, L, D_v), q's dtype
         0 where a query attends to no token.
     lse : array (B, H, L), float32
-        Natural log of the denominator of the softmax, -inf where there is no token. Only with
-        `return_lse`.
+        Natural log of the denominator of the softmax. Where there is no token it is the logit of
+        the head's sink, or -inf without sinks. Only with `return_lse`.
 
     Raises
     ------
     TypeError
-        An array has another dtype, window is not an integer, or return_lse is not a bool.
+        An array has another dtype, window is not an integer, return_lse is not a bool, or there is
+        no such option.
     ValueError
-        Shapes do not fit each other, scale is not finite, window is below 1, or it is given
-        together with indices.
+        Shapes do not fit each other, there are not H sinks, an option is out of range, window is
+        below 1, or it is given together with indices.
     IndexError
         An index is S or above.
     """
@@ -282,7 +292,8 @@ def attend(
     checks.keys_values("attend", b, c, (a.ndim,))
     q4, k4, v4 = (x[None] if a.ndim == 3 else x for x in (a, b, c))
     checks.heads("attend", "q and k", q4.shape, k4.shape)
-    checks.scale("attend", scale)
+    softmax = softmax_with("attend", softmax, options)
+    checks.query_heads("attend", softmax.sink_logits, q4.shape)
     checks.true_or_false("attend", "return_lse", return_lse)
     checks.same_head_dim("attend", a, "k", b.shape[-1])
     if window is not None:
@@ -306,9 +317,9 @@ def attend(
             f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {b.shape[-2]}; "
             "expected at most as many queries as keys where indices is None"
         )
-    out, lse = load(backend_of(a)).attend(q4, k4, v4, i, scale, True, window)
+    out, lse = load(backend_of(a)).attend(q4, k4, v4, i, softmax, True, window)
     give = returner(q)
-    out = give(out.reshape(a.shape))
+    out = give(out.reshape(*a.shape[:-1], c.shape[-1]))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out
 
 
@@ -317,14 +328,15 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
 
     Parameters
     ----------
-    outs : sequence of arrays (..., D)
-        Results of `attend`, one per part, all of one shape and dtype.
+    outs : sequence of arrays (..., D_v)
+        Results of `attend`, one per part, all of one shape and dtype. If there are sinks, give them
+        to one part alone, because a sink counts in each result that it is given to.
     lses : sequence of arrays (...), float32
         Their log-sum-exps.
 
     Returns
     -------
-    out : array (..., D), the dtype of the parts
+    out : array (..., D_v), the dtype of the parts
     lse : array (...), float32
 
     Raises

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 from . import checks
 from .codes import KeyCodes
 from .dispatch import Array, load, returner, views
+from .options import both_with
 from .selection import DEFAULT, Selection
+from .softmax import PLAIN, Softmax
 
 
 def select_topk(
@@ -17,7 +18,7 @@ def select_topk(
     budget: int,
     selection: Selection = DEFAULT,
     k: Array | None = None,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     **options: Any,
 ) -> Array:
     """Indices of the tokens that matter most to raw queries.
@@ -39,11 +40,11 @@ def select_topk(
     k : array (B, H_kv, S, D), optional
         The keys that were coded: float16, bfloat16 or float32, with at least as many tokens as the
         codes. Needed for `selection.refine`.
-    scale : float, optional
-        Factor of the inner products in the attention that follows, finite; D ** -0.5 if not
-        given. Only the choice of a group depends on it.
+    softmax : Softmax
+        That of the attention that follows. Only the choice of a group depends on it, and only on
+        its scale: the shares of the heads leave the cap and the sinks out.
     **options
-        Fields of `selection` to change for this call, as in
+        Fields of `selection` or `softmax` to change for this call, as in
         ``select_topk(q, codes, 128, sinks=4)``.
 
     Returns
@@ -54,8 +55,8 @@ def select_topk(
     Raises
     ------
     TypeError
-        codes is not a KeyCodes, selection is not a Selection, q has another dtype, a number is not
-        an integer, or there is no such option.
+        codes is not a KeyCodes, selection is not a Selection, softmax is not a Softmax, q has
+        another dtype, a number is not an integer, or there is no such option.
     ValueError
         Shapes do not fit. The codes are empty. An option is out of range. k is missing although
         refine needs it. The budget is below 1 or above the number of coded tokens. Centered codes
@@ -72,10 +73,7 @@ def select_topk(
     """
     where = "select_topk"
     checks.instance(where, "codes", codes, KeyCodes, "the KeyCodes that encode(k) returns")
-    checks.instance(where, "selection", selection, Selection, "a Selection")
-    if options:
-        checks.option_names(where, options, [field.name for field in fields(Selection)])
-        selection = replace(selection, **options)
+    selection, softmax = both_with(where, selection, softmax, options)
     (a,) = views(q=q)
     checks.floats(where, "q", a, (3, 4))
     q4 = a[None] if a.ndim == 3 else a
@@ -87,9 +85,9 @@ def select_topk(
     checks.searchable(where, selection, codes.head_dim, codes.centers is not None)
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
-    checks.scale(where, scale)
+    checks.query_heads(where, softmax.sink_logits, q4.shape)
     keys = _coded_keys(codes, k, selection) if selection.refine else None
-    found = load(codes.backend).select_topk(q4, codes.record, int(budget), selection, keys, scale)
+    found = load(codes.backend).select_topk(q4, codes.record, int(budget), selection, keys, softmax)
     return returner(q)(found.reshape(*a.shape[:-1], int(budget)))
 
 

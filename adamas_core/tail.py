@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from . import checks
 from .codes import KeyCodes
 from .dispatch import Array, load, returner, views
+from .options import both_with
 from .selection import DEFAULT, TAIL, Selection
+from .softmax import PLAIN, Softmax
 from .values import ValueCodes
 
 
@@ -22,7 +24,7 @@ def attend_tail(
     values: ValueCodes,
     budget: int,
     selection: Selection = DEFAULT,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     return_lse: bool = False,
     **options: Any,
 ) -> Array:
@@ -39,9 +41,11 @@ def attend_tail(
     q : array (B, H, L, D)
         float16, bfloat16 or float32, as the model computes it (after RoPE); B may be absent. The
         queries are the last L of the coded tokens. Each sees the tokens up to itself.
-    k, v : array (B, H_kv, S, D)
-        The keys and values that were coded, with at least as many tokens as the codes. One dtype of
-        the three, which may differ from q's. The leading strides are free.
+    k : array (B, H_kv, S, D)
+        The keys that were coded, with at least as many tokens as the codes. One of the three
+        dtypes, which may differ from q's. The leading strides are free.
+    v : array (B, H_kv, S, D_v)
+        The values that were coded, of the dtype of k.
     codes : KeyCodes
         From ``encode(k, bits=3)``.
     values : ValueCodes
@@ -51,26 +55,28 @@ def attend_tail(
     selection : Selection
         The options. Its tail is the number of tokens that count by their codes, 256 if not given.
         With tail=0 only the budget's tokens count.
-    scale : float, optional
-        Factor of the inner products, finite; D ** -0.5 if not given.
+    softmax : Softmax
+        How inner products become weights: the scale, a soft cap, and sinks. The cap bounds
+        estimated logits too.
     return_lse : bool
         Also return the log-sum-exp, which `merge` needs.
     **options
-        Fields of `selection` to change for this call, as in
+        Fields of `selection` or `softmax` to change for this call, as in
         ``attend_tail(q, k, v, codes, values, 128, tail=1024)``.
 
     Returns
     -------
-    out : array (B, H, L, D), q's dtype
+    out : array (B, H, L, D_v), q's dtype
         0 for a query that sees no token.
     lse : array (B, H, L), float32
-        Natural log of the denominator of the softmax over all tokens, -inf where there is no token.
-        Only with `return_lse`.
+        Natural log of the denominator of the softmax over all tokens. Where there is no token it is
+        the logit of the head's sink, or -inf without sinks. Only with `return_lse`.
 
     Raises
     ------
     TypeError
-        codes is not a KeyCodes, values is not a ValueCodes, selection is not a Selection, an array
+        codes is not a KeyCodes, values is not a ValueCodes, selection is not a Selection, softmax
+        is not a Softmax, an array
         has another dtype, a number is not an integer, or there is no such option.
     ValueError
         Shapes or numbers of tokens do not fit each other. The codes are empty, plain or of 2 bits.
@@ -97,10 +103,7 @@ def attend_tail(
     checks.instance(
         where, "values", values, ValueCodes, "the ValueCodes that encode_values(v) returns"
     )
-    checks.instance(where, "selection", selection, Selection, "a Selection")
-    if options:
-        checks.option_names(where, options, [field.name for field in fields(Selection)])
-        selection = replace(selection, **options)
+    selection, softmax = both_with(where, selection, softmax, options)
     if selection.tail is None:
         selection = replace(selection, tail=TAIL)
     a, b, c = views(q=q, k=k, v=v)
@@ -121,14 +124,14 @@ def attend_tail(
         )
     checks.budget(where, budget, codes.tokens, codes.shape)
     checks.forced(where, budget, selection)
-    checks.scale(where, scale)
+    checks.query_heads(where, softmax.sink_logits, q4.shape)
     home, rows, K = load(codes.backend), (q4, k4, v4, codes.record), int(budget)
     if selection.tail:
-        found, lse = home.attend_tail(*rows, values.record, K, selection, scale)
+        found, lse = home.attend_tail(*rows, values.record, K, selection, softmax)
     else:
-        found, lse = home.attend_topk(*rows, K, selection, scale)
+        found, lse = home.attend_topk(*rows, K, selection, softmax)
     give = returner(q)
-    out = give(found.reshape(a.shape))
+    out = give(found.reshape(*a.shape[:-1], c.shape[-1]))
     return (out, give(lse.reshape(a.shape[:-1]))) if return_lse else out
 
 
@@ -136,7 +139,7 @@ def _same_tokens(where: str, codes: KeyCodes, values: ValueCodes) -> None:
     """Reject codes of keys and codes of values of different tokens."""
     lengths = [np.broadcast_to(x.length, x.shape[:1]) for x in (codes, values)]
     if (
-        codes.shape != values.shape
+        codes.shape[:-1] != values.shape[:-1]
         or codes.backend != values.backend
         or (lengths[0] != lengths[1]).any()
     ):

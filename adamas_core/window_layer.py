@@ -15,6 +15,7 @@ from .code_store import Guard, take_sequences
 from .dispatch import array_module
 from .layer_cache import Options, joined, no_attention, write
 from .lengths import Lengths, taken
+from .softmax import Softmax
 
 NDArray = np.ndarray[Any, Any]
 
@@ -28,7 +29,7 @@ class WindowLayer(NamedTuple):
     options: Options
     backend: str | None = None
     k: Any = None  # (B, H_kv, capacity, D)
-    v: Any = None
+    v: Any = None  # (B, H_kv, capacity, D_v)
     lengths: Lengths = Lengths.of(0, 0)
     base: NDArray = np.zeros(0, int)  # (B,): the token in slot 0 of each sequence
 
@@ -52,7 +53,7 @@ class WindowLayer(NamedTuple):
         return held
 
     def keys_values(self) -> tuple[Any, Any]:
-        """Views (B, H_kv, S', D) of the slots with tokens."""
+        """Views (B, H_kv, S', D) and (B, H_kv, S', D_v) of the slots with tokens."""
         S = int(self.held.max(initial=0))
         return self.k[:, :, :S], self.v[:, :, :S]
 
@@ -73,10 +74,10 @@ class WindowLayer(NamedTuple):
 
     def _kept(self, held: NDArray, room: int) -> WindowLayer:
         """The layer with the last `held` (B,) tokens alone and more room, in new buffers."""
-        B, H_kv, _, D = self.k.shape
+        B, H_kv = self.k.shape[:2]
         xp = array_module(str(self.backend))
-        shape = (B, H_kv, int(held.max(initial=0)) + room, D)
-        k, v = xp.zeros(shape, self.k.dtype), xp.zeros(shape, self.k.dtype)
+        slots = int(held.max(initial=0)) + room
+        k, v = (xp.zeros((B, H_kv, slots, x.shape[3]), x.dtype) for x in (self.k, self.v))
         for b, (first, n) in enumerate(zip(self.held - held, held, strict=True)):
             k[b, :, :n] = self.k[b, :, first : first + n]
             v[b, :, :n] = self.v[b, :, first : first + n]
@@ -85,17 +86,17 @@ class WindowLayer(NamedTuple):
     def appended(
         self, k: Any, v: Any, added: int | NDArray, backend: str, guard: Guard
     ) -> WindowLayer:
-        """The layer after checked keys and values (B, H_kv, S, D), for which it has room."""
+        """The layer after checked keys and values of S tokens, for which it has room."""
         layer = self
         if self.k is None:
             B, H_kv, S, D = k.shape
             least = self.window + ROLLBACK
-            shape = (B, H_kv, max(S, min(self.options.capacity, least + least // 2)), D)
+            room = (B, H_kv, max(S, min(self.options.capacity, least + least // 2)))
             xp = array_module(backend)
             layer = self._replace(
                 backend=backend,
-                k=xp.zeros(shape, k.dtype),
-                v=xp.zeros(shape, k.dtype),
+                k=xp.zeros((*room, D), k.dtype),
+                v=xp.zeros((*room, v.shape[3]), v.dtype),
                 lengths=Lengths.of(0, B),
                 base=np.zeros(B, int),
             )
@@ -130,7 +131,7 @@ class WindowLayer(NamedTuple):
         k, v = (take_sequences(xp, x, order) for x in (self.k, self.v))
         return self._replace(k=k, v=v, lengths=lengths, base=taken(self.base, order))
 
-    def dense(self, home: Any, q: Any, scale: float | None) -> tuple[Any, Any]:
+    def dense(self, home: Any, q: Any, softmax: Softmax) -> tuple[Any, Any]:
         """Attention of q (B, H, L, D), each query to the last `window` tokens up to itself."""
         xp, L = array_module(str(self.backend)), q.shape[2]
         first = np.maximum(self.lengths.each - L - self.window + 1, 0) - self.base  # slots
@@ -143,10 +144,10 @@ class WindowLayer(NamedTuple):
         for one in groups:
             start, end = int(first[one][0]), int(ends[one][0])
             if end == 0:
-                parts.append(no_attention(xp, q[one]))
+                parts.append(no_attention(xp, q[one], self.v.shape[3], softmax))
                 continue
             k, v = self.k[one, :, start:end], self.v[one, :, start:end]
-            parts.append(home.attend(q[one], k, v, None, scale, True, self.window))
+            parts.append(home.attend(q[one], k, v, None, softmax, True, self.window))
         return parts[0] if len(parts) == 1 else joined(xp, parts)
 
     def reaches(self, L: int) -> bool:

@@ -25,7 +25,7 @@ _codes: dict[np.dtype[Any], int] = {}
 # Fields of records, and the functions that fill them.
 Q_FIELDS = ("q", "q_dtype", "q_b", "q_h", "q_l", "B", "H", "L", "D")  # q (B, H, L, D)
 K_FIELDS = ("k", "kv_dtype", "k_b", "k_h", "k_s", "S")  # k (B, H_kv, S, D)
-V_FIELDS = ("v", "v_b", "v_h", "v_s")  # v (B, H_kv, S, D), of k's dtype
+V_FIELDS = ("v", "v_b", "v_h", "v_s", "Dv")  # v (B, H_kv, S, Dv), of k's dtype
 
 
 def dtype_code(array: NDArray[Any]) -> int:
@@ -75,7 +75,7 @@ def head_fields(**arrays: NDArray[Any]) -> dict[str, int]:
 
 def v_fields(v: NDArray[Any]) -> dict[str, int]:
     v_b, v_h, v_s, _ = v.strides
-    return {"v": address_of(v), "v_b": v_b, "v_h": v_h, "v_s": v_s}
+    return {"v": address_of(v), "v_b": v_b, "v_h": v_h, "v_s": v_s, "Dv": v.shape[3]}
 
 
 def with_four_axes(array: NDArray[Any]) -> NDArray[Any]:

@@ -34,15 +34,16 @@ Step = Record(
     # is not 0, that many tokens are taken by their codes and ranked again by their products. group
     # is 1 if the query heads of a KV head choose together.
     *("weights", "budget", "refined", "sinks", "recent", "group", "indices"),
-    # Keys and values. If out is 0, there is no attention.
-    *(*K_FIELDS, *V_FIELDS, "out", "out_dtype", "lse", "scale"),
+    # Keys and values. If out is 0, there is no attention. soft_cap is 0 without a cap. sink_logits
+    # is 0 without sinks, or the address of H float32.
+    *(*K_FIELDS, *V_FIELDS, "out", "out_dtype", "lse", "scale", "soft_cap", "sink_logits"),
     # The tail, if it is not 0: how many tokens count by their codes. Third bits of the keys, and
-    # their scales. Codes of the values, those of a token in 2 P words, their scales and bases. Sums
-    # of the values (B, H_kv, D) in float32.
-    *("tail", "third", "third_b", "third_h", "finer", "finer_b", "finer_h"),
+    # their scales. Codes of the values, those of a token in 2 Pv words, their scales and bases.
+    # Sums of the values (B, H_kv, Dv) in float32. Dvt is Dv, padded.
+    *("tail", "third", "third_b", "third_h", "finer", "finer_b", "finer_h", "Dvt", "Pv"),
     *("v_codes", "v_codes_b", "v_codes_h", "v_scales", "v_scales_b", "v_scales_h"),
     *("bases", "bases_b", "bases_h", "total"),
-    floats=("scale",),
+    floats=("scale", "soft_cap"),
     kernels=(
         # Of each row and part, two float64: a shift and a sum of weights. Of each row: the same of
         # the rest; the coded tokens, with room for all candidates, their ranks by three bits, and
@@ -117,7 +118,8 @@ EncodeValues = Record(
 
 # A thread takes 16 * vectors query rows of one KV head, and one of `splits` parts of the keys.
 Dense = Record(
-    *(*Q_FIELDS, *K_FIELDS, *V_FIELDS, "H_kv", "window", "scale", "out", "lse"),
-    *("vectors", "splits", "parts", "part_lse"),
-    floats=("scale",),
+    # soft_cap is 0 without a cap. sink_logits is 0 without sinks, or the address of H float32.
+    *(*Q_FIELDS, *K_FIELDS, *V_FIELDS, "H_kv", "window", "scale", "soft_cap", "sink_logits"),
+    *("out", "lse", "vectors", "splits", "parts", "part_lse"),
+    floats=("scale", "soft_cap"),
 )

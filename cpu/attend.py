@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas_core.reference.layout import Softmax
+from adamas_core.reference.softmax import factor
+
 from ._array import address_of, dtype_code, k_fields, q_fields, v_fields
 from ._engine import Kernel, function
 from ._records import Dense, Step
@@ -20,18 +23,18 @@ def attend(
     k: NDArray,
     v: NDArray,
     indices: NDArray[np.int32] | None,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
     return_lse: bool = False,
     window: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray[np.float32]]:
-    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k, v (B, H_kv, S, D).
+    """Attention of q (B, H, L, D) over the rows `indices` (B, H, L, K) of k and v.
 
     Without indices each query sees the last `window` tokens up to itself, or all of them.
     """
-    out = np.empty(q.shape, q.dtype)
+    out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if out.size:
-        attention = attention_fields(k, v, scale, out, lse)
+        attention = attention_fields(k, v, softmax, out, lse)
         if indices is None:
             S = k.shape[2]
             window = S if window is None else min(window, S)
@@ -52,14 +55,19 @@ def attend(
 
 
 def attention_fields(
-    k: NDArray, v: NDArray, scale: float | None, out: NDArray, lse: NDArray[np.float32]
+    k: NDArray, v: NDArray, softmax: Softmax | None, out: NDArray, lse: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Fields of a record: keys, values and the places of the results."""
+    """Fields of a record: keys, values, the softmax and the places of the results."""
     fields: dict[str, float] = {
         "out": address_of(out),
         "lse": address_of(lse),
-        "scale": k.shape[3] ** -0.5 if scale is None else float(scale),
+        "scale": factor(softmax, k.shape[3]),
     }
+    if softmax is not None:
+        if softmax.soft_cap is not None:
+            fields["soft_cap"] = softmax.soft_cap
+        if softmax.sink_logits is not None:
+            fields["sink_logits"] = address_of(softmax.sink_logits)
     fields.update(k_fields(k))
     fields.update(v_fields(v))
     return fields

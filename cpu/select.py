@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core.reference.layout import TILE, Codes, Selection, padded
+from adamas_core.reference.layout import TILE, Codes, Selection, Softmax, padded
+from adamas_core.reference.softmax import factor
 
 from ._array import address_of, dtype_code, head_fields, k_fields, q_fields
 from ._engine import Kernel, function
@@ -24,13 +25,13 @@ def select_topk(
     budget: int,
     selection: Selection,
     k: NDArray | None = None,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
     indices = np.empty((*q.shape[:3], budget), np.int32)
     if indices.size:
         fields: dict[str, float] = {
-            "scale": q.shape[3] ** -0.5 if scale is None else float(scale),
+            "scale": factor(softmax, q.shape[3]),
             "budget": budget,
             "indices": address_of(indices),
         }
@@ -47,13 +48,13 @@ def attend_topk(
     codes: Codes,
     budget: int,
     selection: Selection,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
-    """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
-    out = np.empty(q.shape, q.dtype)
+    """Attention to the tokens that select_topk takes: out (B, H, L, D_v) and lse."""
+    out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
-        fields = attention_fields(k, v, scale, out, lse) | {
+        fields = attention_fields(k, v, softmax, out, lse) | {
             "out_dtype": dtype_code(out),
             "budget": budget,
             "refined": selection.refine * budget,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas_core.reference.layout import Codes, Selection, Values
+from adamas_core.reference.layout import Codes, Selection, Softmax, Values, padded, words
 
 from ._array import address_of, dtype_code, head_fields
 from ._engine import function
@@ -21,25 +21,27 @@ def attend_tail(
     values: Values,
     budget: int,
     selection: Selection,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> tuple[NDArray, NDArray[np.float32]]:
-    """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse."""
+    """Attention of q (B, H, L, D) to all visible tokens of k and v: out (B, H, L, D_v) and lse."""
     tail = min(selection.tail, k.shape[2])
     if tail == 0:
-        return attend_topk(q, k, v, codes, budget, selection, scale)
-    out = np.empty(q.shape, q.dtype)
+        return attend_topk(q, k, v, codes, budget, selection, softmax)
+    out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     lse = np.empty(q.shape[:3], np.float32)
     if lse.size:
         total = np.ascontiguousarray(values.total)
         third, finer = codes.fine  # type: ignore[misc]
         fields: dict[str, float] = {
-            **attention_fields(k, v, scale, out, lse),
+            **attention_fields(k, v, softmax, out, lse),
             "out_dtype": dtype_code(out),
             "budget": budget,
             "refined": selection.refine * budget,
             "choose": function("choose_tail"),
             "tail": tail,
             "add_tail": function("add_tail"),
+            "Dvt": padded(v.shape[3]),
+            "Pv": words(v.shape[3]),
             **head_fields(third=third, finer=finer),
             **head_fields(v_codes=values.codes, v_scales=values.scales, bases=values.bases),
             "total": address_of(total),

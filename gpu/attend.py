@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamas_core.reference.layout import padded
+from adamas_core.reference.layout import Softmax, padded
 
 from . import _launch
 from ._arrays import element, elements_per_load, strides
 from ._kernels import ATTEND
 from ._launch import Array
+from ._softmax import plain_scale
 
 THREADS = 128
 BLOCKS = 4  # per multiprocessor; splits that make more blocks are not faster
@@ -41,7 +42,7 @@ def attend_into(
     k: Array,
     v: Array,
     indices: Array | None,
-    scale: float | None,
+    softmax: Softmax | None,
     out: Array,
     lse: Array,
     splits: Splits,
@@ -72,7 +73,7 @@ def attend_into(
             "indices": indices,
             "window": S if window is None else min(window, S),
             "K": -1 if indices is None else indices.shape[-1],
-            "scale": D**-0.5 if scale is None else scale,
+            "scale": plain_scale(softmax, k, v),
             "out": out,
             "lse": lse,
             "partial": splits.partial,
@@ -87,7 +88,7 @@ def attend(
     k: Array,
     v: Array,
     indices: Array | None,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
     return_lse: bool = False,
     window: int | None = None,
 ) -> Array | tuple[Array, Array]:
@@ -111,7 +112,7 @@ def attend(
             beyond = xp.zeros((1,), np.uint32)
         seen = S if window is None else min(window, S)
         splits = empty_splits(B * H * L, seen if indices is None else indices.shape[-1], D)
-        attend_into(wide, k, v, indices, scale, out, lse, splits, beyond, window)
+        attend_into(wide, k, v, indices, softmax, out, lse, splits, beyond, window)
         if beyond is not None and not device.capturing() and int(beyond[0]):
             raise IndexError(f"index {int(beyond[0]) - 1} is out of range: k and v hold {S} tokens")
     out = out.astype(q.dtype, copy=False)

@@ -13,6 +13,7 @@ from adamas_core.reference.layout import (
     Codes,
     Fine,
     Selection,
+    Softmax,
     Values,
     padded,
     tiles,
@@ -31,6 +32,7 @@ from ._arrays import (
 )
 from ._kernels import BEGIN_STEP
 from ._launch import Argument, Array
+from ._softmax import plain_scale
 from ._warps import LANES, THREADS, hadamard_scale, per_lane
 from .attend import attend_into, empty_splits
 from .center import encode_centered
@@ -239,29 +241,24 @@ class DecodeStep:
         self.lse = xp.empty((B, H, L), np.float32)
 
     def __call__(
-        self, q: Array, k: Array, v: Array, cache: DeviceCache, scale: float | None = None
+        self, q: Array, k: Array, v: Array, cache: DeviceCache, softmax: Softmax | None = None
     ) -> Array:
         """The attention of q (B, H, L, D) after k and v (B, H_kv, L, D) have been appended.
 
         q, k and v have the dtype of the cache. The result is `out`, and its log-sum-exp is `lse`.
-        The next call overwrites both. Tokens for which the cache has no room are lost. A ValueError
-        says that scale is not finite.
+        The next call overwrites both. Tokens for which the cache has no room are lost.
         """
-        if scale is not None and not abs(float(scale)) <= float(
-            np.finfo(np.float32).max
-        ):  # NaN too
-            raise ValueError(f"DecodeStep: scale={scale!r}; expected a finite number, in float32")
         new = {**strides("q", q), **strides("k_new", k), **strides("v_new", v)}
         _begin(new, cache, self._query, query_bits(self._selection), self._finished)
         counts = {"lengths": cache.lengths, "length": cache.k.shape[2]}
         rows, selection = (q, cache.k, cache.v), self._selection
         if self._room is not None and cache.values is not None:
-            scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+            scale = plain_scale(softmax, cache.k, cache.v)
             choose_tiers(self._query, cache.codes, counts, self._room, selection, scale)
             attend_tiers(*rows, cache.values, counts, self._room, scale, self.out, self.lse)
         else:
             select_coded(self._query, cache.codes, counts, self._plan, self._indices, selection)
-            attend_into(*rows, self._indices, scale, self.out, self.lse, self._splits)
+            attend_into(*rows, self._indices, softmax, self.out, self.lse, self._splits)
         return self.out
 
 

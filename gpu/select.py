@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamas_core.reference.layout import TILE, Codes, Selection, tiles
+from adamas_core.reference.layout import TILE, Codes, Selection, Softmax, tiles
+from adamas_core.reference.softmax import factor
 
 from . import _launch
 from ._arrays import head_centers, key_planes, longest, sequence_lengths
@@ -132,12 +133,11 @@ def select_topk(
     budget: int,
     selection: Selection,
     k: Array | None = None,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> Array:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D)."""
     if selection.group:
-        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        return _select_together(q, codes, budget, selection, scale)
+        return _select_together(q, codes, budget, selection, factor(softmax, q.shape[-1]))
     if selection.refine and k is not None:
         nearest = min(selection.refine * budget, longest(codes.length))
         chosen = _select(q, codes, nearest, selection)
@@ -176,7 +176,7 @@ def attend_topk(
     codes: Codes,
     budget: int,
     selection: Selection,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> tuple[Array, Array]:
     """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
-    return attend(q, k, v, select_topk(q, codes, budget, selection, k, scale), scale, True)
+    return attend(q, k, v, select_topk(q, codes, budget, selection, k, softmax), softmax, True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adamas_core.reference.center import FINE_NOISE, NOISE
-from adamas_core.reference.layout import Codes, Selection, Values, padded
+from adamas_core.reference.layout import Codes, Selection, Softmax, Values, padded
 
 from . import _launch
 from ._arrays import (
@@ -22,6 +22,7 @@ from ._arrays import (
 )
 from ._kernels import ATTEND_TAIL, CHOOSE_TIERS, DIVIDE
 from ._launch import Argument, Array
+from ._softmax import plain_scale
 from ._warps import hadamard_scale
 from .attend import BLOCKS, empty_splits
 from .attend import THREADS as ATTEND_THREADS
@@ -258,13 +259,13 @@ def attend_tail(
     values: Values,
     budget: int,
     selection: Selection,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> tuple[Array, Array]:
     """Attention of q (B, H, L, D) to all visible tokens of k, v (B, H_kv, S, D): out and lse."""
     if selection.tail == 0:
-        return attend_topk(q, k, v, codes, budget, selection, scale)
+        return attend_topk(q, k, v, codes, budget, selection, softmax)
     xp = _launch.device().xp
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = plain_scale(softmax, k, v)
     wide = q if q.dtype == k.dtype else xp.asarray(q, np.float32)
     out = xp.empty(q.shape, wide.dtype)
     lse = xp.empty(q.shape[:3], np.float32)

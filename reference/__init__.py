@@ -5,8 +5,8 @@ The functions have the names, arguments, dtypes and results of ``adamas_core.cpu
 ``adamas_core`` has checked the arguments already.
 
 Letters: B batch, H query heads, H_kv key/value heads, G = H / H_kv, L query tokens, S cached
-tokens, D head_dim, Dt = D rounded up to a power of two, P = ceil(Dt / 64) words per bit plane,
-T = ceil(S / 64) tiles, K budget.
+tokens, D head_dim of queries and keys, D_v head_dim of values, Dt = D rounded up to a power of two,
+P = ceil(Dt / 64) words per bit plane, P_v the same of D_v, T = ceil(S / 64) tiles, K budget.
 """
 
 from .attend import attend

@@ -15,6 +15,9 @@ MAX_HEAD_DIM = 2048  # 3 * 7 * 2048 = 43008, the largest distance of 4-bit queri
 # It lives on the floor above, and the functions here only read its fields.
 Selection: TypeAlias = Any
 
+# How inner products become weights. The class is adamas_core.softmax.Softmax.
+Softmax: TypeAlias = Any
+
 
 class Centers(NamedTuple):
     """The arrays that centered codes need in addition to their planes."""
@@ -47,14 +50,14 @@ class Codes(NamedTuple):
 class Values(NamedTuple):
     """All that a backend reads of coded values, beside the values themselves.
 
-    They are as many as the coded keys. Codes are read one token at a time, so in memory the words
-    of a token lie side by side.
+    They are as many as the coded keys. D_v is their head_dim, and P_v = words(D_v). Codes are read
+    one token at a time, so in memory the words of a token lie side by side.
     """
 
-    codes: NDArray[np.uint64]  # (B, H_kv, T, 64, 2, P): words of the high plane, then of the low
+    codes: NDArray[np.uint64]  # (B, H_kv, T, 64, 2, P_v): words of the high plane, then of the low
     scales: NDArray[np.uint8]  # (B, H_kv, T, 64): one per token, see center.scale_of
-    bases: NDArray[np.float32]  # (B, H_kv, 2, D): see values.bases_of
-    total: NDArray[np.float32]  # (B, H_kv, D): the sum of each sequence's values
+    bases: NDArray[np.float32]  # (B, H_kv, 2, D_v): see values.bases_of
+    total: NDArray[np.float32]  # (B, H_kv, D_v): the sum of each sequence's values
 
 
 def padded(head_dim: int) -> int:

@@ -11,10 +11,11 @@ from .attend import attend
 from .estimate import estimate, rank
 from .group import pool
 from .hadamard import hadamard
-from .layout import INVISIBLE, Codes, Selection
+from .layout import INVISIBLE, Codes, Selection, Softmax
 from .quantize import quantize, quantize_query
 from .rerank import rerank
 from .score import score
+from .softmax import factor
 from .topk import topk
 
 
@@ -24,13 +25,13 @@ def select_topk(
     budget: int,
     selection: Selection,
     k: NDArray[Any] | None = None,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> NDArray[np.int32]:
     """Indices (B, H, L, budget) of the tokens nearest to the raw queries q (B, H, L, D).
 
     Plain codes rank tokens by their distances. Centered codes rank them by estimates of q.k. With
     `selection.group` the query heads of a KV head make one choice, and all of them get it. It
-    depends on the scale of the attention, D ** -0.5 if not given. With
+    depends on the scale of `softmax`, and neither on its cap nor on its sinks. With
     `selection.refine` the refine * budget nearest tokens are taken first, and from these the
     `budget` tokens with the largest inner products with the keys k (B, H_kv, S, D).
     """
@@ -43,9 +44,8 @@ def select_topk(
     distances = score(query, codes.planes, codes.length, selection.metric)  # (B, H, L, S)
 
     if selection.group:
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
         estimates = estimate(x, query, distances, codes)  # (B, H, L, S)
-        attention = pool(estimates, distances != INVISIBLE, G, scale)  # (B, H_kv, L, S)
+        attention = pool(estimates, distances != INVISIBLE, G, factor(softmax, q.shape[-1]))
         # All heads of a group see the same tokens, so the distances of the first head tell which.
         chosen = topk(rank(attention, distances[:, ::G]), budget, selection)
         return np.repeat(chosen, G, axis=1)
@@ -66,8 +66,8 @@ def attend_topk(
     codes: Codes,
     budget: int,
     selection: Selection,
-    scale: float | None = None,
+    softmax: Softmax | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Attention to the tokens that select_topk takes of k, v (B, H_kv, S, D): out and lse."""
-    indices = select_topk(q, codes, budget, selection, k, scale)
-    return attend(q, k, v, indices, scale, True)  # type: ignore[return-value]
+    """Attention to the tokens that select_topk takes: out (B, H, L, D_v) and lse, as `attend`."""
+    indices = select_topk(q, codes, budget, selection, k, softmax)
+    return attend(q, k, v, indices, softmax, True)  # type: ignore[return-value]

@@ -26,11 +26,11 @@ def encode_values(
     start: int | NDArray[np.integer] = 0,
     count: int | NDArray[np.integer] | None = None,
 ) -> NDArray[np.uint64]:
-    """Code values v (B, H_kv, S, D) as tokens start, start + 1, ... of codes and scales, in place.
+    """Code values v (B, H_kv, S, D_v) as tokens start, start + 1, ... of codes and scales.
 
-    Each sequence takes its first `count` values, or all if count is not given. start and count are
-    ints or (B,). `bases` (B, H_kv, 2, D) are those of the sequence with its new tokens. Returns
-    codes.
+    They are written in place. Each sequence takes its first `count` values, or all if
+    count is not given. start and count are ints or (B,). `bases` (B, H_kv, 2, D_v) are those of the
+    sequence with its new tokens. Returns codes.
 
     The rest of a token is its value minus its base, in float32, transformed. It is cut at
     CENTERED_THRESHOLDS times its own root mean square, as the rest of a centered key.
@@ -50,7 +50,7 @@ def encode_values(
 
 
 def read_values(values: Values, tokens: int) -> NDArray[np.float32]:
-    """The values (B, H_kv, tokens, D) that the codes of the first tokens stand for.
+    """The values (B, H_kv, tokens, D_v) that the codes of the first tokens stand for.
 
     They are the inverse transform of s u, plus the base, with u = code - 1.5 and s the scale. The
     scale of the byte 0 is 0 here, so that a value equal to its base is read back as it is.
@@ -67,7 +67,7 @@ def read_values(values: Values, tokens: int) -> NDArray[np.float32]:
 
 
 def bases_of(v: NDArray[Any], length: int | NDArray[np.integer]) -> NDArray[np.float32]:
-    """The bases (B, H_kv, 2, D) of the first `length` values of each sequence, float32.
+    """The bases (B, H_kv, 2, D_v) of the first `length` values of each sequence, float32.
 
     The first value, and the mean of the first 64, added one by one; 0 where there are fewer values,
     and where it is not finite.
@@ -87,7 +87,7 @@ def bases_of(v: NDArray[Any], length: int | NDArray[np.integer]) -> NDArray[np.f
 
 
 def total_of(v: NDArray[Any], length: int | NDArray[np.integer]) -> NDArray[np.float32]:
-    """The sum (B, H_kv, D) of the first `length` values of each sequence of v (B, H_kv, S, D).
+    """The sum (B, H_kv, D_v) of the first `length` values of each sequence of v (B, H_kv, S, D_v).
 
     float32. The values of a tile of 64 tokens are added up one by one, then the tiles one by one.
     So a sum that grows with each token has the same bits as one of all tokens at once.

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from adamas_core.cpu import native
-from adamas_core.reference.layout import Codes, Selection, Values
+from adamas_core.reference.layout import Codes, Selection, Softmax, Values
 
 NDArray = np.ndarray[Any, Any]
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 I64, P = c.c_int64, c.c_void_p
+SOFTMAX = [("Dv", I64), ("soft_cap", c.c_double), ("sink_logits", P)]  # of a step or attention
 
 
 class Rows(c.Structure):
@@ -57,6 +58,7 @@ class Step(c.Structure):
         *(("q", Rows), ("k", Rows), ("v", Rows), ("S", I64), ("scale", c.c_double)),
         *(("indices", P), ("out", P), ("lse", P), ("threads", c.c_int)),
         *(("workspace", P), ("workspace_bytes", c.c_size_t)),
+        *SOFTMAX,
     ]
 
 
@@ -68,6 +70,7 @@ class Attention(c.Structure):
         *(("indices", P), ("K", I64), ("window", I64), ("scale", c.c_double)),
         *(("out", P), ("lse", P), ("threads", c.c_int)),
         *(("workspace", P), ("workspace_bytes", c.c_size_t)),
+        *SOFTMAX,
     ]
 
 
@@ -110,6 +113,15 @@ def options_of(selection: Selection, budget: int) -> Options:
     o = selection
     size = c.sizeof(Options)
     return Options(size, bits, budget, o.sinks, o.recent, o.refine, o.group, o.tail or 0)
+
+
+def set_softmax(struct: Step | Attention, softmax: Softmax | None, v: NDArray) -> None:
+    """Fill the fields of the softmax, and Dv; the caller keeps the softmax alive."""
+    struct.Dv = v.shape[3]
+    if softmax is not None:
+        struct.scale, struct.soft_cap = softmax.scale or 0, softmax.soft_cap or 0
+        if softmax.sink_logits is not None:
+            struct.sink_logits = at(softmax.sink_logits)
 
 
 class Library:
@@ -165,14 +177,21 @@ class Library:
         return made.indices, made.out, made.lse
 
     def attend(
-        self, q: NDArray, k: NDArray, v: NDArray, indices: NDArray | None = None, **more: Any
+        self,
+        q: NDArray,
+        k: NDArray,
+        v: NDArray,
+        indices: NDArray | None = None,
+        softmax: Softmax | None = None,
+        **more: Any,
     ) -> tuple[NDArray, NDArray]:
-        out, lse = np.empty(q.shape, q.dtype), np.empty(q.shape[:3], np.float32)
         B, H, L, D = q.shape
+        out, lse = np.empty((B, H, L, v.shape[3]), q.dtype), np.empty((B, H, L), np.float32)
         a = Attention(
             c.sizeof(Attention), B, H, k.shape[1], L, k.shape[2], D, DTYPES[q.dtype.name],
             DTYPES[k.dtype.name], rows(q), rows(k), rows(v), out=at(out), lse=at(lse), **more,
         )  # fmt: skip
+        set_softmax(a, softmax, v)
         if indices is not None:
             indices = np.ascontiguousarray(indices)
             a.indices, a.K = at(indices), indices.shape[3]
@@ -193,14 +212,16 @@ class Made:
         values: Values | None = None,
         threads: int = 0,
         select_only: bool = False,
+        softmax: Softmax | None = None,
     ) -> None:
         B, H, L, D = q.shape
-        self.keep = q, codes, kv, values
+        self.keep = q, codes, kv, values, softmax
         self.keys, self.options = keys_of(codes, D), options_of(selection, budget)
         self.lengths = np.array(np.broadcast_to(codes.length, (B,)), np.int64)
         self.indices = np.full((B, H, L, budget), -9, np.int32)
-        self.out, self.lse = np.empty(q.shape, q.dtype), np.empty((B, H, L), np.float32)
         k, v = kv if kv is not None else (None, None)
+        Dv = D if v is None else v.shape[3]
+        self.out, self.lse = np.empty((B, H, L, Dv), q.dtype), np.empty((B, H, L), np.float32)
         self.step = Step(
             c.sizeof(Step), H, L, c.addressof(self.keys), None, c.addressof(self.options),
             at(self.lengths), DTYPES[q.dtype.name], 0 if k is None else DTYPES[k.dtype.name],
@@ -208,6 +229,7 @@ class Made:
         )  # fmt: skip
         if k is not None and v is not None:
             self.step.k, self.step.v, self.step.S = rows(k), rows(v), k.shape[2]
+            set_softmax(self.step, softmax, v)
             if not select_only:
                 self.step.out, self.step.lse = at(self.out), at(self.lse)
         if values is not None:

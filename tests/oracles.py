@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import hadamard
-from scipy.special import logsumexp, softmax
+from scipy.special import expit, logsumexp
+from scipy.special import softmax as shares
 from scipy.stats import norm
 
-from adamas_core import KVCache, Selection, reference
+from adamas_core import KVCache, Selection, Softmax, reference
 from adamas_core.reference.layout import Values
 from adamas_core.reference.quantize import unpack_bits
 from adamas_core.reference.score import visible_tokens
+
+PLAIN = Softmax()
 
 # The error of attend against float64, on inputs of unit scale: the error of its sums, and half a
 # unit in the last place of the dtype of out.
@@ -57,14 +60,14 @@ def exact_attention(
     k: NDArray[Any],
     v: NDArray[Any],
     indices: NDArray[np.int32] | None,
-    scale: float,
+    softmax: Softmax = PLAIN,
     window: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Attention and lse by scipy's softmax and logsumexp, in float64."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     B, H, L, D = q.shape
     G, S = H // k.shape[1], k.shape[2]
-    out, lse = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf)
+    out, lse = np.zeros((B, H, L, v.shape[3])), np.full((B, H, L), -np.inf)
     for b, h, l in np.ndindex(B, H, L):
         chosen = np.arange(S - L + l + 1) if indices is None else indices[b, h, l]
         chosen = chosen[chosen >= 0]
@@ -72,10 +75,36 @@ def exact_attention(
             chosen = chosen[-window:]
         if chosen.size:
             with np.errstate(invalid="ignore"):
-                logits = scale * (k[b, h // G, chosen] @ q[b, h, l])
-                out[b, h, l] = softmax(logits) @ v[b, h // G, chosen]
-                lse[b, h, l] = logsumexp(logits)
+                logits = logits_of(k[b, h // G, chosen] @ q[b, h, l], softmax, D)
+                summed(logits, v[b, h // G, chosen], softmax, (b, h, l), (out, lse))
+        elif softmax.sink_logits is not None:
+            lse[b, h, l] = softmax.sink_logits[h]
     return out, lse
+
+
+def logits_of(products: NDArray[np.float64], softmax: Softmax, D: int) -> NDArray[np.float64]:
+    """The logits of products q.k, with the cap as a logistic function."""
+    return bounded(products * (D**-0.5 if softmax.scale is None else softmax.scale), softmax)
+
+
+def bounded(logits: NDArray[np.float64], softmax: Softmax) -> NDArray[np.float64]:
+    c = softmax.soft_cap
+    return logits if c is None else c * (2 * expit(2 * logits / c) - 1)
+
+
+def summed(
+    logits: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    softmax: Softmax,
+    place: tuple[int, int, int],
+    results: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> None:
+    """Put the out and lse of a query in their places. A sink is one more row, of zeros."""
+    if softmax.sink_logits is not None:
+        logits = np.append(logits, softmax.sink_logits[place[1]])
+        rows = np.concatenate([rows, np.zeros_like(rows[:1])])
+    out, lse = results
+    out[place], lse[place] = shares(logits) @ rows, logsumexp(logits)
 
 
 def scale_numbers(scales: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -104,7 +133,7 @@ def exact_tail(
     values: Values,
     tiers: tuple[NDArray[np.int32], NDArray[np.int32]],
     estimates: tuple[NDArray[np.float32], NDArray[np.float32]],
-    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Attention in three tiers of known tokens, in float64: out, lse, and the error of float32.
 
@@ -115,11 +144,17 @@ def exact_tail(
     q, k, v = (x.astype(np.float64) for x in case[:3])
     B, H, L, D = q.shape
     G = H // k.shape[1]
-    out, lse, error = np.zeros((B, H, L, D)), np.full((B, H, L), -np.inf), np.zeros((B, H, L))
+    scale = D**-0.5 if softmax.scale is None else softmax.scale
+    out, lse, error = (
+        np.zeros((B, H, L, v.shape[3])),
+        np.full((B, H, L), -np.inf),
+        np.zeros((B, H, L)),
+    )
     read = decoded(values)
     for b, h, l in np.ndindex(B, H, L):
         n, g = int(np.broadcast_to(case.length, (B,))[b]) - (L - 1 - l), h // G
         if n <= 0:
+            lse[b, h, l] = -np.inf if softmax.sink_logits is None else softmax.sink_logits[h]
             continue
         own, variance = np.empty((2, n)), np.empty((2, n))
         for i, held in enumerate((case.codes.centers, case.codes.fine)):
@@ -128,12 +163,11 @@ def exact_tail(
             own[i] = scale * estimates[i][b, h, l, :n].astype(np.float64)
         exact = scale * (k[b, g, :n] @ q[b, h, l])
         first, second = (np.isin(np.arange(n), tier[b, h, l]) for tier in tiers)
-        coded = own - variance / 2
-        logits = np.where(first, exact, np.where(second, coded[1], coded[0]))
+        coded = bounded(own - variance / 2, softmax)
+        logits = np.where(first, bounded(exact, softmax), np.where(second, coded[1], coded[0]))
         rows = np.where(second[:, None], read[b, g, :n], v[b, g, :n].mean(axis=0))
         rows = np.where(first[:, None], v[b, g, :n], rows)
-        out[b, h, l] = softmax(logits) @ rows
-        lse[b, h, l] = logsumexp(logits)
+        summed(logits, rows, softmax, (b, h, l), (out, lse))
         error[b, h, l] = 2.0**-22 * max(np.abs(exact).max(), (np.abs(own) + variance).max())
         chosen = np.where(first | second, coded[0], -np.inf)
         error[b, h, l] += 2.0**-17 * np.exp(min(logsumexp(chosen) - lse[b, h, l], 9))

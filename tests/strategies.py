@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from adamas_core import Selection, encode, encode_values, reference
+from adamas_core import Selection, Softmax, encode, encode_values, reference
 from adamas_core.reference.layout import Codes, Values
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
@@ -98,7 +98,7 @@ class Case(NamedTuple):
 
     q: NDArray[Any]  # (B, H, L, D)
     k: NDArray[Any]  # (B, H_kv, S, D)
-    v: NDArray[Any]
+    v: NDArray[Any]  # (B, H_kv, S, D_v)
     codes: Codes
     length: int | NDArray[np.int64]
 
@@ -109,19 +109,41 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False) -> Case:
-    """Queries, keys, values and codes; MHA, GQA and MQA; one length, or one per sequence."""
+def softmaxes(draw: st.DrawFn, H: int) -> Softmax:
+    """Scales, caps from far below the logits to far above them, and sinks of each size."""
+    scale = draw(st.sampled_from([None, None, 0.05, -0.3]))
+    cap = draw(st.sampled_from([None, 1e-3, 0.3, 2.0, 30.0, 1e6]))
+    sinks = None
+    if draw(st.booleans()):
+        sinks = np.array(
+            draw(
+                st.lists(st.sampled_from([-np.inf, -20.0, -1.0, 0.5, 6.0]), min_size=H, max_size=H)
+            )
+        )
+    return Softmax(scale, cap, sinks)
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn, kinds: list[str] = VALUES, centered: bool = False, own_values: bool = False
+) -> Case:
+    """Queries, keys, values and codes; MHA, GQA and MQA; one length, or one per sequence.
+
+    With `own_values` the head_dim of the values is another one.
+    """
     B, H_kv, G = (
         draw(st.integers(1, 2)),
         draw(st.integers(1, 3)),
         draw(st.sampled_from([1, 2, 3, 4])),
     )
     S, D = draw(lengths), draw(head_dims)
+    Dv = draw(head_dims) if own_values else D
     L = draw(st.sampled_from([1, 1, 1, 2, 5]))
     kind = draw(st.sampled_from(kinds))
     seed, dtype = draw(seeds), draw(dtypes)
     k, v = (
-        laid_out(values(kind, (B, H_kv, S, D), dtype, seed + i), draw(layouts)) for i in range(2)
+        laid_out(values(kind, (B, H_kv, S, n), dtype, seed + i), draw(layouts))
+        for i, n in enumerate((D, Dv))
     )
     q = laid_out(values(kind, (B, H_kv * G, L, D), draw(dtypes), seed + 2), draw(layouts))
     length: int | NDArray[np.int64] = S

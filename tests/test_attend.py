@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import assert_attention, exact_attention
-from strategies import UNIT, Case, cases
+from strategies import UNIT, Case, cases, softmaxes
 
-from adamas_core import reference
+from adamas_core import Softmax, reference
 
 
 @st.composite
@@ -39,11 +39,24 @@ def windows(case: Case) -> st.SearchStrategy[int]:
 @given(case=cases(UNIT), data=st.data())
 def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
     indices = data.draw(choices(case))
-    scale = data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]]))
-    out, lse = every.attend(case.q, case.k, case.v, indices, scale, True)
-    expected, expected_lse = exact_attention(*case[:3], indices, scale or case.q.shape[-1] ** -0.5)
+    softmax = Softmax(data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]])))
+    out, lse = every.attend(case.q, case.k, case.v, indices, softmax, True)
+    expected, expected_lse = exact_attention(*case[:3], indices, softmax)
     assert_attention(out, expected, case.q.dtype)
     assert lse.dtype == np.float32
+    np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
+
+
+@given(case=cases(UNIT, own_values=True), data=st.data())
+def test_caps_sinks_and_values_of_another_head_dim(
+    backend: ModuleType, case: Case, data: st.DataObject
+) -> None:
+    indices = data.draw(choices(case))
+    window = None if indices is not None else data.draw(st.none() | windows(case))
+    softmax = data.draw(softmaxes(case.q.shape[1]))
+    out, lse = backend.attend(*case[:3], indices, softmax, True, window)
+    expected, expected_lse = exact_attention(*case[:3], indices, softmax, window)
+    assert_attention(out, expected, case.q.dtype)
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 
 
@@ -52,7 +65,7 @@ def test_a_window_within_tolerance(every: ModuleType, case: Case, data: st.DataO
     assume(case.q.shape[2] <= case.k.shape[2])
     window = data.draw(windows(case))
     out, lse = every.attend(*case[:3], None, None, True, window)
-    expected, expected_lse = exact_attention(*case[:3], None, case.q.shape[-1] ** -0.5, window)
+    expected, expected_lse = exact_attention(*case[:3], None, window=window)
     assert_attention(out, expected, case.q.dtype)
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 
@@ -68,7 +81,7 @@ def test_a_window_skips_blocks(every: ModuleType, S: int, L: int, G: int, window
     k[:, :, : S - L - window + 1] = np.nan
     v[:, :, : S - L - window + 1] = np.inf
     out, lse = every.attend(q, k, v, None, None, True, window)
-    expected, expected_lse = exact_attention(q, k, v, None, 32**-0.5, window)
+    expected, expected_lse = exact_attention(q, k, v, None, window=window)
     assert_attention(out, expected, q.dtype)
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 

@@ -71,7 +71,7 @@ def test_a_block_chooses_the_tokens_of_single_steps(
     """Equal to the bit."""
     chosen: list[list[int]] = []
 
-    def recorded(where: str, q: Any, layer: Any, selection: Any, budget: Any, scale: Any) -> Any:
+    def recorded(where: str, q: Any, layer: Any, selection: Any, budget: Any, softmax: Any) -> Any:
         L, S = q.shape[2], layer.lengths.longest
         k, _ = layer.keys_values()
         found = load("cpu").select_topk(q, layer.codes.record(), min(budget, S), selection, k)
@@ -127,7 +127,7 @@ def test_a_prompt_is_read_densely(place: Place) -> None:
         (lambda q, k, v: (q[:, :, :-1], k, v), "expected the same tokens and as many axes"),
         (lambda q, k, v: (q[:, :3], k, v), "multiple of the KV heads"),
         (lambda q, k, v: (q[..., :-1].copy(), k, v), "head_dim"),
-        (lambda q, k, v: (q, k, v[:, :, :-1]), "one shape and dtype"),
+        (lambda q, k, v: (q, k, v[:, :, :-1]), "of one dtype"),
         (lambda q, k, v: (q, k * np.float32(np.nan), v), "finite"),
         (lambda q, k, v: (q[0], k, v), "the same batch|as many axes"),
     ],
@@ -175,6 +175,6 @@ def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="sinks=4 and recent=0 are 4 tokens"):
         KVCache(selection=Selection(sinks=4)).attention(3)
     with pytest.raises(TypeError, match="scale='x'"):
-        KVCache().attention(3, scale="x")  # type: ignore[arg-type]
+        KVCache().attention(3, scale="x")
     with pytest.raises(IndexError, match="layer=1"):
         KVCache().attention(3)(1, *np.zeros((3, 1, 1, 8), np.float32))

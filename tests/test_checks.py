@@ -157,9 +157,9 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"^KVCache: layer='(ab\\n){19}\.\.\.; expected an integer$",
     ),
     "array for a scale": (
-        lambda: filled().attention(8, ones(100, F32)),  # type: ignore[arg-type]
+        lambda: filled().attention(8, scale=ones(100, F32)),
         TypeError,
-        r"^KVCache.attention: scale is float32 \(100,\); expected a number$",
+        r"^Softmax: scale is float32 \(100,\); expected a number$",
     ),
     "sinks float": (lambda: ac.Selection(sinks=1.0), TypeError, "sinks=1.0; expected an integer"),
     "selection query bits": (
@@ -544,6 +544,36 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"k is float32 \(2, 3, 100, 64\) and v is float32 \(2, 3, 50, 64\)",
     ),
+    "attend dtypes of k and v": (
+        lambda: ac.attend(query(), kv, kv.astype(F16), index),
+        ValueError,
+        r"expected \(B, H_kv, S, D\) and \(B, H_kv, S, D_v\), of one dtype",
+    ),
+    "attend sinks": (
+        lambda: ac.attend(query(), kv, kv, index, sink_logits=[1, 2, 3]),
+        ValueError,
+        r"attend: sink_logits is float32 \(3,\) and q \(2, 6, 1, 64\); expected .* head, 6",
+    ),
+    "decode sinks": (
+        lambda: ac.decode_attention(query(6, 1, 64), filled(), 8, sink_logits=[1, 2, 3]),
+        ValueError,
+        r"decode_attention: sink_logits is float32 \(3,\) and q \(1, 6, 1, 64\); expected",
+    ),
+    "select sinks": (
+        lambda: ac.select_topk(query(), codes(), 8, sink_logits=[1, 2, 3]),
+        ValueError,
+        r"select_topk: sink_logits is float32 \(3,\) and q \(2, 6, 1, 64\); expected",
+    ),
+    "tail sinks": (
+        lambda: tail(sink_logits=[1, 2, 3]),
+        ValueError,
+        r"attend_tail: sink_logits is float32 \(3,\) and q",
+    ),
+    "append D_v": (
+        lambda: filled().append(kv[0], kv[0, ..., :5]),
+        ValueError,
+        r"KVCache.append: v is float32 \(3, 100, 5\)|v is float32 \(1, 3, 100, 5\); expected \(1",
+    ),
     "attend head_dim": (
         lambda: ac.attend(query(2, 6, 1, 32), kv, kv, index),
         ValueError,
@@ -635,14 +665,14 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "count=3.5; expected an integer or an array of integers",
     ),
     "cache scale": (
-        lambda: ac.decode_attention(query(6, 1, 64), filled(), 8, scale="a"),  # type: ignore[arg-type]
+        lambda: ac.decode_attention(query(6, 1, 64), filled(), 8, scale="a"),
         TypeError,
-        "decode_attention: scale='a'; expected a number",
+        "Softmax: scale='a'; expected a number",
     ),
     "attend scale": (
-        lambda: ac.attend(query(), kv, kv, index, "a"),  # type: ignore[arg-type]
+        lambda: ac.attend(query(), kv, kv, index, scale="a"),
         TypeError,
-        "attend: scale='a'; expected a number",
+        "Softmax: scale='a'; expected a number",
     ),
     "cache dense layer of no number": (
         lambda: ac.KVCache(2, dense_layers=[0.0]),  # type: ignore[list-item]
@@ -766,21 +796,23 @@ def test_no_sequence_is_an_order(empty: object) -> None:
 
 
 SCALED: dict[str, Callable[[Any], Any]] = {
-    "attend": lambda scale: ac.attend(query(), kv, kv, index, scale),
+    "attend": lambda scale: ac.attend(query(), kv, kv, index, scale=scale),
     "select_topk": lambda scale: ac.select_topk(query(), codes(), 8, scale=scale),
-    "decode_attention": lambda scale: ac.decode_attention(query(6, 1, 64), filled(), 8, 0, scale),
+    "decode_attention": lambda scale: ac.decode_attention(
+        query(6, 1, 64), filled(), 8, 0, scale=scale
+    ),
     "attend_tail": lambda scale: tail(scale=scale),
-    "KVCache.attention": lambda scale: ac.KVCache().attention(8, scale),
+    "KVCache.attention": lambda scale: ac.KVCache().attention(8, scale=scale),
 }
 
 
 @pytest.mark.parametrize("function", SCALED)
 def test_a_scale_is_a_finite_number(function: str) -> None:
     for scale in (np.nan, np.inf, -np.inf, F32(np.nan), 1e39, 10**400):
-        with pytest.raises(ValueError, match=f"{function}: scale=.*; expected a finite number"):
+        with pytest.raises(ValueError, match=r"Softmax: scale=.*; expected a finite number"):
             SCALED[function](scale)
     for scale in (True, "1", 1j, np.complex64(1), np.ones(1)):
-        with pytest.raises(TypeError, match=rf"{function}: scale=.*; expected a number"):
+        with pytest.raises(TypeError, match=r"Softmax: scale=.*; expected a number"):
             SCALED[function](scale)
     for scale in (0, -1, -0.5, F16(2), np.int8(-3), F64(0.1), None):
         SCALED[function](scale)

@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from adamas_core import Selection, cpu, encode, encode_values, reference
+from adamas_core import Selection, Softmax, cpu, encode, encode_values, reference
 
 TOLERANCE = 1e-5  # relative to the largest value; sums of weights are float32
 
 
 def _assert_equal(q: Any, k: Any, v: Any, budget: int, selection: Selection, scale: Any) -> None:
-    given = q, k, v, encode(k, bits=3).record, encode_values(v).record, budget, selection, scale
+    given = (
+        q,
+        k,
+        v,
+        encode(k, bits=3).record,
+        encode_values(v).record,
+        budget,
+        selection,
+        Softmax(scale),
+    )
     expected, expected_lse = reference.attend_tail(*given)
     out, lse = cpu.attend_tail(*given)
     assert_allclose(out, expected, rtol=0, atol=TOLERANCE * np.abs(v).max())

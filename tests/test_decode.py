@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adamas_core import KVCache, Selection, attend, decode_attention, reference
+from adamas_core import KVCache, Selection, Softmax, attend, decode_attention, reference
 from adamas_core.dispatch import on_host
 
 Place = Callable[[NDArray[Any]], Any]
@@ -91,7 +91,9 @@ def test_a_tail_counts_all_tokens() -> None:
     codes, values = cache[0].codes, cache[0].value_codes
     assert codes is not None
     assert values is not None
-    expected = reference.attend_tail(q, k, v, codes.record, values.record, 16, cache.selection, 0.3)
+    expected = reference.attend_tail(
+        q, k, v, codes.record, values.record, 16, cache.selection, Softmax(0.3)
+    )
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x, y, atol=4e-6)
     pure = KVCache(selection=Selection(sinks=2))

@@ -75,7 +75,7 @@ def test_steps_of_a_growing_cache(
             codes = encode(rows[0], t, backend="reference", centered=centered).record
             assert_codes_of(cache, b, codes)
             indices = reference.select_topk(q[b : b + 1], codes, budget, selection)
-            expected, _ = exact_attention(q[b : b + 1], *rows, indices, D**-0.5)
+            expected, _ = exact_attention(q[b : b + 1], *rows, indices)
             assert_attention(on_host(out)[b : b + 1], expected, dtype)
     step(given_q, *new, cache)  # after the end: nothing is written or read out of bounds
 
@@ -126,7 +126,7 @@ def test_a_cache_that_grows_by_steps_alone(device: Any, centered: bool) -> None:
             own = encode(k[b : b + 1], t, backend="reference", centered=centered).record
             assert_codes_of(cache, b, own)
         indices = reference.select_topk(q, codes, 9, Selection())
-        expected, _ = exact_attention(q, k, v, indices, 32**-0.5)
+        expected, _ = exact_attention(q, k, v, indices)
         assert_attention(on_host(step.out), expected, k.dtype)
 
 
@@ -247,13 +247,3 @@ def test_manhattan_needs_plain_codes(device: Any) -> None:
 
 def no_memory(*_: Any, **__: Any) -> None:
     raise AssertionError("a step must not allocate")
-
-
-@pytest.mark.parametrize("scale", [np.nan, np.inf, 1e39])
-def test_a_scale_is_a_finite_number(device: Any, scale: float) -> None:
-    cache = device_cache(1, 2, 64, np.dtype(np.float32), 100)
-    step = DecodeStep(2, 1, cache, 8, Selection())
-    x = device.zeros((1, 2, 1, 64), np.float32)
-    with pytest.raises(ValueError, match=r"DecodeStep: scale=.*; expected a finite number"):
-        step(x, x, x, cache, scale)
-    assert (on_host(cache.lengths) == 0).all()

@@ -114,6 +114,13 @@ def test_no_signature_names_two_options(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", SOURCES)
+def test_no_signature_names_a_cap_or_sinks(module: str) -> None:
+    """They go with the Softmax."""
+    for function in functions(SOURCES[module]):
+        assert not {"soft_cap", "sink_logits"}.intersection(parameters(function)), function.name
+
+
+@pytest.mark.parametrize("module", SOURCES)
 def test_functions_are_short(module: str) -> None:
     """At most 10 parameters and 60 lines, the docstring not counted."""
     for function in functions(SOURCES[module]):

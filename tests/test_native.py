@@ -220,10 +220,27 @@ def assert_close(out: NDArray, lse: NDArray, expected: tuple[NDArray, NDArray]) 
     np.testing.assert_allclose(lse, expected[1], rtol=4e-6, atol=8e-6)
 
 
-@settings(max_examples=40)
-@given(case=cases(), data=st.data())
-def test_tail(library: Library, case: Case, data: st.DataObject) -> None:
-    selection = data.draw(selections(True, True))
+@st.composite
+def softmaxes(draw: st.DrawFn, case: Case) -> Softmax:
+    sinks = np.random.default_rng(draw(seeds)).standard_normal(case.q.shape[1])
+    cap = draw(st.sampled_from([None, 0.5, 30.0]))
+    return Softmax(draw(st.sampled_from([None, 0.2])), cap, draw(st.sampled_from([None, sinks])))
+
+
+def with_values(case: Case, Dv: int) -> Case:
+    """The case with values of another head_dim."""
+    repeated = np.concatenate([case.v] * -(-Dv // case.v.shape[3]), axis=-1)
+    return case._replace(v=np.ascontiguousarray(repeated[..., :Dv]))
+
+
+value_dims = st.sampled_from([1, 5, 16, 64, 70, 144])
+
+
+@settings(max_examples=60)
+@given(case=cases(), Dv=value_dims, data=st.data())
+def test_tail(library: Library, case: Case, Dv: int, data: st.DataObject) -> None:
+    case = with_values(case, Dv)
+    selection, softmax = data.draw(selections(True, True)), data.draw(softmaxes(case))
     budget = min(data.draw(st.integers(1, 40)) + 6, case.k.shape[2])
     if selection.sinks + selection.recent > budget:
         return
@@ -231,31 +248,58 @@ def test_tail(library: Library, case: Case, data: st.DataObject) -> None:
     reference.encode_values(case.v, values.codes, values.scales, values.bases, 0, case.lengths)
     _, out, lse = library.step(
         q=case.q, codes=codes, selection=selection, budget=budget, kv=(case.k, case.v),
-        values=values, threads=data.draw(st.integers(0, 3)),
+        values=values, threads=data.draw(st.integers(0, 3)), softmax=softmax,
     )  # fmt: skip
-    expected = reference.attend_tail(case.q, case.k, case.v, codes, values, budget, selection)
-    assert_close(out, lse, expected)
+    given_ = (case.q, case.k, case.v, codes, values, budget, selection, softmax)
+    assert_close(out, lse, reference.attend_tail(*given_))
 
 
 @settings(max_examples=30)
-@given(case=cases(), window=st.sampled_from([0, 1, 50]), threads=st.integers(0, 3))
-def test_dense_attention(library: Library, case: Case, window: int, threads: int) -> None:
+@given(case=cases(), Dv=value_dims, centered=st.booleans(), data=st.data())
+def test_a_step_with_a_softmax(
+    library: Library, case: Case, Dv: int, centered: bool, data: st.DataObject
+) -> None:
+    case = with_values(case, Dv)
+    selection, softmax = data.draw(selections(centered, False)), data.draw(softmaxes(case))
+    budget = min(10, case.k.shape[2])
+    if selection.sinks + selection.recent > budget:
+        return
+    codes = reference_codes(case, centered)
+    given_ = (case.q, case.k, case.v, codes, budget, selection, softmax)
+    indices, out, lse = library.step(
+        q=case.q, codes=codes, selection=selection, budget=budget, kv=(case.k, case.v),
+        threads=data.draw(st.integers(0, 3)), softmax=softmax,
+    )  # fmt: skip
+    chosen = reference.select_topk(case.q, codes, budget, selection, case.k, softmax)
+    assert_array_equal(indices, chosen)
+    assert_close(out, lse, reference.attend_topk(*given_))
+
+
+@settings(max_examples=40)
+@given(case=cases(), Dv=value_dims, window=st.sampled_from([0, 1, 50]), data=st.data())
+def test_dense_attention(
+    library: Library, case: Case, Dv: int, window: int, data: st.DataObject
+) -> None:
     if case.q.shape[2] > case.k.shape[2]:
         return
-    found = library.attend(case.q, case.k, case.v, window=window, threads=threads)
-    expected = reference.attend(
-        case.q, case.k, case.v, None, return_lse=True, window=window or None
-    )
-    assert_close(*found, expected)
+    case, softmax = with_values(case, Dv), data.draw(softmaxes(case))
+    threads = data.draw(st.integers(0, 3))
+    rows = (case.q, case.k, case.v, None, softmax)
+    found = library.attend(*rows, window=window, threads=threads)
+    assert_close(*found, reference.attend(*rows, True, window or None))
 
 
-@settings(max_examples=30)
-@given(case=cases(), seed=seeds, threads=st.integers(0, 3))
-def test_attention_over_indices(library: Library, case: Case, seed: int, threads: int) -> None:
+@settings(max_examples=40)
+@given(case=cases(), Dv=value_dims, seed=seeds, data=st.data())
+def test_attention_over_indices(
+    library: Library, case: Case, Dv: int, seed: int, data: st.DataObject
+) -> None:
+    case, softmax = with_values(case, Dv), data.draw(softmaxes(case))
     rng = np.random.default_rng(seed)
     indices = rng.integers(-1, case.k.shape[2], (*case.q.shape[:3], 9)).astype(np.int32)
-    found = library.attend(case.q, case.k, case.v, indices, threads=threads)
-    assert_close(*found, reference.attend(case.q, case.k, case.v, indices, return_lse=True))
+    rows = (case.q, case.k, case.v, indices, softmax)
+    found = library.attend(*rows, threads=data.draw(st.integers(0, 3)))
+    assert_close(*found, reference.attend(*rows, True))
 
 
 # ---- what goes wrong, memory and threads: at the best level -------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import assert_same_bits, query_planes
 from strategies import UNIT, cases, metrics, selections
 
-from adamas_core import Selection, encode, reference, select_topk
+from adamas_core import Selection, Softmax, encode, reference, select_topk
 
 refines = st.sampled_from([0, 0, 1, 2, 4])
 weighted_bits = st.integers(2, 6)  # more overflow at the longest heads
@@ -91,10 +91,10 @@ def test_attention_over_what_is_selected(
 ) -> None:
     K, selection = data.draw(selections(case.tokens, **options_of(form)))
     selection = replace(selection, refine=data.draw(refines))
-    scale = data.draw(st.sampled_from([None, 0.05]))
-    got = kernels.attend_topk(*case[:4], K, selection, scale)
+    softmax = Softmax(data.draw(st.sampled_from([None, 0.05])))
+    got = kernels.attend_topk(*case[:4], K, selection, softmax)
     indices = reference.select_topk(case.q, case.codes, K, selection, case.k)
-    for x, expected in zip(got, kernels.attend(*case[:3], indices, scale, True), strict=True):
+    for x, expected in zip(got, kernels.attend(*case[:3], indices, softmax, True), strict=True):
         assert_same_bits(x, expected)
 
 

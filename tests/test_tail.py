@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import assert_attention, assert_same_bits, exact_attention, exact_tail, noise
-from strategies import UNIT, VALUES, Case, cases, coded_values, selections
+from strategies import UNIT, VALUES, Case, cases, coded_values, selections, softmaxes
 
-from adamas_core import Selection, attend_tail, encode, encode_values, merge, reference
+from adamas_core import Selection, Softmax, attend_tail, encode, encode_values, merge, reference
 from adamas_core.reference.center import (
     CENTERED_THRESHOLDS,
     FINE_NOISE,
@@ -46,19 +46,33 @@ def assert_lse(got: NDArray[Any], exact: NDArray[np.float64], error: NDArray[np.
     assert (np.abs(got[seen] - exact[seen]) <= bound).all()
 
 
-@given(case=cases(UNIT, centered=True), data=st.data())
-def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
-    budget, selection = data.draw(tails(case.tokens))
-    scale = data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]]))
+def assert_within(
+    backend: ModuleType, case: Case, budget: int, selection: Selection, softmax: Softmax
+) -> None:
+    """attend_tail gives float64's results, within the error of float32."""
     values = coded_values(case.v, case.length)
-    out, lse = every.attend_tail(*case[:3], case.codes, values, budget, selection, scale)
+    out, lse = backend.attend_tail(*case[:3], case.codes, values, budget, selection, softmax)
     known = tiers(case.q, case.codes, budget, selection, case.k)
     both = tuple(estimated(case.q, case.codes, selection, fine)[0] for fine in (False, True))
-    scale = case.q.shape[-1] ** -0.5 if scale is None else scale
-    expected, expected_lse, error = exact_tail(case, values, known, both, scale)
+    expected, expected_lse, error = exact_tail(case, values, known, both, softmax)
     largest = np.abs(case.v.astype(np.float64)).max(initial=1)
     assert_attention(out, expected, case.q.dtype, largest * error[..., None])
     assert_lse(lse, expected_lse, error)
+
+
+@given(case=cases(UNIT, centered=True), data=st.data())
+def test_within_tolerance(every: ModuleType, case: Case, data: st.DataObject) -> None:
+    budget, selection = data.draw(tails(case.tokens))
+    softmax = Softmax(data.draw(st.sampled_from([None, 0.05, 1.0 / case.q.shape[-1]])))
+    assert_within(every, case, budget, selection, softmax)
+
+
+@given(case=cases(UNIT, centered=True, own_values=True), data=st.data())
+def test_caps_sinks_and_values_of_another_head_dim(
+    backend: ModuleType, case: Case, data: st.DataObject
+) -> None:
+    budget, selection = data.draw(tails(case.tokens))
+    assert_within(backend, case, budget, selection, data.draw(softmaxes(case.q.shape[1])))
 
 
 @given(case=cases(VALUES, centered=True), data=st.data())
@@ -115,7 +129,7 @@ def made(S: int, length: Any = None, L: int = 1, seed: int = 0) -> tuple[Case, V
 def test_a_budget_for_all_is_dense(every: ModuleType) -> None:
     case, values = made(100, L=3)
     out, lse = every.attend_tail(*case[:4], values, 100, Selection(tail=5))
-    expected, expected_lse = exact_attention(*case[:3], None, 48**-0.5)
+    expected, expected_lse = exact_attention(*case[:3], None)
     assert_attention(out, expected, np.dtype(np.float32))
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=4e-6)
 
@@ -143,7 +157,7 @@ def test_a_tail_may_be_longer_than_any_cache(every: ModuleType) -> None:
 
 def test_closer_to_full_attention_than_selection(every: ModuleType) -> None:
     case, values = made(1000)
-    full, full_lse = exact_attention(*case[:3], None, 48**-0.5)
+    full, full_lse = exact_attention(*case[:3], None)
 
     def error(tail: int) -> tuple[float, float]:
         out, lse = every.attend_tail(*case[:4], values, 32, Selection(tail=tail))
@@ -253,7 +267,7 @@ def test_estimates_without_bias() -> None:
     v = np.zeros_like(k)
     codes = encode(k, backend="reference", bits=3).record
     _, lse = reference.attend_tail(q, k, v, codes, coded_values(v, 20000), 1, Selection(tail=1))
-    _, full = exact_attention(q, k, v, None, 128**-0.5)
+    _, full = exact_attention(q, k, v, None)
     uncorrected = np.log(np.exp(estimated(q, codes, Selection())[0] * 128**-0.5).sum())
     assert abs(float(lse[0, 0, 0] - full[0, 0, 0])) < 0.05
     assert float(uncorrected - full[0, 0, 0]) > 0.15
@@ -290,8 +304,8 @@ def test_the_public_function_is_the_backends() -> None:
     codes = encode(case.k, backend="reference", bits=3)
     own = encode_values(case.v, backend="reference")
     selection = Selection(sinks=2, tail=30)
-    out, lse = attend_tail(*case[:3], codes, own, 12, selection, 0.1, return_lse=True)
-    expected, expected_lse = reference.attend_tail(*case[:4], values, 12, selection, 0.1)
+    out, lse = attend_tail(*case[:3], codes, own, 12, selection, Softmax(0.1), return_lse=True)
+    expected, expected_lse = reference.attend_tail(*case[:4], values, 12, selection, Softmax(0.1))
     assert_same_bits(out, expected)
     assert_same_bits(lse, expected_lse)
     by_keywords = attend_tail(*case[:3], codes, own, 12, scale=0.1, sinks=2, tail=30)

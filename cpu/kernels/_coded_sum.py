@@ -110,8 +110,8 @@ sum_block1, sum_block2, sum_block4, sum_block8 = map(_sum_block, (1, 2, 4, 8))
 
 @inlined
 def sum_codes(step, b, h, tokens, n, weights, sums):
-    """sums (Dt,) = the weighted sum of the transformed rests that codes stand for."""
-    P, Dt = step.P, step.Dt
+    """sums (Dvt,) = the weighted sum of the transformed rests that codes stand for."""
+    P, Dt = step.Pv, step.Dvt
     codes = step.v_codes + b * step.v_codes_b + h * step.v_codes_h
     scales = step.v_scales + b * step.v_scales_b + h * step.v_scales_h
     if Dt <= 16:

@@ -14,6 +14,7 @@ from numba.np.numpy_support import carray
 
 from .._array import BFLOAT16, FLOAT16, FLOAT32
 from .._records import Dense
+from ._cap import cap_all
 from ._exp import exp
 from ._float_rows import LANES, item_bytes, narrow_row, whole_lanes, widen_row
 from ._jit import inlined, opaque, outlined
@@ -32,6 +33,7 @@ from ._simd import (
     to_all,
 )
 from ._visible import visible_tokens
+from .attend import sink_of
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 DEPTH = 64  # terms of q.k summed at once: short sums round less
@@ -47,13 +49,13 @@ class Columns(NamedTuple):
     rows: int  # how many there are
     line: int  # bytes of a line: one number per column
     queries: int  # (D, columns)
-    sums: int  # (D, columns)
+    sums: int  # (Dv, columns)
     logits: int  # (BLOCK_KEYS, columns)
     largest: int  # logit so far, one line
     mass: int  # one line
     correction: int  # one line
     row: int  # a query
-    wide: int  # (BLOCK_KEYS, D): keys or values that have to be widened
+    wide: int  # (BLOCK_KEYS, D or Dv): keys or values that have to be widened
 
 
 @inlined
@@ -63,7 +65,7 @@ def _columns(record, block, floats):
     first, line = block * columns, 4 * columns
     queries = floats
     sums = queries + line * record.D
-    logits = sums + line * record.D
+    logits = sums + line * record.Dv
     largest = logits + line * BLOCK_KEYS
     row = largest + 3 * line
     return Columns(
@@ -97,7 +99,7 @@ def plan_dense(at):
     loop.items = items * record.splits
     loop.rest = heads * rows
     loop.scratch = 8 * columns + 4 * _floats(record)
-    loop.shared = 4 * heads * rows * record.splits * (whole_lanes(record.D) + 1)
+    loop.shared = 4 * heads * rows * record.splits * (whole_lanes(record.Dv) + 1)
     return 0
 
 
@@ -107,7 +109,7 @@ def place_dense(at, memory):
     record = dense_at(loop_at(at).record)
     record.parts = memory
     rows = record.B * record.H * record.L
-    record.part_lse = memory + 4 * rows * record.splits * whole_lanes(record.D)
+    record.part_lse = memory + 4 * rows * record.splits * whole_lanes(record.Dv)
     return 0
 
 
@@ -115,15 +117,17 @@ def place_dense(at, memory):
 def _floats(record):
     """How many float32 `_columns` needs."""
     columns = LANES * record.vectors
-    wide = 0 if record.kv_dtype == FLOAT32 else BLOCK_KEYS * whole_lanes(record.D)
-    return (2 * record.D + BLOCK_KEYS + 3) * columns + whole_lanes(record.D) + wide
+    widest = whole_lanes(max(record.D, record.Dv))
+    wide = 0 if record.kv_dtype == FLOAT32 else BLOCK_KEYS * widest
+    return (record.D + record.Dv + BLOCK_KEYS + 3) * columns + whole_lanes(record.D) + wide
 
 
 @opaque
 def attend_block(at, item, scratch):
     """A block of query rows of one KV head against one split of the keys."""
     record = dense_at(at)
-    D, dtype, vectors, splits = record.D, record.kv_dtype, record.vectors, record.splits
+    D, Dv, dtype = record.D, record.Dv, record.kv_dtype
+    vectors, splits = record.vectors, record.splits
     counts = LANES * vectors
     floats = scratch + 8 * counts
     visible = carray(pointer(scratch), counts, np.int64)
@@ -153,27 +157,29 @@ def attend_block(at, item, scratch):
                 add_matmul(logits, source + 4 * d, stride, 4, count, queries, depth, 4)
             else:
                 add_matmul(logits, source + 4 * d, stride, 4, count, queries, depth, 1)
+        if record.soft_cap > 0:
+            cap_all(logits, LANES * vectors * count, np.float32(record.soft_cap))
         for c in range(LANES * vectors):
             for s in range(min(visible[c] - window - start, count)):
                 store_scalar_float32(logits + line * s + 4 * c, np.float32(-np.inf))
             for s in range(max(visible[c] - start, 0), count):
                 store_scalar_float32(logits + line * s + 4 * c, np.float32(-np.inf))
         _update_softmax(columns, count)
-        for d in range(D):
+        for d in range(Dv):
             for c in range(0, line, VECTOR_BYTES):
                 z = load_float32(sums + line * d + c) * load_float32(columns.correction + c)
                 store_float32(sums + line * d + c, z)
         source, stride = _as_float32(
-            values + start * record.v_s, record.v_s, dtype, count, D, columns.wide
+            values + start * record.v_s, record.v_s, dtype, count, Dv, columns.wide
         )
         # Rows that all queries see need no check.
         first_unsure = 0 if start < end - window else max(least - start, 0)
-        if not _all_finite(source, stride, first_unsure, count, D):
-            _add_seen_values(columns, visible, window, start, source, stride, count, D)
+        if not _all_finite(source, stride, first_unsure, count, Dv):
+            _add_seen_values(columns, visible, window, start, source, stride, count, Dv)
         elif vectors == 4:
-            add_matmul(sums, source, 4, stride, D, logits, count, 4)
+            add_matmul(sums, source, 4, stride, Dv, logits, count, 4)
         else:
-            add_matmul(sums, source, 4, stride, D, logits, count, 1)
+            add_matmul(sums, source, 4, stride, Dv, logits, count, 1)
     _store_part(record, splits * (head * (record.H // record.H_kv) * record.L) + split, columns)
     return 0
 
@@ -200,6 +206,7 @@ def _load_queries(record, b, h, columns, visible):
             if c < columns.rows:
                 x = load_scalar_float32(columns.row + 4 * d) * scale
             store_scalar_float32(columns.queries + line * d + 4 * c, x)
+        for d in range(record.Dv):
             store_scalar_float32(columns.sums + line * d + 4 * c, np.float32(0))
         store_scalar_float32(columns.largest + 4 * c, np.float32(-np.inf))
         store_scalar_float32(columns.mass + 4 * c, np.float32(0))
@@ -258,14 +265,14 @@ def _all_finite(rows, stride, first, end, D):
 
 
 @outlined
-def _add_seen_values(columns, visible, window, start, values, stride, keys, D):
+def _add_seen_values(columns, visible, window, start, values, stride, keys, Dv):
     """Add the weighted values of a block to the sums, for each query those that it sees alone.
 
     The matrix product gives other values the weight 0, and 0 times infinity or NaN is NaN.
     """
     line = columns.line
     for c in range(columns.rows):
-        for d in range(D):
+        for d in range(Dv):
             at = columns.sums + line * d + 4 * c
             total = load_scalar_float32(at)
             for s in range(max(visible[c] - window - start, 0), min(visible[c] - start, keys)):
@@ -277,13 +284,13 @@ def _add_seen_values(columns, visible, window, start, values, stride, keys, D):
 @inlined
 def _store_part(record, first_part, columns):
     """The results of one split. first_part is the part of the KV head's first query row."""
-    D, line, splits = record.D, columns.line, record.splits
-    part_bytes = 4 * whole_lanes(D)
+    Dv, line, splits = record.Dv, columns.line, record.splits
+    part_bytes = 4 * whole_lanes(Dv)
     for c in range(columns.rows):
         part = first_part + splits * (columns.first + c)
         m = load_scalar_float32(columns.mass + 4 * c)
         log_sum = load_scalar_float32(columns.largest + 4 * c) + np.float32(math.log(m))
-        for d in range(D):
+        for d in range(Dv):
             x = load_scalar_float32(columns.sums + line * d + 4 * c)
             y = np.float32(0) if m == 0 else x / m
             store_scalar_float32(record.parts + part_bytes * part + 4 * d, y)
@@ -292,29 +299,30 @@ def _store_part(record, first_part, columns):
 
 @opaque
 def merge_splits(at, row, scratch):
-    """Merge the splits of one row into the first of them, and round it into out."""
+    """Merge the splits of one row and its sink into the first split, and round it into out."""
     record = dense_at(at)
-    D, splits = record.D, record.splits
-    part_bytes = 4 * whole_lanes(D)
+    Dv, splits = record.Dv, record.splits
+    part_bytes = 4 * whole_lanes(Dv)
     parts = record.parts + part_bytes * splits * row
     part_lse = record.part_lse + 4 * splits * row
     visible = visible_tokens(record.S, record.L, row % record.L)
-    largest = np.float32(-np.inf)
+    sink = sink_of(record, row // record.L % record.H)
+    largest = sink
     for split in range(splits):
         largest = max(largest, load_scalar_float32(part_lse + 4 * split))
     log_sum = load_scalar_float32(part_lse)
-    if visible > 0 and (splits > 1 or largest == -np.inf):
+    if visible > 0 and (splits > 1 or sink > -np.inf or largest == -np.inf):
         # Logits that are all -inf have no softmax: -inf - -inf makes the NaN that is due.
-        mass = np.float32(0)
+        mass = np.float32(math.exp(sink - largest)) if sink > -np.inf else np.float32(0)
         for split in range(splits):
             mass += math.exp(load_scalar_float32(part_lse + 4 * split) - largest)
         log_sum = largest + math.log(mass)
-        for d in range(D):
+        for d in range(Dv):
             x = np.float32(0)
             for split in range(splits):
                 share = math.exp(load_scalar_float32(part_lse + 4 * split) - largest)
                 x += share * load_scalar_float32(parts + part_bytes * split + 4 * d)
             store_scalar_float32(parts + 4 * d, np.float32(x / mass))
-    narrow_row(parts, D, record.out + item_bytes(record.q_dtype) * D * row, record.q_dtype)
+    narrow_row(parts, Dv, record.out + item_bytes(record.q_dtype) * Dv * row, record.q_dtype)
     store_scalar_float32(record.lse + 4 * row, np.float32(log_sum))
     return 0

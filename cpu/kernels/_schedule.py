@@ -76,7 +76,7 @@ def _place(step, memory):
     step.coded_ranks = _after(step.coded, 4 * rows * step.coded_room)
     step.coded_counts = _after(step.coded_ranks, 4 * rows * step.coded_room)
     step.exact = _after(step.coded_counts, 8 * rows)
-    return _after(step.exact, 4 * rows * step.D)
+    return _after(step.exact, 4 * rows * step.Dv)
 
 
 @inlined

@@ -67,6 +67,7 @@ class Weights(NamedTuple):
     sums: int  # sixteen float32
     shifts: int  # float64, in nats
     masses: int  # float64
+    cap: int  # one float32 for all rows: the soft cap in units of ln 2, 0 without one
     bases: int  # float32, per tile: what its mean and the shift add to a logit
     end: int
 
@@ -77,6 +78,7 @@ def weights_of(start):
     row = 4 * ROWS
     halves = start + 2 * LINE
     competing = halves + 4 * row
+    cap = halves + 3 * row
     sums = start + 5 * LINE
     shifts = sums + 64 * ROWS
     masses = shifts + 8 * ROWS
@@ -84,7 +86,7 @@ def weights_of(start):
     end = bases + row * (CHUNK // TILE)
     return Weights(
         start, start, start + LINE, halves, halves + row, halves + 2 * row, competing,
-        sums, shifts, masses, bases, end,
+        sums, shifts, masses, cap, bases, end,
     )  # fmt: skip
 
 
@@ -135,9 +137,15 @@ def sought(step):
 
 
 @inlined
-def tail_scratch(Dt, tail):
+def row_floats(step):
+    """Float32 of a transformed query or value."""
+    return scratch_floats(max(step.Dt, step.Dvt))
+
+
+@inlined
+def tail_scratch(step):
     """Bytes for the tail of a row: two transformed rows, a list of weights or a row, and scales."""
-    return 8 * scratch_floats(Dt) + 8 * (max(tail, scratch_floats(Dt)) + LINE) + LINE
+    return 8 * row_floats(step) + 8 * (max(step.tail, row_floats(step)) + LINE) + LINE
 
 
 @inlined
@@ -169,7 +177,7 @@ def layout_of(step):
     state = near_ranks + rank_bytes * choosing * step.part_room
     products = (state + 8 * STATE_FIELDS * choosing + LINE - 1) // LINE * LINE
     by_products = products + rerank_scratch(step.D, step.refined)
-    attending = max(attend_scratch(step.D, step.budget), tail_scratch(step.Dt, step.tail))
+    attending = max(attend_scratch(step.D, step.Dv, step.budget), tail_scratch(step))
     chosen = products + (step.slots // 8 if step.tail > 0 else 0)  # a bit per token
     end = max(by_products, attending, chosen) + LINE
     return Layout(

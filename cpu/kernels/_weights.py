@@ -1,9 +1,9 @@
 """The sum of the estimated weights of all tokens, made in the pass over their distances.
 
-A token has the logit a = scale e - noise s^2, with e its estimate and s its scale. Its weight is
-exp(a - shift). The shift is a logit near the worst of the tokens that are chosen. Tokens far above
-it are chosen themselves, and taken out of the sum afterwards. So their weights are cut at
-exp(HIGHEST), and do not hide the others.
+A token has the logit a = scale e - noise s^2, with e its estimate and s its scale. With a soft cap
+c it is c tanh(a / c) instead. Its weight is exp(a - shift). The shift is a logit near the worst of
+the tokens that are chosen. Tokens far above it are chosen themselves, and taken out of the sum
+afterwards. So their weights are cut at exp(HIGHEST), and do not hide the others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from numba.core import cgutils, types
 from adamas_core.reference.center import NOISE
 from adamas_core.reference.layout import TILE
 
+from ._cap import capped
 from ._float_rows import LANES
 from ._jit import inlined, outlined
 from ._scratch import CHUNK, END, FIRST, ROWS, STATE_FIELDS, TOTAL, UNIT, weights_of
 from ._simd import (
     AVX512,
+    F32,
     I1,
     I16,
     I32,
@@ -112,16 +114,20 @@ def _of_row(builder: Any, numbers: Any, row: Any) -> Any:
     return splat(builder, F32x16.ir, load_scalar_float32(builder, at))
 
 
-def _for_rows(builder: Any, tile: Sequence[Any], rows: Any, use: Callable[..., Any]) -> None:
+def _for_rows(
+    builder: Any, tile: Sequence[Any], rows: Any, use: Callable[..., Any], with_cap: bool = False
+) -> None:
     """Compute n s / 2 and the logits, in units of ln 2, of a tile's tokens for each of some rows.
 
     `tile` has the first five arguments of the operations below. `use(row, sums, products, logits)`
-    emits the rest. It returns the new sixteen sums of the row.
+    emits the rest. It returns the new sixteen sums of the row. The shift is in the bases. With a
+    cap it is not, and is taken from the capped logits.
     """
     distances, stride, scales, weights, bases = tile
     factors = [load_scales(builder, builder.add(scales, I64(16 * i))) for i in range(4)]
     squares = [builder.fmul(factor, factor) for factor in factors]
     vector = F32x16.ir
+    cap = load_scalar_float32(builder, builder.add(weights, I64(_FIELDS.cap))) if with_cap else None
     with cgutils.for_range(builder, rows) as loop:
         half, factor, noise = (
             _of_row(builder, builder.add(weights, I64(at)), loop.index)
@@ -135,6 +141,9 @@ def _for_rows(builder: Any, tile: Sequence[Any], rows: Any, use: Callable[..., A
             products.append(builder.fmul(builder.fsub(half, d), s))
             rest = multiply_add(builder, square, noise, base)
             logits.append(multiply_add(builder, products[-1], factor, rest))
+        if with_cap:
+            start = _of_row(builder, builder.add(weights, I64(_FIELDS.starts)), loop.index)
+            logits = [builder.fadd(capped(builder, logit, cap), start) for logit in logits]
         at = builder.add(weights, I64(_FIELDS.sums))
         at = builder.add(at, builder.mul(loop.index, I64(64)))
         store(builder, at, use(loop.index, load(builder, at, vector), products, logits))
@@ -148,46 +157,54 @@ def _competing(builder: Any, weights: Any, row: Any) -> list[Any]:
     return [builder.bitcast(part, ir.VectorType(I1, 16)) for part in parts]
 
 
-@operation(types.void, *[types.int64] * 6)
-def find_largest(builder: Any, *arguments: Any) -> None:
-    """For some rows, the largest logit of a tile's tokens that compete, and of the sums so far.
+def _over_tile(with_cap: bool) -> tuple[Any, Any]:
+    """`find_largest` and `add_weights`, for logits without a cap or with one.
 
-    The arguments are distances, stride, scales, weights, bases and rows. `stride` is in bytes,
-    between the distances of two rows, and `weights` is the start of the rows' weights.
+    The arguments of both are distances, stride, scales, weights, bases and rows. `stride` is in
+    bytes, between the distances of two rows, and `weights` is the start of the rows' weights.
     """
-    *tile, rows = arguments
-    lowest = constant(F32x16.ir, float("-inf"))
 
-    def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
-        competing = _competing(builder, tile[3], row)
-        for mask, logit in zip(competing, logits, strict=True):
-            sums = larger_number(builder, sums, builder.select(mask, logit, lowest))
-        return sums
+    @operation(types.void, *[types.int64] * 6)
+    def find_largest(builder: Any, *arguments: Any) -> None:
+        """For some rows, the largest logit of a tile's tokens that compete, and of the sums."""
+        *tile, rows = arguments
+        lowest = constant(F32x16.ir, float("-inf"))
 
-    _for_rows(builder, tile, rows, use)
+        def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
+            competing = _competing(builder, tile[3], row)
+            for mask, logit in zip(competing, logits, strict=True):
+                sums = larger_number(builder, sums, builder.select(mask, logit, lowest))
+            return sums
+
+        _for_rows(builder, tile, rows, use, with_cap)
+
+    @operation(types.void, *[types.int64] * 6)
+    def add_weights(builder: Any, *arguments: Any) -> None:
+        """For some rows, add the weights of a tile's tokens that compete."""
+        *tile, rows = arguments
+        zero = constant(F32x16.ir, 0.0)
+
+        def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
+            competing = _competing(builder, tile[3], row)
+            for mask, logit in zip(competing, logits, strict=True):
+                weight = builder.select(mask, power_of_two(builder, logit), zero)
+                sums = builder.fadd(sums, weight)
+            return sums
+
+        _for_rows(builder, tile, rows, use, with_cap)
+
+    return find_largest, add_weights
 
 
-@operation(types.void, *[types.int64] * 6)
-def add_weights(builder: Any, *arguments: Any) -> None:
-    """For some rows, add the weights of a tile's tokens that compete. As `find_largest`."""
-    *tile, rows = arguments
-    zero = constant(F32x16.ir, 0.0)
-
-    def use(row: Any, sums: Any, products: Any, logits: Any) -> Any:
-        competing = _competing(builder, tile[3], row)
-        for mask, logit in zip(competing, logits, strict=True):
-            weight = builder.select(mask, power_of_two(builder, logit), zero)
-            sums = builder.fadd(sums, weight)
-        return sums
-
-    _for_rows(builder, tile, rows, use)
+_find_largest, _add_weights = _over_tile(with_cap=False)
+_find_largest_capped, _add_weights_capped = _over_tile(with_cap=True)
 
 
 @operation(types.void, *[types.int64] * 8)
 def add_and_test(builder: Any, *arguments: Any) -> None:
-    """`add_weights` and `find_promising` in one, for a tile whose tokens all compete.
+    """The weights and `find_promising` in one, for a tile whose tokens all compete; without a cap.
 
-    The arguments are those of `add_weights`, and the addresses of limits and masks.
+    The arguments are those of `_over_tile`, and the addresses of limits and masks.
     """
     *tile, rows, limits, masks = arguments
 
@@ -220,12 +237,31 @@ def weights_of_ranks(
     `ranks` is the address of their ranks, and `scales` that of the bytes of their scales. Memory
     of sixteen is read. The numbers are a row's slope, its noise and its start.
     """
+    return _first_powers(builder, _of_ranks(builder, ranks, scales, slope, noise, start), count)
+
+
+@operation(F32x16, types.int64, types.int64, *[types.float32] * 3, types.int64, types.float32)
+def capped_weights_of_ranks(
+    builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, start: Any, count: Any, cap: Any
+) -> Any:
+    """As `weights_of_ranks`, with a cap in units of ln 2."""
+    logits = capped(builder, _of_ranks(builder, ranks, scales, slope, noise, F32(0)), cap)
+    return _first_powers(builder, builder.fadd(logits, splat(builder, F32x16.ir, start)), count)
+
+
+def _of_ranks(builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, start: Any) -> Any:
+    """The logits of sixteen ranks, in units of ln 2."""
     vector = F32x16.ir
     estimate = load_estimates(builder, ranks)
     slope, noise, start = (splat(builder, vector, x) for x in (slope, noise, start))
     s = load_scales(builder, scales)
     rest = multiply_add(builder, builder.fmul(s, s), noise, start)
-    weight = power_of_two(builder, multiply_add(builder, estimate, slope, rest))
+    return multiply_add(builder, estimate, slope, rest)
+
+
+def _first_powers(builder: Any, logits: Any, count: Any) -> Any:
+    vector = F32x16.ir
+    weight = power_of_two(builder, logits)
     return builder.select(first_lanes(builder, vector, count), weight, constant(vector, 0.0))
 
 
@@ -247,6 +283,12 @@ def begin_weights(step, weights, i, terms, x):
         store_scalar_float32(weights.slopes + 4 * lane, slope)
     set_shift(weights, i, -np.inf)
     store_float64(weights.masses + 8 * i, 0.0)
+    store_scalar_float32(weights.cap, np.float32(step.soft_cap) * LOG2_E)
+
+
+@inlined
+def has_cap(weights):
+    return load_scalar_float32(weights.cap) > 0
 
 
 @inlined
@@ -262,6 +304,8 @@ def set_shift(weights, i, shift):
 def begin_sums(weights, on_means, tokens, rows, empty):
     """The bases of a chunk's tiles, and sums that hold `empty`."""
     slope, start = load_float32(weights.slopes), load_float32(weights.starts)
+    if has_cap(weights):
+        start = to_all(np.float32(0))
     for pair in range(0, tokens, 2 * TILE):
         at = 4 * ROWS * (pair // TILE)
         base = multiply_add(load_float32(on_means + at), slope, start)
@@ -278,6 +322,15 @@ def end_sums(weights, rows):
         store_float64(weights.masses + 8 * i, load_float64(weights.masses + 8 * i) + sum_)
 
 
+@inlined
+def add_tile(weights, distances, scales, bases, rows):
+    """Add the weights of a tile's tokens that compete."""
+    if has_cap(weights):
+        _add_weights_capped(distances, 2 * CHUNK, scales, weights.start, bases, rows)
+    else:
+        _add_weights(distances, 2 * CHUNK, scales, weights.start, bases, rows)
+
+
 @outlined
 def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, rows, left_out=0):
     """Add up the weights of a chunk that has been scored, whose first token is `chunk`.
@@ -291,7 +344,11 @@ def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, r
         at = tile - chunk
         bases = weights.bases + 4 * ROWS * (at // TILE)
         mark_competing(weights, state, tile, rows, left_out)
-        find_largest(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
+        place = distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows
+        if has_cap(weights):
+            _find_largest_capped(*place)
+        else:
+            _find_largest(*place)
     for i in range(rows):
         largest = largest_of(load_float32(weights.sums + 64 * i))
         _raise_shift(weights, i, np.float64(largest) * math.log(2))
@@ -300,7 +357,7 @@ def weigh_chunk(weights, distances, scales, on_means, state, chunk, chunk_end, r
         at = tile - chunk
         bases = weights.bases + 4 * ROWS * (at // TILE)
         mark_competing(weights, state, tile, rows, left_out)
-        add_weights(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
+        add_tile(weights, distances + 2 * at, scales + at, bases, rows)
     end_sums(weights, rows)
 
 

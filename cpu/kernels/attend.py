@@ -14,6 +14,7 @@ from .._array import (
     LINE,
 )
 from .._records import Step
+from ._cap import cap_all
 from ._exp import exp
 from ._float_rows import (
     LANES,
@@ -61,7 +62,7 @@ def plan_attend(at):
     step.threads = loop.threads
     step.bad = -1
     loop.items = step.threads
-    loop.scratch = attend_scratch(step.D, step.budget)
+    loop.scratch = attend_scratch(step.D, step.Dv, step.budget)
     return 0
 
 
@@ -76,9 +77,9 @@ def attend_share(at, i, scratch):
 
 
 @inlined
-def attend_scratch(D, K):
+def attend_scratch(D, Dv, K):
     """Bytes that attend_rows needs: two rows' tokens, the scaled query, two sums, the logits."""
-    floats = 3 * (D + LANES) + K + LANES
+    floats = D + 2 * Dv + 3 * LANES + K + LANES
     return 4 * floats + 16 * K + LINE
 
 
@@ -103,6 +104,7 @@ class Chosen(NamedTuple):
     stride: int
     tokens: int  # address of the tokens, int64
     n: int
+    octets: int  # bytes per row
 
 
 @inlined
@@ -113,43 +115,54 @@ def _attend_rows(step, dtype, start, end, scratch):
     keys of the next row while its values are. If these are too many for the caches, both are asked
     for shortly before they are used.
     """
-    H, L, D, K = step.H, step.L, step.D, step.budget
-    G = H // step.H_kv
+    H, L, D, Dv, K = step.H, step.L, step.D, step.Dv, step.budget
+    G, size = H // step.H_kv, item_bytes(dtype)
     tokens = (scratch + 7) // 8 * 8  # of two rows, in turn
     query = tokens + 16 * K
     sums = query + 4 * whole_lanes(D)
-    p = sums + 8 * whole_lanes(D)
+    p = sums + 8 * whole_lanes(Dv)
     n, bad = _valid_indices(step, start, tokens + 8 * K * (start % 2))
     b, h, l = _split(start, H, L)
-    keys = Chosen(
-        step.k + b * step.k_b + h // G * step.k_h, step.k_s, tokens + 8 * K * (start % 2), n
-    )
+    base = step.k + b * step.k_b + h // G * step.k_h
+    keys = Chosen(base, step.k_s, tokens + 8 * K * (start % 2), n, size * D)
     for i in range(0, min(n, MANY), BATCH):
-        _ask_for(keys, item_bytes(dtype) * D, i)
+        _ask_for(keys, i)
     for row in range(start, end):
         if bad >= 0:
             return bad
         source = step.q + b * step.q_b + h * step.q_h + l * step.q_l
-        values = Chosen(step.v + b * step.v_b + h // G * step.v_h, step.v_s, keys.tokens, keys.n)
+        base = step.v + b * step.v_b + h // G * step.v_h
+        values = Chosen(base, step.v_s, keys.tokens, keys.n, size * Dv)
+        sink = sink_of(step, h)
         _scaled_query(source, step.q_dtype, D, np.float32(step.scale), query)
         _logits(query, D, dtype, keys, values, p)
-        largest, mass = _softmax(p, keys.n)
+        if step.soft_cap > 0:
+            cap_all(p, keys.n, np.float32(step.soft_cap))
+        largest, mass = _softmax(p, keys.n, sink)
 
         following, following_n, base = tokens + 8 * K * ((row + 1) % 2), 0, keys.base
         if row + 1 < end:
             following_n, bad = _valid_indices(step, row + 1, following)
             b, h, l = _split(row + 1, H, L)
             base = step.k + b * step.k_b + h // G * step.k_h
-        keys = Chosen(base, step.k_s, following, following_n)
-        _sum_values(D, dtype, values, p, sums, keys)
+        keys = Chosen(base, step.k_s, following, following_n, size * D)
+        _sum_values(Dv, dtype, values, p, sums, keys)
         if values.n > 0:
-            for d in range(0, D, LANES):
+            for d in range(0, Dv, LANES):
                 store_float32(sums + 4 * d, load_float32(sums + 4 * d) / to_all(mass))
             store_scalar_float32(step.lse + 4 * row, largest + np.float32(math.log(mass)))
         else:
-            store_scalar_float32(step.lse + 4 * row, np.float32(-np.inf))
-        narrow_row(sums, D, step.out + item_bytes(step.out_dtype) * D * row, step.out_dtype)
+            store_scalar_float32(step.lse + 4 * row, sink)
+        narrow_row(sums, Dv, step.out + item_bytes(step.out_dtype) * Dv * row, step.out_dtype)
     return bad
+
+
+@inlined
+def sink_of(record, h):
+    """The logit of a query head's sink, -inf where there is none."""
+    if record.sink_logits == 0:
+        return np.float32(-np.inf)
+    return load_scalar_float32(record.sink_logits + 4 * h)
 
 
 @inlined
@@ -193,11 +206,11 @@ def _scaled_query(q, dtype, D, scale, query):
 
 
 @inlined
-def _ask_for(rows, octets, first):
+def _ask_for(rows, first):
     """Ask for a batch of rows."""
     for i in range(first, min(first + BATCH, rows.n)):
         row = _row(rows, i)
-        for offset in range(0, octets, LINE):
+        for offset in range(0, rows.octets, LINE):
             prefetch(row + offset)
 
 
@@ -209,9 +222,9 @@ def _logits(query, D, dtype, keys, values, logits):
     batches = n - n % BATCH
     for i in range(0, batches, BATCH):
         if n <= MANY:
-            _ask_for(values, size * D, i)
+            _ask_for(values, i)
         else:
-            _ask_for(keys, size * D, i + AHEAD)
+            _ask_for(keys, i + AHEAD)
         a, b, c, d = _row(keys, i), _row(keys, i + 1), _row(keys, i + 2), _row(keys, i + 3)
         sum_a = sum_b = sum_c = sum_d = to_all(np.float32(0))
         for j in range(0, whole, LANES):
@@ -242,11 +255,14 @@ def _logits(query, D, dtype, keys, values, logits):
 
 
 @inlined
-def _softmax(p, n):
-    """Replace n logits by exp(logit - largest). Returns the largest logit, and the sum."""
+def _softmax(p, n, sink):
+    """Replace n logits by exp(logit - largest). Returns the largest, and the sum.
+
+    The sink's logit may be the largest, and has a part in the sum.
+    """
     for i in range(n, whole_lanes(n)):
         store_scalar_float32(p + 4 * i, np.float32(-np.inf))
-    maximum = to_all(np.float32(-np.inf))
+    maximum = to_all(sink)
     for i in range(0, n, LANES):
         maximum = larger_number(maximum, load_float32(p + 4 * i))
     largest = largest_of(maximum)
@@ -255,43 +271,46 @@ def _softmax(p, n):
         share = exp(load_float32(p + 4 * i) - to_all(largest))
         store_float32(p + 4 * i, share)
         mass += share
-    return largest, sum_of(mass)
+    whole = sum_of(mass)
+    if sink > -np.inf:
+        whole += np.float32(math.exp(sink - largest))
+    return largest, whole
 
 
 @inlined
-def _sum_values(D, dtype, values, p, sums, next_keys):
-    """sums (D,) = the sum of p_i v_i over the chosen rows. The next row's keys are asked for.
+def _sum_values(Dv, dtype, values, p, sums, next_keys):
+    """sums (Dv,) = the sum of p_i v_i over the chosen rows. The next row's keys are asked for.
 
     After sums there is room for a partial sum of as many floats.
     """
     zero = to_all(np.float32(0))
-    partial = sums + 4 * whole_lanes(D)
-    octets, n = item_bytes(dtype) * D, values.n
-    for d in range(0, D, LANES):
+    partial = sums + 4 * whole_lanes(Dv)
+    n = values.n
+    for d in range(0, Dv, LANES):
         store_float32(sums + 4 * d, zero)
     for start in range(0, max(n, next_keys.n), PARTIAL):
-        for d in range(0, D, LANES):
+        for d in range(0, Dv, LANES):
             store_float32(partial + 4 * d, zero)
         for i in range(start, min(start + PARTIAL, max(n, next_keys.n)), BATCH):
             if i < MANY:
-                _ask_for(next_keys, octets, i)
+                _ask_for(next_keys, i)
             if n > MANY:
-                _ask_for(values, octets, i + AHEAD)
+                _ask_for(values, i + AHEAD)
             if i + BATCH <= n:
-                _add_values(D, dtype, values, i, p, partial)
+                _add_values(Dv, dtype, values, i, p, partial)
             else:
                 for j in range(i, n):
-                    _add_value(D, dtype, _row(values, j), p + 4 * j, partial)
-        for d in range(0, D, LANES):
+                    _add_value(Dv, dtype, _row(values, j), p + 4 * j, partial)
+        for d in range(0, Dv, LANES):
             sum_ = load_float32(sums + 4 * d) + load_float32(partial + 4 * d)
             store_float32(sums + 4 * d, sum_)
 
 
 @inlined
-def _add_values(D, dtype, values, i, p, partial):
-    """partial (D,) += p_j v_j of a batch of rows, the first of which is the i-th chosen one."""
+def _add_values(Dv, dtype, values, i, p, partial):
+    """partial (Dv,) += p_j v_j of a batch of rows, the first of which is the i-th chosen one."""
     size = item_bytes(dtype)
-    whole = D - D % LANES
+    whole = Dv - Dv % LANES
     a, b, c, d = _row(values, i), _row(values, i + 1), _row(values, i + 2), _row(values, i + 3)
     p_a = to_all(load_scalar_float32(p + 4 * i))
     p_b = to_all(load_scalar_float32(p + 4 * i + 4))
@@ -304,10 +323,10 @@ def _add_values(D, dtype, values, i, p, partial):
         y = multiply_add(p_c, load_lanes(c + size * j, dtype), y)
         y = multiply_add(p_d, load_lanes(d + size * j, dtype), y)
         store_float32(partial + 4 * j, y)
-    if whole < D:
+    if whole < Dv:
         y = load_float32(partial + 4 * whole)
         at = size * whole
-        left = D - whole
+        left = Dv - whole
         y = multiply_add(p_a, load_first_lanes(a + at, dtype, left), y)
         y = multiply_add(p_b, load_first_lanes(b + at, dtype, left), y)
         y = multiply_add(p_c, load_first_lanes(c + at, dtype, left), y)
@@ -316,10 +335,10 @@ def _add_values(D, dtype, values, i, p, partial):
 
 
 @inlined
-def _add_value(D, dtype, v, p, partial):
-    """partial (D,) += p v of one row."""
+def _add_value(Dv, dtype, v, p, partial):
+    """partial (Dv,) += p v of one row."""
     size = item_bytes(dtype)
     share = to_all(load_scalar_float32(p))
-    for d in range(0, D, LANES):
-        y = load_first_lanes(v + size * d, dtype, D - d)
+    for d in range(0, Dv, LANES):
+        y = load_first_lanes(v + size * d, dtype, Dv - d)
         store_float32(partial + 4 * d, multiply_add(share, y, load_float32(partial + 4 * d)))

@@ -14,6 +14,7 @@ from numba.np.numpy_support import carray
 
 from adamas_core.reference.layout import TILE
 
+from ._cap import cap_one
 from ._float_rows import LANES
 from ._jit import inlined, invoke, opaque, outlined
 from ._memory import step_at
@@ -88,11 +89,12 @@ from ._simd import (
 )
 from ._weights import (
     add_and_test,
-    add_weights,
+    add_tile,
     begin_sums,
     begin_weights,
     competing_for_all,
     end_sums,
+    has_cap,
     mark_competing,
     set_shift,
     weigh_chunk,
@@ -361,7 +363,7 @@ def _shift_to_bounds(step, layout, scratch, state):
         shift = step.scale * np.float64(least_of(state[i, BOUND]))
         if not (step.scale >= 0 and abs(shift) < np.inf):
             return False
-        set_shift(weights, i, shift)
+        set_shift(weights, i, cap_one(shift, step.soft_cap))
     return True
 
 
@@ -519,7 +521,7 @@ def _weigh_and_test(tests, weights, distances, scales, on_means, state, chunk, c
         at = tile - chunk
         row = ROWS * (at // TILE)
         bases = weights.bases + 4 * row
-        if first <= tile and tile + TILE <= end:
+        if first <= tile and tile + TILE <= end and not has_cap(weights):
             add_and_test(
                 distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows,
                 tests.limits + 4 * row, tests.masks + 8 * row,
@@ -527,7 +529,7 @@ def _weigh_and_test(tests, weights, distances, scales, on_means, state, chunk, c
         else:
             _test_tile(tests, distances, scales, at, rows)
             mark_competing(weights, state, tile, rows)
-            add_weights(distances + 2 * at, 2 * CHUNK, scales + at, weights.start, bases, rows)
+            add_tile(weights, distances + 2 * at, scales + at, bases, rows)
     end_sums(weights, rows)
 
 

@@ -13,13 +13,14 @@ from adamas_core.reference.center import FINE_NOISE, NOISE
 from adamas_core.reference.layout import TILE
 
 from .._array import FLOAT32, LINE
+from ._cap import cap_one, capped
 from ._coded_sum import sum_codes
 from ._exp import exp
 from ._float_rows import LANES, item_bytes, load_first_lanes, narrow_row, widen_row
 from ._jit import inlined, opaque, outlined
 from ._memory import step_at
 from ._queries import forced_of, keep_by_products, length_of, locate, part_of, store_indices
-from ._scratch import layout_of, sought, stay_prepared
+from ._scratch import layout_of, row_floats, sought, stay_prepared
 from ._simd import (
     F64,
     F32x16,
@@ -51,10 +52,17 @@ from ._simd import (
 )
 from ._third_bits import rank_by_three_bits
 from ._visible import visible_tokens
-from ._weights import HIGHEST, LEAST, LOG2_E, load_estimates, weights_of_ranks
+from ._weights import (
+    HIGHEST,
+    LEAST,
+    LOG2_E,
+    capped_weights_of_ranks,
+    load_estimates,
+    weights_of_ranks,
+)
 from .center import load_scales
 from .estimate import gathered, least_of, prepare_estimates, weigh_again
-from .hadamard import scratch_floats, transform
+from .hadamard import transform
 from .rerank import keep_best
 
 CHOSEN = 1024  # tokens whose weights are added up at a time
@@ -104,7 +112,7 @@ def _choose_row(step, layout, scratch, row):
     b, h, _, _ = locate(step, row)
     values = step.v_codes + b * step.v_codes_b + h * step.v_codes_h
     for i in range(count):
-        prefetch(values + 16 * step.P * np.int64(load_int32(own + 4 * i)))
+        prefetch(values + 16 * step.Pv * np.int64(load_int32(own + 4 * i)))
         token, rank = load_int32(own + 4 * i), load_uint32(ranks + 4 * i)
         # No branch decides where it goes.
         is_exact = (next_exact < n) & (load_int32(exact + 4 * next_exact) == token)
@@ -145,21 +153,26 @@ def noise_of(step, row, scratch):
     return 0.5 * NOISE * step.scale * step.scale * np.float64(sum_of(squares))
 
 
-@operation(F32x16, types.int64, types.int64, types.float64, types.float64, types.int64)
-def logits_of(builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any, count: Any) -> Any:
-    """The logits of up to sixteen tokens, of which there are `count`; -inf in the other lanes.
+@operation(F32x16, types.int64, types.int64, types.float64, types.float64)
+def logits_of(builder: Any, ranks: Any, scales: Any, slope: Any, noise: Any) -> Any:
+    """The logits of sixteen tokens, without a cap.
 
-    `ranks` is the address of their ranks, and `scales` that of the bytes of their scales. Memory
-    of sixteen is read. `slope` is a logit per estimate, `noise` what the square of a scale takes.
+    `ranks` is the address of their ranks, and `scales` that of the bytes of their scales. `slope`
+    is a logit per estimate, `noise` what the square of a scale takes.
     """
     wide = ir.VectorType(F64, LANES)
     estimates = builder.fpext(load_estimates(builder, ranks), wide)
     s = builder.fpext(load_scales(builder, scales), wide)
     less = builder.fmul(builder.fmul(splat(builder, wide, noise), s), s)
     logits = builder.fsub(builder.fmul(splat(builder, wide, slope), estimates), less)
-    vector = F32x16.ir
-    lanes, lowest = first_lanes(builder, vector, count), constant(vector, float("-inf"))
-    return builder.select(lanes, builder.fptrunc(logits, vector), lowest)
+    return builder.fptrunc(logits, F32x16.ir)
+
+
+@operation(F32x16, F32x16, types.int64)
+def only_first(builder: Any, logits: Any, count: Any) -> Any:
+    """The first `count` of sixteen logits, and -inf in the other lanes."""
+    lanes = first_lanes(builder, logits.type, count)
+    return builder.select(lanes, logits, constant(logits.type, float("-inf")))
 
 
 @outlined
@@ -193,7 +206,8 @@ def _weigh_rest(step, layout, scratch, row, exact, coded, competing):
             shift, lowest = max(shift, one), min(lowest, one)
             largest = max(largest, load_float64(sums + 16 * split + 8))
     too_high = largest < 2.0**30 * LEAST  # the noise takes the logits far below the estimates
-    too_low = step.scale * np.float64(least_of(np.int64(worst))) - lowest > HIGHEST
+    highest = cap_one(step.scale * np.float64(least_of(np.int64(worst))), step.soft_cap)
+    too_low = highest - lowest > HIGHEST
     mass = whole = 0.0
     for split in range(step.splits):
         one = load_float64(sums + 16 * split)
@@ -236,10 +250,11 @@ def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
 
     `of_keys` is the address of the tokens' scales, and their noise. Distances are free by now.
     """
-    (start, end), (scales, noise) = part, of_keys
+    (first_token, end), (scales, noise) = part, of_keys
     own_ranks = scratch + layout.distances
     own_scales = own_ranks + 4 * CHOSEN
     slope, less = np.float32(step.scale) * LOG2_E, np.float32(-noise) * LOG2_E
+    start, cap = np.float32(-shift) * LOG2_E, np.float32(step.soft_cap) * LOG2_E
     total = 0.0
     for first in range(0, n, CHOSEN):
         count = 0
@@ -247,11 +262,14 @@ def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
             token = load_int32(tokens + 4 * i)
             store_uint32(own_ranks + 4 * count, load_uint32(ranks + 4 * i))
             store_uint8(own_scales + count, load_uint8(scales + token))
-            count += (start <= token) & (token < end)
+            count += (first_token <= token) & (token < end)
         sums = to_all(np.float32(0))
         for i in range(0, count, LANES):
             at = own_ranks + 4 * i, own_scales + i
-            sums += weights_of_ranks(*at, slope, less, np.float32(-shift) * LOG2_E, count - i)
+            if cap > 0:
+                sums += capped_weights_of_ranks(*at, slope, less, start, count - i, cap)
+            else:
+                sums += weights_of_ranks(*at, slope, less, start, count - i)
         total += np.float64(sum_of(sums))
     return total
 
@@ -271,19 +289,19 @@ def add_tail(at, start, end, scratch):
 @outlined
 def _add_row(step, row, scratch):
     b, h, l, _ = locate(step, row)
-    D, Dt = step.D, step.Dt
+    Dv, Dvt, cap = step.Dv, step.Dvt, np.float32(step.soft_cap)
     length = length_of(step, b)
     visible = visible_tokens(length, step.L, l)
-    out = step.out + 4 * D * row
-    target = step.whole_out + item_bytes(step.q_dtype) * D * row
+    out = step.out + 4 * Dv * row
+    target = step.whole_out + item_bytes(step.q_dtype) * Dv * row
     if visible <= 0:
-        narrow_row(out, D, target, step.q_dtype)
+        narrow_row(out, Dv, target, step.q_dtype)
         return
     sums = scratch
-    back = sums + 4 * scratch_floats(Dt)
-    weights = back + 4 * scratch_floats(Dt)
+    back = sums + 4 * row_floats(step)
+    weights = back + 4 * row_floats(step)
     n = load_int64(step.coded_counts + 8 * row)
-    scales = weights + 4 * (max(step.tail, scratch_floats(Dt)) + LINE)
+    scales = weights + 4 * (max(step.tail, row_floats(step)) + LINE)
     noise = noise_of(step, row, sums) * (FINE_NOISE / NOISE)
     tokens = step.coded + 4 * step.coded_room * row
     ranks = step.coded_ranks + 4 * step.coded_room * row
@@ -298,7 +316,10 @@ def _add_row(step, row, scratch):
     for i in range(n):
         store_uint8(scales + i, load_uint8(key_scales + load_int32(tokens + 4 * i)))
     for i in range(0, n, LANES):
-        logits = logits_of(ranks + 4 * i, scales + i, step.scale, noise, n - i)
+        logits = logits_of(ranks + 4 * i, scales + i, step.scale, noise)
+        if cap > 0:
+            logits = capped(logits, cap)
+        logits = only_first(logits, n - i)
         store_float32(weights + 4 * i, logits)
         most = larger_number(most, logits)
     largest = np.float64(largest_of(most))
@@ -314,28 +335,28 @@ def _add_row(step, row, scratch):
         first += load_scalar_float32(weights + 4 * i)
     others = max(sum_of(mass) - first, np.float32(0))
     sum_codes(step, b, h, tokens, n, weights, sums)
-    transform(sums, FLOAT32, Dt, Dt, back)
+    transform(sums, FLOAT32, Dvt, Dvt, back)
     _add_bases(step, b, h, first, others, back)
     exact = math.exp(lse - largest)
     rest *= math.exp(shift - largest) if rest > 0 else 0.0
     whole = exact + np.float64(sum_of(mass)) + rest
     _sum_seen(step, b, h, visible if rest > 0 else 0, sums, weights)
-    for d in range(0, D, LANES):
-        y = load_first_lanes(out + 4 * d, FLOAT32, D - d) * to_all(np.float32(exact / whole))
+    for d in range(0, Dv, LANES):
+        y = load_first_lanes(out + 4 * d, FLOAT32, Dv - d) * to_all(np.float32(exact / whole))
         y += load_float32(back + 4 * d) * to_all(np.float32(1 / whole))
         y += load_float32(sums + 4 * d) * to_all(np.float32(rest / whole / visible))
         store_float32(sums + 4 * d, y)
-    narrow_row(sums, D, target, step.q_dtype)
+    narrow_row(sums, Dv, target, step.q_dtype)
     store_scalar_float32(step.lse + 4 * row, np.float32(largest + math.log(whole)))
 
 
 @inlined
 def _add_bases(step, b, h, first, others, sums):
     """Add both bases of a head, with the weights of the tokens that have them."""
-    bases, D = step.bases + b * step.bases_b + h * step.bases_h, step.D
-    for d in range(0, D, LANES):
-        y = load_first_lanes(bases + 4 * d, FLOAT32, D - d) * to_all(first)
-        y += load_first_lanes(bases + 4 * (D + d), FLOAT32, D - d) * to_all(others)
+    bases, Dv = step.bases + b * step.bases_b + h * step.bases_h, step.Dv
+    for d in range(0, Dv, LANES):
+        y = load_first_lanes(bases + 4 * d, FLOAT32, Dv - d) * to_all(first)
+        y += load_first_lanes(bases + 4 * (Dv + d), FLOAT32, Dv - d) * to_all(others)
         store_float32(sums + 4 * d, load_float32(sums + 4 * d) + y)
 
 
@@ -345,14 +366,14 @@ def _sum_seen(step, b, h, visible, sums, row):
 
     Zeros if visible is 0: without a rest, the sum may be infinite.
     """
-    D = step.D
-    total = step.total + 4 * D * (b * step.H_kv + h)
-    for d in range(D):
+    Dv = step.Dv
+    total = step.total + 4 * Dv * (b * step.H_kv + h)
+    for d in range(Dv):
         x = load_scalar_float32(total + 4 * d) if visible > 0 else np.float32(0)
         store_scalar_float32(sums + 4 * d, x)
     values = step.v + b * step.v_b + h * step.v_h
     for token in range(visible, length_of(step, b) if visible > 0 else 0):
-        widen_row(values + step.v_s * token, step.kv_dtype, D, row)
-        for d in range(D):
+        widen_row(values + step.v_s * token, step.kv_dtype, Dv, row)
+        for d in range(Dv):
             left = load_scalar_float32(sums + 4 * d) - load_scalar_float32(row + 4 * d)
             store_scalar_float32(sums + 4 * d, left)

@@ -3,6 +3,7 @@
 
 #include "include/adamas.h"
 
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -57,7 +58,7 @@ const char *adamas_error(int status) {
              "new as the header";
     case ADAMAS_ERROR_SHAPE:
       return "a shape is wrong; expected axes of at least 1, head_dim up to 2048, H a multiple of "
-             "H_kv, and the same B, H_kv, T and D everywhere";
+             "H_kv, the same B, H_kv, T and D everywhere, and the D of coded values as Dv";
     case ADAMAS_ERROR_DTYPE: return "a dtype is unknown; expected one of adamas_dtype";
     case ADAMAS_ERROR_LENGTH:
       return "a number of tokens is wrong; expected 0 or more, and at most what the arrays have room "
@@ -68,7 +69,8 @@ const char *adamas_error(int status) {
     case ADAMAS_ERROR_OPTION:
       return "an option is wrong: query_bits is 0 or 2 to 8, and distances stay below 65535; centered "
              "codes, a group and a tail need query_bits; a group has no refine and no tail; a tail "
-             "needs codes with a third bit, values and attention";
+             "needs codes with a third bit, values and attention; a soft cap is 0 or above, and "
+             "finite in float; a sink is a number or -inf";
     case ADAMAS_ERROR_INDEX: return "an index is not below S";
     case ADAMAS_ERROR_MEMORY: return "there is no memory for this call";
     case ADAMAS_ERROR_WORKSPACE: return "the workspace is smaller than this call needs";
@@ -182,8 +184,8 @@ static int adopt(void *own, const void *given, const size_t *sizes) {
 static const size_t keys_sizes[] = {sizeof(adamas_keys), 0};
 static const size_t values_sizes[] = {sizeof(adamas_values), BEFORE(adamas_values, sums), 0};
 static const size_t selection_sizes[] = {sizeof(adamas_selection), 0};
-static const size_t step_sizes[] = {sizeof(adamas_step), 0};
-static const size_t attention_sizes[] = {sizeof(adamas_attention), 0};
+static const size_t step_sizes[] = {sizeof(adamas_step), BEFORE(adamas_step, Dv), 0};
+static const size_t attention_sizes[] = {sizeof(adamas_attention), BEFORE(adamas_attention, Dv), 0};
 
 /* Products of axes are far below 2^63, where the bytes of an array are counted. */
 static const int64_t most_elements = (int64_t)1 << 48;
@@ -244,6 +246,18 @@ static int check_values(const adamas_values *given, adamas_values *values) {
   values->scales = dense_heads(values->scales, H, T * TILE);
   values->bases = dense_heads(values->bases, H, 8 * values->D);
   values->sums = dense_heads(values->sums, H, 8 * values->D);
+  return ADAMAS_OK;
+}
+
+/* The coordinates of a value: those given, or those of a key. */
+static int64_t value_dim(int64_t Dv, int64_t D) { return Dv ? Dv : D; }
+static int is_dim(int64_t D) { return D >= 1 && D <= MOST_DIM; }
+
+static int check_softmax(double soft_cap, const float *sink_logits, int64_t H) {
+  if (!(soft_cap >= 0 && soft_cap <= FLT_MAX) || (soft_cap > 0 && (float)soft_cap == 0))
+    return ADAMAS_ERROR_OPTION;
+  for (int64_t h = 0; sink_logits && h < H; h++)
+    if (!(sink_logits[h] < INFINITY)) return ADAMAS_ERROR_OPTION;
   return ADAMAS_OK;
 }
 
@@ -455,8 +469,10 @@ static int check_step(const adamas_step *given, adamas_step *step, adamas_keys *
   if ((status = check_keys(step->keys, keys))) return status;
   memset(values, 0, sizeof *values);
   if (step->values && (status = check_values(step->values, values))) return status;
+  step->Dv = value_dim(step->Dv, keys->D);
+  if (!is_dim(step->Dv)) return ADAMAS_ERROR_SHAPE;
   if (step->values && (values->B != keys->B || values->H_kv != keys->H_kv ||
-                       values->T != keys->T || values->D != keys->D))
+                       values->T != keys->T || values->D != step->Dv))
     return ADAMAS_ERROR_SHAPE;
   if (!are_axes(keys->B, step->H, step->L) || step->H % keys->H_kv) return ADAMAS_ERROR_SHAPE;
   if (!step->q.data || !step->lengths) return ADAMAS_ERROR_ARGUMENT;
@@ -467,12 +483,12 @@ static int check_step(const adamas_step *given, adamas_step *step, adamas_keys *
   if ((status = adopt(selection, step->selection, selection_sizes))) return status;
   step->selection = selection;
   if ((status = check_selection(selection, keys, step))) return status;
+  if ((status = check_softmax(step->soft_cap, step->sink_logits, step->H))) return status;
   if (!are_axes(keys->B * step->H, step->L, step->selection->budget)) return ADAMAS_ERROR_SHAPE;
   if ((status = check_lengths(step, keys))) return status;
-  int64_t q_bytes = keys->D * item(step->q_dtype), kv_bytes = keys->D * item(step->kv_dtype);
-  step->q = dense_rows(step->q, step->H, step->L, q_bytes);
-  step->k = dense_rows(step->k, keys->H_kv, step->S, kv_bytes);
-  step->v = dense_rows(step->v, keys->H_kv, step->S, kv_bytes);
+  step->q = dense_rows(step->q, step->H, step->L, keys->D * item(step->q_dtype));
+  step->k = dense_rows(step->k, keys->H_kv, step->S, keys->D * item(step->kv_dtype));
+  step->v = dense_rows(step->v, keys->H_kv, step->S, step->Dv * item(step->kv_dtype));
   return ADAMAS_OK;
 }
 
@@ -511,10 +527,13 @@ static struct record_step record_of(const adamas_step *step, const adamas_keys *
       .k = address(step->k.data), .kv_dtype = step->kv_dtype, .k_b = step->k.stride_b,
       .k_h = step->k.stride_h, .k_s = step->k.stride_token, .S = step->S,
       .v = address(step->v.data), .v_b = step->v.stride_b, .v_h = step->v.stride_h,
-      .v_s = step->v.stride_token,
+      .v_s = step->v.stride_token, .Dv = step->Dv,
       .out = address(step->out), .out_dtype = step->q_dtype, .lse = address(step->lse),
-      .scale = scale_or(step->scale, keys->D), .tail = tail};
+      .scale = scale_or(step->scale, keys->D), .soft_cap = step->soft_cap,
+      .sink_logits = address(step->sink_logits), .tail = tail};
   if (tail) {
+    record.Dvt = padded(step->Dv);
+    record.Pv = words(step->Dv);
     record.third = address(keys->third.data);
     record.third_b = keys->third.stride_b;
     record.third_h = keys->third.stride_h;
@@ -571,15 +590,17 @@ size_t adamas_step_workspace(const adamas_step *given) {
 static int check_attention(const adamas_attention *given, adamas_attention *a) {
   int status = adopt(a, given, attention_sizes);
   if (status) return status;
-  if (!are_axes(a->B, a->H, a->L) || !are_axes(a->B, a->H_kv, a->S) || a->D < 1 ||
-      a->D > MOST_DIM || a->H % a->H_kv || (a->indices && !are_axes(a->B * a->H, a->L, a->K)))
+  a->Dv = value_dim(a->Dv, a->D);
+  if (!are_axes(a->B, a->H, a->L) || !are_axes(a->B, a->H_kv, a->S) || !is_dim(a->D) ||
+      !is_dim(a->Dv) || a->H % a->H_kv || (a->indices && !are_axes(a->B * a->H, a->L, a->K)))
     return ADAMAS_ERROR_SHAPE;
   if (!a->q.data || !a->k.data || !a->v.data || !a->out || !a->lse) return ADAMAS_ERROR_ARGUMENT;
   if (!is_dtype(a->q_dtype) || !is_dtype(a->kv_dtype)) return ADAMAS_ERROR_DTYPE;
   if (a->window < 0) return ADAMAS_ERROR_OPTION;
+  if ((status = check_softmax(a->soft_cap, a->sink_logits, a->H))) return status;
   a->q = dense_rows(a->q, a->H, a->L, a->D * item(a->q_dtype));
   a->k = dense_rows(a->k, a->H_kv, a->S, a->D * item(a->kv_dtype));
-  a->v = dense_rows(a->v, a->H_kv, a->S, a->D * item(a->kv_dtype));
+  a->v = dense_rows(a->v, a->H_kv, a->S, a->Dv * item(a->kv_dtype));
   return ADAMAS_OK;
 }
 
@@ -591,8 +612,9 @@ static struct record_step sparse_record(const adamas_attention *a) {
       .indices = address(a->indices), .k = address(a->k.data), .kv_dtype = a->kv_dtype,
       .k_b = a->k.stride_b, .k_h = a->k.stride_h, .k_s = a->k.stride_token, .S = a->S,
       .v = address(a->v.data), .v_b = a->v.stride_b, .v_h = a->v.stride_h,
-      .v_s = a->v.stride_token, .out = address(a->out), .out_dtype = a->q_dtype,
-      .lse = address(a->lse), .scale = scale_or(a->scale, a->D)};
+      .v_s = a->v.stride_token, .Dv = a->Dv, .out = address(a->out), .out_dtype = a->q_dtype,
+      .lse = address(a->lse), .scale = scale_or(a->scale, a->D), .soft_cap = a->soft_cap,
+      .sink_logits = address(a->sink_logits)};
   return record;
 }
 
@@ -603,8 +625,10 @@ static struct record_dense dense_record(const adamas_attention *a) {
       .k = address(a->k.data), .kv_dtype = a->kv_dtype, .k_b = a->k.stride_b,
       .k_h = a->k.stride_h, .k_s = a->k.stride_token, .S = a->S,
       .v = address(a->v.data), .v_b = a->v.stride_b, .v_h = a->v.stride_h,
-      .v_s = a->v.stride_token, .window = a->window ? at_most(a->window, a->S) : a->S,
-      .out = address(a->out), .lse = address(a->lse), .scale = scale_or(a->scale, a->D)};
+      .v_s = a->v.stride_token, .Dv = a->Dv,
+      .window = a->window ? at_most(a->window, a->S) : a->S,
+      .out = address(a->out), .lse = address(a->lse), .scale = scale_or(a->scale, a->D),
+      .soft_cap = a->soft_cap, .sink_logits = address(a->sink_logits)};
   return record;
 }
 

@@ -5,8 +5,12 @@
    any number of threads may call at once.
 
    Shapes: B sequences, H query heads, H_kv heads of keys and values, L queries per sequence, D
-   coordinates per head. G = H / H_kv query heads share a head of keys. S tokens, T tiles of 64
-   tokens. Dt is D rounded up to a power of two, and P = ceil(Dt / 64).
+   coordinates of a query or key, Dv of a value. G = H / H_kv query heads share a head of keys. S
+   tokens, T tiles of 64 tokens. Dt is D rounded up to a power of two, and P = ceil(Dt / 64).
+
+   Logits are x = scale q.k. With a soft cap c > 0 a logit becomes c tanh(x / c). A sink is a logit of
+   a query head that counts in the denominator of the softmax, and in lse, but has no value. Of parts
+   that are merged afterwards, one alone may have the sinks.
 
    Arrays are given by their first element and their strides in bytes. The last axis of each is
    contiguous. Strides that are all 0 stand for an array without gaps. Nothing is kept after a call.
@@ -82,8 +86,9 @@ typedef struct adamas_keys {
   adamas_heads third_scales; /* uint8 (B, H_kv, T, 64) */
 } adamas_keys;
 
-/* The codes of values, which only a tail needs. The code of a value is relative to a base: the first
-   value of the sequence for the first 64 tokens, and the mean of these 64 for all others. */
+/* The codes of values, which only a tail needs. D is the Dv of a step here. The code of a value is
+   relative to a base: the first value of the sequence for the first 64 tokens, and the mean of these
+   64 for all others. */
 typedef struct adamas_values {
   size_t size;
   int64_t B, H_kv, T, D;
@@ -119,15 +124,19 @@ typedef struct adamas_step {
   const int64_t *lengths; /* (B,): tokens of each sequence. The queries are the last L of them. */
   int q_dtype, kv_dtype;
   adamas_rows q;    /* (B, H, L, D) */
-  adamas_rows k, v; /* (B, H_kv, S, D); NULL where only indices are asked for. refine needs k. */
+  adamas_rows k, v; /* (B, H_kv, S, D) and (B, H_kv, S, Dv); NULL where only indices are asked for.
+                       refine needs k. */
   int64_t S;        /* the room of k and v, at least the largest length */
   double scale;     /* of logits; 0: D ** -0.5 */
   int32_t *indices; /* (B, H, L, budget), ascending, -1 after the last; NULL: not wanted */
-  void *out;        /* (B, H, L, D) of q_dtype, without gaps; NULL: select alone */
+  void *out;        /* (B, H, L, Dv) of q_dtype, without gaps; NULL: select alone */
   float *lse;       /* (B, H, L); needed with out */
   int threads;      /* at most; 0: as many as adamas_threads() says */
   void *workspace;  /* memory for this call; NULL: the call allocates it */
   size_t workspace_bytes;
+  int64_t Dv;               /* coordinates of a value; 0: D */
+  double soft_cap;          /* of logits; 0: none */
+  const float *sink_logits; /* (H,), -inf for none; NULL: no sinks */
 } adamas_step;
 
 /* Attention over given tokens, or over all tokens that a query sees. */
@@ -140,11 +149,14 @@ typedef struct adamas_attention {
   int64_t K;
   int64_t window; /* dense: the last so many tokens up to a query; 0: all */
   double scale;   /* of logits; 0: D ** -0.5 */
-  void *out;      /* (B, H, L, D) of q_dtype, without gaps */
+  void *out;      /* (B, H, L, Dv) of q_dtype, without gaps */
   float *lse;     /* (B, H, L) */
   int threads;
   void *workspace;
   size_t workspace_bytes;
+  int64_t Dv;               /* coordinates of a value; 0: D */
+  double soft_cap;          /* of logits; 0: none */
+  const float *sink_logits; /* (H,), -inf for none; NULL: no sinks */
 } adamas_attention;
 
 /* The version of the library that runs, to be compared with ADAMAS_ABI. */
