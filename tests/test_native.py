@@ -22,7 +22,7 @@ from numpy.testing import assert_array_equal
 from oracles import ATTEND, ROUNDING, assert_same_bits
 from strategies import DTYPES, seeds
 
-from adamas_core import Selection, reference
+from adamas_core import Selection, Softmax, reference
 from adamas_core.cpu import native
 from adamas_core.cpu.native.levels import LEVELS
 from adamas_core.reference.layout import TILE, Centers, Codes, Fine, Values, padded, tiles, words
