@@ -445,10 +445,10 @@ def planes(where: str, x: NDArray) -> None:
     contiguous(where, "planes", x, axes=4)
 
 
-def head_dim(where: str, D: int) -> None:
+def head_dim(where: str, D: int, name: str = "head_dim") -> None:
     """Reject a head_dim that is not 1 to MAX_HEAD_DIM."""
-    if not 1 <= integer(where, "head_dim", D) <= MAX_HEAD_DIM:
-        raise ValueError(f"{where}: head_dim={D}; expected 1 to {MAX_HEAD_DIM}")
+    if not 1 <= integer(where, name, D) <= MAX_HEAD_DIM:
+        raise ValueError(f"{where}: {name}={D}; expected 1 to {MAX_HEAD_DIM}")
 
 
 def words_per_plane(where: str, planes: NDArray, head_dim: int) -> None:
@@ -513,6 +513,11 @@ def keys_values(where: str, k: NDArray, v: NDArray, ndims: tuple[int, ...]) -> N
     """Reject keys (..., S, D) and values (..., S, D_v) that are not floats of one dtype."""
     floats(where, "k", k, ndims)
     floats(where, "v", v, ndims)
+    same_tokens(where, k, v)
+
+
+def same_tokens(where: str, k: NDArray, v: NDArray) -> None:
+    """Reject keys (..., S, D) and values (..., S, D_v) of different tokens or dtypes."""
     if k.shape[:-1] != v.shape[:-1] or k.dtype != v.dtype:
         raise ValueError(
             f"{where}: {shown('k', k)} and {shown('v', v)}; expected (B, H_kv, S, D) and "

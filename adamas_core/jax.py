@@ -35,9 +35,11 @@ from .cpu.native import handler
 from .dispatch import DEFAULT_BACKEND, on_host_thresholds
 from .jax_gradient import append_gradient, attention_gradient
 from .ops import merge
+from .options import softmax_with
 from .reference.center import CENTERED_THRESHOLDS
 from .reference.layout import TILE, padded, tiles, words
 from .selection import DEFAULT, Selection
+from .softmax import PLAIN, Softmax
 
 __all__ = [
     "Cache",
@@ -86,7 +88,7 @@ class Cache:
     lengths : array (B,), int32
         Tokens of each sequence.
     thresholds : array (H_kv, 3), float32
-    k, v : array (B, H_kv, capacity, D)
+    k, v : array (B, H_kv, capacity, D) and (B, H_kv, capacity, D_v)
     planes : array (2, B, H_kv, T, 8, P, 8, 2), uint32
         T = ceil(capacity / 64).
     means, scales, open_tile : array
@@ -95,8 +97,8 @@ class Cache:
     third, third_scales : array
         For a tail: (B, H_kv, T, 64, P, 2), uint32; (B, H_kv, T, 64), uint8. Otherwise None.
     value_codes, value_scales, value_bases, value_sums, value_total : array
-        For a tail: (B, H_kv, T, 64, 2, P, 2), uint32; (B, H_kv, T, 64), uint8; (B, H_kv, 2, D),
-        (B, H_kv, 2, D) and (B, H_kv, D), float32. Otherwise None.
+        For a tail: (B, H_kv, T, 64, 2, P_v, 2), uint32; (B, H_kv, T, 64), uint8;
+        (B, H_kv, 2, D_v), (B, H_kv, 2, D_v) and (B, H_kv, D_v), float32. Otherwise None.
     selection : Selection
         Static.
     """
@@ -150,6 +152,7 @@ def init(
     dtype: Any = jnp.float32,
     selection: Selection = DEFAULT,
     thresholds: Any = None,
+    value_dim: int | None = None,
 ) -> Cache:
     """A cache without tokens.
 
@@ -166,6 +169,8 @@ def init(
     thresholds : array (3,) or (H_kv, 3), or three numbers, optional
         For plain codes, which metric="manhattan" needs. They are not traced. If not given, codes
         are centered.
+    value_dim : int, optional
+        D_v, the coordinates of a value; head_dim if not given.
 
     Returns
     -------
@@ -182,6 +187,8 @@ def init(
     checks.at_least(where, "B", B, 1)
     checks.at_least(where, "H_kv", H_kv, 1)
     checks.head_dim(where, head_dim)
+    Dv = head_dim if value_dim is None else value_dim
+    checks.head_dim(where, Dv, "value_dim")
     checks.at_least(where, "capacity", capacity, 1)
     checks.tokens(where, capacity)
     checks.instance(where, "selection", selection, Selection, "a Selection")
@@ -204,7 +211,7 @@ def init(
     rows = (B, H_kv, T, TILE)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "k": ((B, H_kv, capacity, head_dim), kind),
-        "v": ((B, H_kv, capacity, head_dim), kind),
+        "v": ((B, H_kv, capacity, Dv), kind),
         "planes": ((2, B, H_kv, T, 8, P, 8, 2), jnp.uint32),
     }
     if centered:
@@ -217,11 +224,11 @@ def init(
         shapes |= {
             "third": ((*rows, P, 2), jnp.uint32),
             "third_scales": (rows, jnp.uint8),
-            "value_codes": ((*rows, 2, P, 2), jnp.uint32),
+            "value_codes": ((*rows, 2, words(Dv), 2), jnp.uint32),
             "value_scales": (rows, jnp.uint8),
-            "value_bases": ((B, H_kv, 2, head_dim), jnp.float32),
-            "value_sums": ((B, H_kv, 2, head_dim), jnp.float32),
-            "value_total": ((B, H_kv, head_dim), jnp.float32),
+            "value_bases": ((B, H_kv, 2, Dv), jnp.float32),
+            "value_sums": ((B, H_kv, 2, Dv), jnp.float32),
+            "value_total": ((B, H_kv, Dv), jnp.float32),
         }
     held: dict[str, Any] = {field.name: None for field in fields(Cache)}
     held |= {name: jnp.zeros(*shape) for name, shape in shapes.items()}
@@ -259,7 +266,7 @@ def append(cache: Cache, k: Array, v: Array, count: Array | int | None = None) -
     Parameters
     ----------
     cache : Cache
-    k, v : array (B, H_kv, S, D)
+    k, v : array (B, H_kv, S, D) and (B, H_kv, S, D_v)
         In the dtype of the cache; B may be absent where it is 1.
     count : int or array (B,) of integers, optional
         How many of the S tokens each sequence really has: its first ones.
@@ -282,10 +289,11 @@ def append(cache: Cache, k: Array, v: Array, count: Array | int | None = None) -
     """
     where = "append"
     checks.instance(where, "cache", cache, Cache, "the Cache that init returns")
-    k4, v4 = (_new_rows(where, name, x, cache) for name, x in (("k", k), ("v", v)))
-    if k4.shape != v4.shape:
+    k4 = _new_rows(where, "k", k, cache.k)
+    v4 = _new_rows(where, "v", v, cache.v)
+    if k4.shape[2] != v4.shape[2]:
         raise ValueError(
-            f"{where}: {checks.shown('k', k)} and {checks.shown('v', v)}; expected one shape"
+            f"{where}: {checks.shown('k', k)} and {checks.shown('v', v)}; expected the same tokens"
         )
     B, _, S, _ = k4.shape
     added: Array = jnp.asarray(S if count is None else count)
@@ -297,7 +305,9 @@ def append(cache: Cache, k: Array, v: Array, count: Array | int | None = None) -
     return cache._with(cache.lengths + counts, kept_k, kept_v, codes)
 
 
-def select_topk(q: Array, cache: Cache, budget: int, scale: float | None = None) -> Array:
+def select_topk(
+    q: Array, cache: Cache, budget: int, softmax: Softmax = PLAIN, **options: Any
+) -> Array:
     """Indices of the tokens that matter most to queries, by the codes of a cache.
 
     Parameters
@@ -308,8 +318,10 @@ def select_topk(q: Array, cache: Cache, budget: int, scale: float | None = None)
     cache : Cache
     budget : int
         K, at most the capacity. It may be above the number of tokens: then all are taken.
-    scale : float, optional
-        Only the choice of a group depends on it, see `adamas_core.select_topk`.
+    softmax : Softmax
+        Only the choice of a group depends on it, by its scale.
+    **options
+        Fields of `softmax` to change for this call.
 
     Returns
     -------
@@ -328,11 +340,13 @@ def select_topk(q: Array, cache: Cache, budget: int, scale: float | None = None)
     """
     where = "select_topk"
     checks.at_least(where, "budget", budget, 1)
-    q4, K = _queries(where, q, cache, budget, scale)
+    softmax = softmax_with(where, softmax, options)
+    q4, K = _queries(where, q, cache, budget, softmax)
     result = jax.ShapeDtypeStruct((*q4.shape[:3], K), jnp.int32)
     call = _call_of("select", result)
-    inputs = jax.lax.stop_gradient((q4, cache))
-    indices = call(*_arguments(*inputs), **_options(cache.selection, scale))
+    q4, held = jax.lax.stop_gradient((q4, cache))
+    arguments = q4, held.lengths, held.thresholds, held.k, held.v, *held._codes()
+    indices = call(*arguments, **_options(cache.selection), **_numbers(softmax))
     return indices.reshape(*q.shape[:-1], K)
 
 
@@ -340,9 +354,10 @@ def decode_attention(
     q: Array,
     cache: Cache,
     budget: int | None,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     return_lse: bool = False,
     return_indices: bool = False,
+    **options: Any,
 ) -> Any:
     """One attention step: `budget` tokens per query by their keys and values, the others by codes.
 
@@ -356,15 +371,18 @@ def decode_attention(
     budget : int or None
         Tokens per query, at most the capacity. Attention is dense where the budget covers the
         longest sequence, and with None.
-    scale : float, optional
-        Factor of the inner products, finite; D ** -0.5 if not given.
+    softmax : Softmax
+        How inner products become weights: the scale, a soft cap, and sinks. It is not traced.
     return_lse, return_indices : bool
         Also return the log-sum-exp, and the tokens that count exactly. They follow `out` in this
         order. Indices need a budget.
+    **options
+        Fields of `softmax` to change for this call, as in
+        ``decode_attention(q, cache, 128, scale=0.1)``.
 
     Returns
     -------
-    out : array (B, H, L, D), q's dtype
+    out : array (B, H, L, D_v), q's dtype
         0 for a sequence without tokens. Without a tail it has gradients with respect to q, and to
         the keys and values of the chosen tokens. The choice is a constant.
     lse : array (B, H, L), float32
@@ -385,17 +403,17 @@ def decode_attention(
     where = "decode_attention"
     checks.true_or_false(where, "return_lse", return_lse)
     checks.true_or_false(where, "return_indices", return_indices)
-    q4, K = _queries(where, q, cache, budget, scale)
+    softmax = softmax_with(where, softmax, options)
+    q4, K = _queries(where, q, cache, budget, softmax)
     constants = cache.lengths, cache.thresholds, cache._codes()
     if budget is None:
         if return_indices:
             raise ValueError(f"{where}: return_indices=True with budget=None; expected a budget")
-        out, lse = _dense(scale, q4, cache.k, cache.v, *constants)
-        results = [out.reshape(q.shape)]
+        out, lse = _dense(softmax, q4, cache.k, cache.v, *constants)
     else:
-        static = cache.selection, K, scale
+        static = cache.selection, K, softmax
         out, lse, indices = _step(static, q4, cache.k, cache.v, *constants)
-        results = [out.reshape(q.shape)]
+    results = [out.reshape(*q.shape[:-1], -1)]
     if return_lse:
         results.append(lse.reshape(q.shape[:-1]))
     if return_indices:
@@ -408,8 +426,9 @@ def attend(
     k: Array,
     v: Array,
     indices: Array,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     return_lse: bool = False,
+    **options: Any,
 ) -> Any:
     """Attention to given tokens.
 
@@ -417,18 +436,20 @@ def attend(
     ----------
     q : array (B, H, L, D)
         float16, bfloat16 or float32; B may be absent.
-    k, v : array (B, H_kv, S, D)
+    k, v : array (B, H_kv, S, D) and (B, H_kv, S, D_v)
         One dtype of the three, which may differ from q's; such as `k` and `v` of a cache.
     indices : array (B, H, L, K), int32
         Tokens of each query, -1 for none.
-    scale : float, optional
-        Factor of the inner products, finite; D ** -0.5 if not given.
+    softmax : Softmax
+        How inner products become weights: the scale, a soft cap, and sinks. It is not traced.
     return_lse : bool
         Also return the log-sum-exp, which `merge` needs.
+    **options
+        Fields of `softmax` to change for this call.
 
     Returns
     -------
-    out : array (B, H, L, D), q's dtype
+    out : array (B, H, L, D_v), q's dtype
         With gradients with respect to q, k and v.
     lse : array (B, H, L), float32
         Only with `return_lse`. With the same gradients.
@@ -438,45 +459,42 @@ def attend(
     TypeError
         An array has another dtype.
     ValueError
-        Shapes do not fit, or scale is not finite.
+        Shapes do not fit, or an option is out of range.
     jax.errors.JaxRuntimeError
         When the program runs: an index is S or above.
     """
     where = "attend"
     checks.true_or_false(where, "return_lse", return_lse)
-    checks.scale(where, scale)
+    softmax = softmax_with(where, softmax, options)
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.float_shape(where, name, x, (3, 4) if name == "q" else (q.ndim,))
-    if k.shape != v.shape or k.dtype != v.dtype:
-        raise ValueError(
-            f"{where}: {checks.shown('k', k)} and {checks.shown('v', v)}; expected one shape and "
-            "dtype"
-        )
+    checks.same_tokens(where, k, v)
     each: list[Array] = [jnp.asarray(x) for x in (q, k, v, indices)]
     q4, k4, v4, i4 = (x[None] for x in each) if q.ndim == 3 else each
     checks.heads(where, "q and k", q4.shape, k4.shape)
     checks.same_head_dim(where, q, "k", k4.shape[-1])
+    checks.query_heads(where, softmax.sink_logits, q4.shape)
     checks.dtype(where, "indices", i4, "int32")
     if i4.shape[:-1] != q4.shape[:-1] or i4.ndim != 4:
         raise ValueError(
             f"{where}: {checks.shown('indices', indices)}; expected "
             f"({', '.join(map(str, q.shape[:-1]))}, K), as q has"
         )
-    out, lse = _attend(scale, q4, k4, v4, i4)
-    out = out.reshape(q.shape)
+    out, lse = _attend(softmax, q4, k4, v4, i4)
+    out = out.reshape(*q.shape[:-1], -1)
     return (out, lse.reshape(q.shape[:-1])) if return_lse else out
 
 
 # ---- arguments ----------------------------------------------------------------------------------
 
 
-def _new_rows(where: str, name: str, x: Array, cache: Cache) -> Array:
-    """New keys or values as (B, H_kv, S, D), checked against the cache."""
+def _new_rows(where: str, name: str, x: Array, held: Array) -> Array:
+    """New keys or values as (B, H_kv, S, D), checked against those of the cache."""
     checks.float_shape(where, name, x, (3, 4))
-    B, H_kv, _, D = cache.k.shape
-    if x.dtype != cache.k.dtype:
+    B, H_kv, _, D = held.shape
+    if x.dtype != held.dtype:
         raise TypeError(
-            f"{where}: {checks.shown(name, x)}; expected {cache.k.dtype}, as the cache has"
+            f"{where}: {checks.shown(name, x)}; expected {held.dtype}, as the cache has"
         )
     rows = x[None] if x.ndim == 3 else x
     if (*rows.shape[:2], rows.shape[3]) != (B, H_kv, D):
@@ -487,7 +505,7 @@ def _new_rows(where: str, name: str, x: Array, cache: Cache) -> Array:
 
 
 def _queries(
-    where: str, q: Array, cache: Cache, budget: int | None, scale: float | None
+    where: str, q: Array, cache: Cache, budget: int | None, softmax: Softmax
 ) -> tuple[Array, int]:
     """Queries as (B, H, L, D), checked against the cache, and the checked budget."""
     checks.instance(where, "cache", cache, Cache, "the Cache that init returns")
@@ -495,7 +513,7 @@ def _queries(
     q4 = jnp.asarray(q[None] if q.ndim == 3 else q)
     checks.heads(where, "q and the cache", q4.shape, cache.k.shape)
     checks.same_head_dim(where, q, "the cache", cache.k.shape[-1])
-    checks.scale(where, scale)
+    checks.query_heads(where, softmax.sink_logits, q4.shape)
     if budget is None:
         return q4, 0
     checks.budget(where, budget, cache.capacity, cache.k.shape)
@@ -503,13 +521,8 @@ def _queries(
     return q4, int(budget)
 
 
-def _arguments(q: Array, cache: Cache) -> tuple[Array, ...]:
-    """The arguments of a call that reads a cache."""
-    return q, cache.lengths, cache.thresholds, cache.k, cache.v, *cache._codes()
-
-
-def _options(selection: Selection, scale: float | None) -> dict[str, Any]:
-    """The attributes of a call, as jax.cc reads them."""
+def _options(selection: Selection) -> dict[str, Any]:
+    """The selection as attributes of a call, as jax.cc reads them."""
     numbers: dict[str, Any] = {
         "query_bits": selection.query_bits if selection.metric == "weighted" else 0,
         "sinks": selection.sinks,
@@ -518,12 +531,15 @@ def _options(selection: Selection, scale: float | None) -> dict[str, Any]:
         "group": selection.group,
         "tail": selection.tail,
     }
-    return {**{name: np.int64(x) for name, x in numbers.items()}, "scale": _scale(scale)}
+    return {name: np.int64(x) for name, x in numbers.items()}
 
 
-def _scale(scale: float | None) -> np.float64:
-    """The factor as adamas.h has it, where 0 stands for D ** -0.5. A true 0 becomes tiny."""
-    return np.float64(0 if scale is None else scale or np.finfo(np.float64).tiny)
+def _numbers(softmax: Softmax) -> dict[str, Any]:
+    """The softmax as attributes. 0 stands for D ** -0.5 in adamas.h, so a true 0 becomes tiny."""
+    scale = 0 if softmax.scale is None else softmax.scale or np.finfo(np.float64).tiny
+    sinks = np.zeros(0, np.float32) if softmax.sink_logits is None else softmax.sink_logits
+    cap = softmax.soft_cap or 0
+    return {"scale": np.float64(scale), "soft_cap": np.float64(cap), "sink_logits": sinks}
 
 
 def _call_of(name: str, results: Any, aliases: dict[int, int] | None = None) -> Any:
@@ -532,9 +548,11 @@ def _call_of(name: str, results: Any, aliases: dict[int, int] | None = None) -> 
     )
 
 
-def _outputs(q: Array) -> tuple[Any, Any]:
+def _outputs(q: Array, v: Array) -> tuple[Any, Any]:
     """The forms of out and lse."""
-    return jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
+    rows = q.shape[:3]
+    out = jax.ShapeDtypeStruct((*rows, v.shape[3]), q.dtype)
+    return out, jax.ShapeDtypeStruct(rows, jnp.float32)
 
 
 # ---- calls, and their gradients -----------------------------------------------------------------
@@ -571,10 +589,10 @@ def _step(
     static: Any, q: Array, k: Array, v: Array, lengths: Array, thresholds: Array,
     codes: tuple[Array, ...],
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    selection, K, scale = static
-    forms = (*_outputs(q), jax.ShapeDtypeStruct((*q.shape[:3], K), jnp.int32))
+    selection, K, softmax = static
+    forms = (*_outputs(q, v), jax.ShapeDtypeStruct((*q.shape[:3], K), jnp.int32))
     arguments = q, lengths, thresholds, k, v, *codes
-    return tuple(_call_of("step", forms)(*arguments, **_options(selection, scale)))
+    return tuple(_call_of("step", forms)(*arguments, **_options(selection), **_numbers(softmax)))
 
 
 def _step_forward(static: Any, q: Array, k: Array, v: Array, *constants: Any) -> Any:
@@ -598,11 +616,11 @@ _step.defvjp(_step_forward, _step_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(
-    scale: float | None, q: Array, k: Array, v: Array, lengths: Array, thresholds: Array,
+    softmax: Softmax, q: Array, k: Array, v: Array, lengths: Array, thresholds: Array,
     codes: tuple[Array, ...],
 ) -> tuple[Array, Array]:  # fmt: skip
     arguments = q, lengths, thresholds, k, v, *codes
-    return tuple(_call_of("dense", _outputs(q))(*arguments, scale=_scale(scale)))
+    return tuple(_call_of("dense", _outputs(q, v))(*arguments, **_numbers(softmax)))
 
 
 def _dense_forward(*_: Any) -> Any:
@@ -616,20 +634,18 @@ _dense.defvjp(_dense_forward, lambda *_: ())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
-    scale: float | None, q: Array, k: Array, v: Array, indices: Array
-) -> tuple[Array, Array]:
-    call = _call_of("attend", _outputs(q))
-    return tuple(call(q, k, v, indices, scale=_scale(scale)))
+def _attend(softmax: Softmax, q: Array, k: Array, v: Array, indices: Array) -> tuple[Array, Array]:
+    call = _call_of("attend", _outputs(q, v))
+    return tuple(call(q, k, v, indices, **_numbers(softmax)))
 
 
-def _attend_forward(scale: float | None, *arguments: Array) -> Any:
-    out, lse = _attend(scale, *arguments)
+def _attend_forward(softmax: Softmax, *arguments: Array) -> Any:
+    out, lse = _attend(softmax, *arguments)
     return (out, lse), (*arguments, lse)
 
 
-def _attend_backward(scale: float | None, kept: Any, given: Any) -> Any:
-    return *attention_gradient(kept, scale, *given), None
+def _attend_backward(softmax: Softmax, kept: Any, given: Any) -> Any:
+    return *attention_gradient(kept, softmax, *given), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -10,37 +10,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .softmax import Softmax
+
 Array = Any
 
 
 def attention_gradient(
-    kept: tuple[Array, Array, Array, Array, Array], scale: float | None, g_out: Array, g_lse: Array
+    kept: tuple[Array, Array, Array, Array, Array], softmax: Softmax, g_out: Array, g_lse: Array
 ) -> tuple[Array, Array, Array]:
-    """The gradients of q, k and v, from those of out (B, H, L, D) and lse (B, H, L).
+    """The gradients of q, k and v, from those of out (B, H, L, D_v) and lse (B, H, L).
 
-    `kept` are q, k, v, indices and lse.
-    With weights p = exp(scale q.k - lse), a logit has the gradient p (g_out.v - g_out.out + g_lse).
+    `kept` are q, k, v, indices and lse. With weights p = exp(a - lse), a logit a has the gradient
+    p (g_out.v - g_out.out + g_lse). With a soft cap, a = c tanh(x / c), and x has that times
+    1 - (a / c)^2.
     """
     q, k, v, indices, lse = kept
     B, H, L, D = q.shape
-    H_kv, K = k.shape[1], indices.shape[-1]
-    factor = D**-0.5 if scale is None else scale
+    H_kv, Dv, K = k.shape[1], v.shape[3], indices.shape[-1]
+    scale = D**-0.5 if softmax.scale is None else softmax.scale
     split = (B, H_kv, H // H_kv, L)
-    heads = [x.astype(jnp.float32).reshape(*split, D) for x in (q, g_out)]
-    queries, g_out = heads
+    queries, g_out = (x.astype(jnp.float32).reshape(*split, -1) for x in (q, g_out))
     lse, g_lse = lse.reshape(split), g_lse.reshape(split)
     at = jnp.maximum(indices, 0).reshape(B, H_kv, -1)
     chosen = indices.reshape(*split, K) >= 0  # the others have p = 0
-    keys, values = (_rows(x, at).reshape(*split, K, D) for x in (k, v))
-    logits = factor * jnp.einsum("bhgld,bhglkd->bhglk", queries, keys)
+    keys, values = (_rows(x, at).reshape(*split, K, -1) for x in (k, v))
+    logits = scale * jnp.einsum("bhgld,bhglkd->bhglk", queries, keys)
+    slope = jnp.float32(1)
+    if softmax.soft_cap is not None:
+        capped = jnp.tanh(logits / softmax.soft_cap)
+        logits, slope = softmax.soft_cap * capped, 1 - jnp.square(capped)
     p = jnp.where(chosen, jnp.exp(logits - jnp.where(chosen, lse[..., None], 0)), 0)
     g_p = jnp.einsum("bhgld,bhglkd->bhglk", g_out, values)
     mean = (p * g_p).sum(axis=-1, keepdims=True)  # g_out . out
-    g_logits = factor * p * (g_p - mean + g_lse[..., None])
+    g_logits = scale * slope * p * (g_p - mean + g_lse[..., None])
     g_q = jnp.einsum("bhglk,bhglkd->bhgld", g_logits, keys)
     g_keys = g_logits[..., None] * queries[..., None, :]
     g_values = p[..., None] * g_out[..., None, :]
-    g_k, g_v = (_added(x, at, g.reshape(B, H_kv, -1, D)) for x, g in ((k, g_keys), (v, g_values)))
+    g_k = _added(k, at, g_keys.reshape(B, H_kv, -1, D))
+    g_v = _added(v, at, g_values.reshape(B, H_kv, -1, Dv))
     return g_q.reshape(q.shape).astype(q.dtype), g_k, g_v
 
 

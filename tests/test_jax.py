@@ -23,6 +23,8 @@ from adamas_core import (  # noqa: E402
     PAPER,
     KVCache,
     Selection,
+    Softmax,
+    attend,
     decode_attention,
     merge,
     select_topk,
@@ -175,14 +177,40 @@ def test_a_batch_axis_may_be_absent() -> None:
     assert [x.shape for x in chosen] == [(H, 1, D), (H, 1)]
 
 
-@pytest.mark.parametrize("scale", [0.3, 0.0])
-def test_scale(scale: float) -> None:
-    cache, q = filled(200), rows(2, H, 1)
-    held = KVCache(selection=cache.selection)
-    held.append(*keys_values(1, 200))
-    for budget in (BUDGET, None):
-        out = adamas.decode_attention(q, cache, budget, scale)
-        assert_close(out, decode_attention(q, held, budget, scale=scale))
+SINKS = np.linspace(-2, 3, H, dtype=np.float32)
+SOFTMAXES: dict[str, dict[str, Any]] = {
+    "scale": {"scale": 0.3},
+    "a scale of 0": {"scale": 0.0},
+    "soft cap": {"soft_cap": 1.5},
+    "sinks": {"sink_logits": SINKS},
+    "all": {"scale": 0.2, "soft_cap": 2, "sink_logits": SINKS},
+}
+
+
+@pytest.mark.parametrize("tail", [0, 30])
+@pytest.mark.parametrize("name", SOFTMAXES)
+@pytest.mark.parametrize("Dv", [D, 80])
+def test_softmax_and_values_of_their_own_size(name: str, tail: int, Dv: int) -> None:
+    """Sequences of 200 tokens and of none."""
+    options, selection = SOFTMAXES[name], Selection(tail=tail)
+    k = rows(1, H_KV, 200)
+    v = np.random.default_rng(3).standard_normal((B, H_KV, 200, Dv), np.float32)
+    q, count = rows(2, H, 1), np.array([200, 0])
+    cache = init(B, H_KV, D, CAPACITY, selection=selection, value_dim=Dv)
+    cache = append(cache, k, v, count)
+    held = KVCache(selection=selection)
+    held.append(k, v, count=count)
+    for budget in (BUDGET, 200, None):
+        found = adamas.decode_attention(q, cache, budget, return_lse=True, **options)
+        expected = decode_attention(q, held, budget, return_lse=True, **options)
+        assert_close(found[0], expected[0])
+        np.testing.assert_allclose(found[1], expected[1], rtol=4e-6, atol=8e-6)
+    indices = adamas.select_topk(q, cache, BUDGET, **options)
+    found = adamas.attend(q, cache.k, cache.v, indices, Softmax(**options), return_lse=True)
+    arrays = (np.asarray(x) for x in (cache.k, cache.v, indices))
+    expected = attend(q, *arrays, return_lse=True, **options)
+    assert_close(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=4e-6, atol=8e-6)
 
 
 # ---- memory -------------------------------------------------------------------------------------
@@ -511,7 +539,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "integers": (lambda: append(filled(3), TOKEN.astype(int), TOKEN), TypeError, "k is int64"),
     "heads": (lambda: append(filled(3), TOKEN[:, :1], TOKEN[:, :1]), ValueError,
               r"k is float32 \(2, 1, 1, 48\); expected \(2, 2, S, 48\), as the cache has"),
-    "tokens": (lambda: append(filled(3), TOKEN, np.repeat(TOKEN, 2, 2)), ValueError, "one shape"),
+    "tokens": (lambda: append(filled(3), TOKEN, np.repeat(TOKEN, 2, 2)), ValueError, "same tokens"),
     "count": (lambda: append(filled(3), TOKEN, TOKEN, count=1.5), TypeError, "count is"),
     "counts": (lambda: append(filled(3), TOKEN, TOKEN, count=np.ones(3, int)), TypeError,
                r"expected integers \(\) or \(2,\)"),
@@ -526,7 +554,15 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "None": (lambda: adamas.select_topk(Q, filled(3), None), TypeError, "budget=None"),
     "sinks": (lambda: adamas.select_topk(Q, filled(3, Selection(tail=0, sinks=4)), 3), ValueError,
               "sinks=4"),
-    "scale": (lambda: adamas.decode_attention(Q, filled(3), 1, np.inf), ValueError, "scale"),
+    "scale": (lambda: adamas.decode_attention(Q, filled(3), 1, scale=np.inf), ValueError, "scale"),
+    "number of sinks": (lambda: adamas.decode_attention(Q, filled(3), 1, sink_logits=[1, 2]),
+                        ValueError, "expected one per query head, 6"),
+    "sinks of attend": (
+        lambda: adamas.attend(Q, TOKEN, TOKEN, np.zeros((B, H, 1, 1), np.int32), sink_logits=[1]),
+        ValueError, "expected one per query head, 6"),
+    "option": (lambda: adamas.select_topk(Q, filled(3), 1, tail=3), TypeError, "no option 'tail'"),
+    "softmax": (lambda: adamas.select_topk(Q, filled(3), 1, 0.3), TypeError, "scale=... by its"),
+    "value_dim": (lambda: init(1, 1, 8, 9, value_dim=0), ValueError, "value_dim=0"),
     "lse": (lambda: adamas.decode_attention(Q, filled(3), 1, return_lse=1), TypeError,
             "return_lse=1"),
     "indices of all": (
@@ -540,7 +576,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         "indices is int16"),
     "keys and values": (
         lambda: adamas.attend(Q, TOKEN, TOKEN[:, :1], np.zeros((B, H, 1, 1), np.int32)),
-        ValueError, "one shape and dtype"),
+        ValueError, "of one dtype"),
     "capacity": (lambda: init(1, 1, 8, 0), ValueError, "init: capacity=0"),
     "dtype of a cache": (lambda: init(1, 1, 8, 9, jnp.int8), TypeError, "dtype=int8"),
     "no thresholds": (lambda: init(1, 1, 8, 9, selection=Selection(metric="manhattan")), ValueError,

@@ -15,8 +15,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import ml_dtypes  # noqa: E402
 
-from adamas_core import Selection  # noqa: E402
+from adamas_core import Selection, Softmax  # noqa: E402
 from adamas_core import jax as adamas  # noqa: E402
+from adamas_core.softmax import PLAIN  # noqa: E402
 
 pytestmark = pytest.mark.peers
 B, H, H_KV, L, S, D, K = 2, 6, 2, 3, 40, 24, 9
@@ -34,11 +35,20 @@ def arrays(dtype: Any = np.float32) -> list[Any]:
     return [jnp.asarray(rng.standard_normal(x, np.float32).astype(dtype)) for x in shapes]
 
 
-def plain(q: Any, k: Any, v: Any, indices: Any, scale: float) -> tuple[Any, Any]:
+def plain(q: Any, k: Any, v: Any, indices: Any, softmax: Softmax = PLAIN) -> tuple[Any, Any]:
     """Attention to tokens, as a mask on dense attention."""
+    scale = D**-0.5 if softmax.scale is None else softmax.scale
     taken = (indices[..., None] == jnp.arange(S)).any(axis=-2)  # (B, H, L, S)
     k, v = (jnp.repeat(x, H // H_KV, axis=1) for x in (k, v))
-    logits = jnp.where(taken, scale * jnp.einsum("bhld,bhsd->bhls", q, k), -jnp.inf)
+    logits = scale * jnp.einsum("bhld,bhsd->bhls", q, k)
+    if softmax.soft_cap is not None:
+        logits = softmax.soft_cap * jnp.tanh(logits / softmax.soft_cap)
+    logits = jnp.where(taken, logits, -jnp.inf)
+    if softmax.sink_logits is not None:  # as one more token, whose value is 0
+        sinks = jnp.broadcast_to(softmax.sink_logits[:, None, None], (*logits.shape[:3], 1))
+        logits = jnp.concatenate([logits, sinks], axis=-1)
+        taken = jnp.concatenate([taken, sinks > -jnp.inf], axis=-1)
+        v = jnp.pad(v, [(0, 0), (0, 0), (0, 1), (0, 0)])
     some = taken.any(axis=-1)
     lse = jax.scipy.special.logsumexp(jnp.where(some[..., None], logits, 0), axis=-1)
     p = jnp.where(taken, jnp.exp(logits - lse[..., None]), 0)
@@ -52,18 +62,34 @@ def loss(out: Any, lse: Any) -> Any:
     return (weight * out.astype(jnp.float32)).sum() + (jnp.sin(lse) * 0.7).sum()
 
 
-@pytest.mark.parametrize("scale", [None, 0.6])
-def test_attend(scale: float | None) -> None:
+SINKS = np.linspace(-2, 2, H)
+SOFTMAXES = {
+    "plain": PLAIN,
+    "scale": Softmax(scale=0.6),
+    "soft cap": Softmax(soft_cap=2),
+    "sinks": Softmax(sink_logits=SINKS),
+    "all": Softmax(scale=0.5, soft_cap=3, sink_logits=SINKS),
+}
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+@pytest.mark.parametrize("Dv", [D, 5])
+def test_attend(name: str, Dv: int) -> None:
     """With missing indices, and a query without any."""
+    softmax = SOFTMAXES[name]
     q, k, v = arrays()
+    v = v[..., :Dv]
     rng = np.random.default_rng(1)
     indices = np.stack([rng.permutation(S)[:K] for _ in range(B * H * L)])
     indices = indices.reshape(B, H, L, K).astype(np.int32)
     indices[0, 1, 2, 4:] = -1
     indices[1, 0, 0] = -1
-    found = jax.grad(lambda *x: loss(*adamas.attend(*x, indices, scale, True)), (0, 1, 2))(q, k, v)
-    factor = D**-0.5 if scale is None else scale
-    expected = jax.grad(lambda *x: loss(*plain(*x, indices, factor)), (0, 1, 2))(q, k, v)
+
+    def ours(*x: Any) -> Any:
+        return loss(*adamas.attend(*x, indices, softmax, return_lse=True))
+
+    found = jax.grad(ours, (0, 1, 2))(q, k, v)
+    expected = jax.grad(lambda *x: loss(*plain(*x, indices, softmax)), (0, 1, 2))(q, k, v)
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
     assert (np.asarray(found[0])[1, 0, 0] == 0).all()
@@ -89,7 +115,7 @@ def test_decode_attention_after_append(budget: int) -> None:
         for b, n in enumerate(count):
             keys = keys.at[b, :, 25 : 25 + n].set(k[b, :, :n])
             values = values.at[b, :, 25 : 25 + n].set(v[b, :, :n])
-        return loss(*plain(q, keys, values, indices, D**-0.5))
+        return loss(*plain(q, keys, values, indices))
 
     inputs = q, k[:, :, 25:30], v[:, :, 25:30], cache.k
     found = jax.jit(jax.grad(ours, (0, 1, 2, 3)))(*inputs)
@@ -131,7 +157,7 @@ def test_narrow_dtypes(dtype: Any) -> None:
     indices = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32), (B, H, L, K))
 
     def ours(*x: Any) -> Any:
-        return loss(*adamas.attend(*x, indices, None, True))
+        return loss(*adamas.attend(*x, indices, return_lse=True))
 
     found = jax.grad(ours, (0, 1, 2))(*narrow)
     expected = jax.grad(ours, (0, 1, 2))(*(x.astype(jnp.float32) for x in narrow))

@@ -78,7 +78,7 @@ struct Cache {
   adamas_keys keys{};
   adamas_values values{};
   adamas_rows k, v;
-  int64_t S;
+  int64_t S, Dv;
   int dtype;
 
   Cache(const std::vector<AnyBuffer> &arrays, const Floats &thresholds)
@@ -91,7 +91,8 @@ struct Cache {
     keys.size = sizeof keys;
     keys.B = values.B = shape[0];
     keys.H_kv = values.H_kv = shape[1];
-    keys.D = values.D = shape[3];
+    keys.D = shape[3];
+    values.D = Dv = arrays[V].dimensions()[3];
     keys.T = values.T = arrays[PLANES].dimensions()[3];
     keys.planes = at(PLANES);
     keys.thresholds = thresholds.typed_data();
@@ -127,7 +128,7 @@ static std::string wrong_tokens(const Cache &cache, const std::vector<int64_t> &
                                 const std::vector<int64_t> &count, const AnyBuffer &k,
                                 const AnyBuffer &v) {
   auto shape = k.dimensions();
-  int64_t H = shape[1], N = shape[2], D = shape[3];
+  int64_t H = shape[1], N = shape[2], D = shape[3], Dv = v.dimensions()[3];
   for (size_t b = 0; b < start.size(); b++) {
     if (count[b] < 0 || count[b] > N)
       return sequence(b) + " has a count of " + std::to_string(count[b]) + "; expected 0 to " +
@@ -137,9 +138,10 @@ static std::string wrong_tokens(const Cache &cache, const std::vector<int64_t> &
              std::to_string(count[b]) + " more; expected at most " + std::to_string(cache.S) +
              " in all, the capacity of the cache";
     for (int64_t h = 0; h < H; h++) {
-      int64_t first = (b * H + h) * N * D, size = count[b] * D;
-      if (!is_finite(k, first, size)) return sequence(b) + ": k holds NaN or infinities";
-      if (cache.has_tail() && !is_finite(v, first, size))
+      int64_t first = (b * H + h) * N;
+      if (!is_finite(k, first * D, count[b] * D))
+        return sequence(b) + ": k holds NaN or infinities";
+      if (cache.has_tail() && !is_finite(v, first * Dv, count[b] * Dv))
         return sequence(b) + ": v holds NaN or infinities, and the selection has a tail";
     }
   }
@@ -182,14 +184,26 @@ static ffi::Error Append(AnyBuffer k, AnyBuffer v, Integers lengths, Integers co
 
 /* ---- attention --------------------------------------------------------------------------------- */
 
-/* The result of queries (B, H, L, D). `out` may be absent. */
+/* The result of queries (B, H, L, D): out (B, H, L, Dv), which may be absent, and lse. */
 struct Attended {
   char *out;
   float *lse;
 };
 
+struct Softmax {
+  double scale, soft_cap;
+  const float *sink_logits; /* (H,), or NULL */
+
+  explicit Softmax(const ffi::Dictionary &options)
+      : scale(options.get<double>("scale").value()),
+        soft_cap(options.get<double>("soft_cap").value()) {
+    auto sinks = options.get<ffi::Span<const float>>("sink_logits").value();
+    sink_logits = sinks.size() ? sinks.begin() : nullptr;
+  }
+};
+
 static adamas_attention attention_of(const AnyBuffer &q, adamas_rows k, adamas_rows v, int dtype,
-                                     double scale, Attended to) {
+                                     int64_t Dv, const Softmax &softmax, Attended to) {
   auto shape = q.dimensions();
   adamas_attention a{};
   a.size = sizeof a;
@@ -197,12 +211,15 @@ static adamas_attention attention_of(const AnyBuffer &q, adamas_rows k, adamas_r
   a.H = shape[1];
   a.L = shape[2];
   a.D = shape[3];
+  a.Dv = Dv;
   a.q_dtype = dtype_of(q);
   a.kv_dtype = dtype;
   a.q = rows_of(q);
   a.k = k;
   a.v = v;
-  a.scale = scale;
+  a.scale = softmax.scale;
+  a.soft_cap = softmax.soft_cap;
+  a.sink_logits = softmax.sink_logits;
   a.out = to.out;
   a.lse = to.lse;
   return a;
@@ -210,20 +227,21 @@ static adamas_attention attention_of(const AnyBuffer &q, adamas_rows k, adamas_r
 
 /* Attention to every token of each sequence. */
 static int attend_all(const AnyBuffer &q, const Cache &cache, const std::vector<int64_t> &lengths,
-                      double scale, Attended to) {
+                      const Softmax &softmax, Attended to) {
   auto shape = q.dimensions();
-  int64_t rows = shape[1] * shape[2], bytes = rows * shape[3] * bytes_of(dtype_of(q));
+  int64_t rows = shape[1] * shape[2], bytes = rows * cache.Dv * bytes_of(dtype_of(q));
   bool equal = std::all_of(lengths.begin(), lengths.end(), [&](auto n) { return n == lengths[0]; });
   int64_t B = equal ? shape[0] : 1;
   for (int64_t b = 0; b < shape[0]; b += B) {
     Attended own{to.out + b * bytes, to.lse + b * rows};
     if (lengths[b] == 0) {
       std::memset(own.out, 0, B * bytes);
-      std::fill(own.lse, own.lse + B * rows, -INFINITY);
+      for (int64_t i = 0; i < B * rows; i++)
+        own.lse[i] = softmax.sink_logits ? softmax.sink_logits[i / shape[2] % shape[1]] : -INFINITY;
       continue;
     }
     adamas_attention a = attention_of(q, from_sequence(cache.k, b), from_sequence(cache.v, b),
-                                      cache.dtype, scale, own);
+                                      cache.dtype, cache.Dv, softmax, own);
     a.q = from_sequence(a.q, b);
     a.B = B;
     a.H_kv = cache.keys.H_kv;
@@ -246,19 +264,20 @@ static std::string wrong_lengths(const char *where, int64_t L, const Cache &cach
 }
 
 static ffi::Error Dense(AnyBuffer q, Integers lengths, Floats thresholds, ffi::RemainingArgs given,
-                        Result<AnyBuffer> out, Result<Floats> lse, double scale) {
+                        Result<AnyBuffer> out, Result<Floats> lse, ffi::Dictionary options) {
   Cache cache(arrays_of(given), thresholds);
   std::vector<int64_t> each = int64s(lengths);
   std::string text = wrong_lengths("decode_attention", q.dimensions()[2], cache, each);
   if (!text.empty()) return wrong(text);
   Attended to{static_cast<char *>(out->untyped_data()), lse->typed_data()};
-  return done("decode_attention", attend_all(q, cache, each, scale, to));
+  return done("decode_attention", attend_all(q, cache, each, Softmax(options), to));
 }
 
 static ffi::Error Attend(AnyBuffer q, AnyBuffer k, AnyBuffer v, Integers indices,
-                         Result<AnyBuffer> out, Result<Floats> lse, double scale) {
+                         Result<AnyBuffer> out, Result<Floats> lse, ffi::Dictionary options) {
   Attended to{static_cast<char *>(out->untyped_data()), lse->typed_data()};
-  adamas_attention a = attention_of(q, rows_of(k), rows_of(v), dtype_of(k), scale, to);
+  adamas_attention a = attention_of(q, rows_of(k), rows_of(v), dtype_of(k), v.dimensions()[3],
+                                    Softmax(options), to);
   a.H_kv = k.dimensions()[1];
   a.S = k.dimensions()[2];
   a.indices = indices.typed_data();
@@ -288,11 +307,11 @@ static ffi::Error step(const char *where, const AnyBuffer &q, const Integers &le
   auto shape = q.dimensions();
   std::string text = wrong_lengths(where, shape[2], cache, each);
   if (!text.empty()) return wrong(text);
-  double scale = options.get<double>("scale").value();
+  Softmax softmax(options);
   int64_t budget = indices.dimensions()[3], longest = *std::max_element(each.begin(), each.end());
   if (budget >= longest) {
     all_indices(q, each, indices);
-    return done(where, to.out ? attend_all(q, cache, each, scale, to) : ADAMAS_OK);
+    return done(where, to.out ? attend_all(q, cache, each, softmax, to) : ADAMAS_OK);
   }
   auto option = [&](const char *name) { return options.get<int64_t>(name).value(); };
   adamas_selection selection{};
@@ -318,7 +337,10 @@ static ffi::Error step(const char *where, const AnyBuffer &q, const Integers &le
   step.k = cache.k;
   step.v = cache.v;
   step.S = cache.S;
-  step.scale = scale;
+  step.Dv = cache.Dv;
+  step.scale = softmax.scale;
+  step.soft_cap = softmax.soft_cap;
+  step.sink_logits = softmax.sink_logits;
   step.indices = indices.typed_data();
   step.out = to.out;
   step.lse = to.lse;
@@ -351,8 +373,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(adamas_jax_select, Select,
                               ffi::Ffi::Bind().Arg<AnyBuffer>().CACHE.Ret<Integers>().Attrs());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(adamas_jax_dense, Dense,
                               ffi::Ffi::Bind().Arg<AnyBuffer>().CACHE.Ret<AnyBuffer>()
-                                  .Ret<Floats>().Attr<double>("scale"));
+                                  .Ret<Floats>().Attrs());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(adamas_jax_attend, Attend,
                               ffi::Ffi::Bind().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
-                                  .Arg<Integers>().Ret<AnyBuffer>().Ret<Floats>()
-                                  .Attr<double>("scale"));
+                                  .Arg<Integers>().Ret<AnyBuffer>().Ret<Floats>().Attrs());
