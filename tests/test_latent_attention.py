@@ -54,7 +54,7 @@ def test_kept():
 
 
 def test_selection_through_the_library():
-    """Keys and values of the library are both [c, k_rope]; the values are its first D_c columns."""
+    """The keys of the library are [c, k_rope], and the values their first D_c columns."""
     q, q_rope, c, k_rope, weights = inputs(300, D_c=512, D_r=64, D=32)
     queries = m.absorbed_queries(3 * q, q_rope, weights)[:, -4:].astype(np.float32)
     rows = np.concatenate([c, k_rope], axis=-1).astype(np.float32)
@@ -62,7 +62,7 @@ def test_selection_through_the_library():
     scale = (32 + 64) ** -0.5
 
     def out(indices):
-        latent = attend(queries, rows, rows, indices, scale=scale)[..., :512]
+        latent = attend(queries, rows, rows[..., :512], indices, scale=scale)
         return latent.astype(np.float64) @ weights.uv
 
     def error(indices):

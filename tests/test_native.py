@@ -22,7 +22,7 @@ from numpy.testing import assert_array_equal
 from oracles import ATTEND, ROUNDING
 from strategies import DTYPES, seeds
 
-from adamas_core import Selection, reference
+from adamas_core import Selection, Softmax, reference
 from adamas_core.cpu import native
 from adamas_core.cpu.native.levels import LEVELS
 from adamas_core.reference.layout import TILE, Centers, Codes, Fine, Values, padded, tiles, words
@@ -301,6 +301,12 @@ ERRORS = {
     "out without lse": ("step", {"lse": None}, -1),
     "no values": ("step", {"v": libadamas.Rows()}, -1),
     "heads": ("step", {"H": 3}, -3),
+    "values below 1": ("step", {"Dv": -1}, -3),
+    "values too wide": ("step", {"Dv": 2049}, -3),
+    "cap below 0": ("step", {"soft_cap": -1}, -7),
+    "cap nan": ("step", {"soft_cap": np.nan}, -7),
+    "cap beyond float": ("step", {"soft_cap": 1e39}, -7),
+    "cap that float makes 0": ("step", {"soft_cap": 1e-60}, -7),
     "no head": ("step", {"H": 0}, -3),
     "queries": ("step", {"L": -1}, -3),
     "dtype": ("step", {"q_dtype": 3}, -4),
@@ -339,6 +345,32 @@ def test_a_wrong_argument_is_an_error_and_nothing_is_written(best: Library, what
         assert x.tobytes() == y.tobytes()
     if what != "workspace":
         assert best.c.adamas_step_workspace(c.byref(made.step)) == 0
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_sinks_that_are_no_numbers(best: Library, wrong: float) -> None:
+    made, sinks = made_step(), np.float32([0, -np.inf, 1, wrong])
+    made.step.sink_logits = libadamas.at(sinks)
+    assert best.c.adamas_step_run(c.byref(made.step)) == -7
+    x = np.ones((1, 4, 5, 8), np.float32)
+    with pytest.raises(AssertionError, match="a sink is a number or -inf"):
+        best.attend(x, x, x, softmax=None, sink_logits=libadamas.at(sinks))
+    with pytest.raises(AssertionError, match="a soft cap is 0 or above"):
+        best.attend(x, x, x, soft_cap=-1.0)
+
+
+def test_coded_values_of_another_dim(best: Library) -> None:
+    made = made_step(tail=True)
+    made.step.Dv = 63
+    assert best.c.adamas_step_run(c.byref(made.step)) == -3
+
+
+def test_a_dim_of_values_of_0_is_that_of_the_keys(best: Library) -> None:
+    made, other = made_step(tail=True), made_step(tail=True)
+    made.step.Dv = 0
+    for one in (made, other):
+        best.check(best.c.adamas_step_run(c.byref(one.step)))
+    assert_array_equal(made.out, other.out)
 
 
 def test_every_status_has_a_text_of_its_own(best: Library) -> None:

@@ -85,12 +85,12 @@ def latent(q: Array, k: Array, v: Array) -> Latent:
 def outputs(layer: Latent, indices: NDArray[np.int32] | None) -> tuple[Array, Array]:
     """The outputs (H, L, D) and log-sum-exps (H, L) over chosen tokens, through the library.
 
-    Keys and values of `attend` are both the rows; the values are the first D_C columns.
+    The keys of `attend` are the rows, and the values are their first D_C columns: a view.
     """
-    given: tuple[Array, Array] = attend(
-        layer.q, layer.rows, layer.rows, indices, scale=layer.scale, return_lse=True
+    out, lse = attend(
+        layer.q, layer.rows, layer.rows[..., :D_C], indices, scale=layer.scale, return_lse=True
     )
-    return given[0][..., :D_C] @ layer.uv, given[1]
+    return out @ layer.uv, lse
 
 
 def compared(q: Array, k: Array, v: Array, budget: int) -> dict[str, Any]:
