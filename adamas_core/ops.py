@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat as api
-import numpy as np
 
 from . import checks
 from .dispatch import Array, backend_of, int_or_view, load, on_host_thresholds, returner, views
@@ -307,7 +306,7 @@ def attend(
     home, seen = load(backend_of(a)), None
     if i is None:
         S = b.shape[-2]
-        seen = tokens_seen("attend", positions, q4.shape, np.full(q4.shape[0], S))
+        seen = tokens_seen("attend", positions, q4.shape, S)
         if seen is None and a.shape[-2] > S:
             raise ValueError(
                 f"attend: {checks.shown('q', a)} has {a.shape[-2]} tokens and k {S}; expected at "

@@ -39,15 +39,16 @@ class Run(NamedTuple):
 
 
 def tokens_seen(
-    where: str, positions: Positions, shape: tuple[int, ...], lengths: NDArray
+    where: str, positions: Positions, shape: tuple[int, ...], length: int | NDArray
 ) -> NDArray | None:
     """The number of tokens that each query sees (B, L); None where it is the usual one.
 
-    shape is (B, H, L, D), and `lengths` (B,) are the tokens of the sequences.
+    shape is (B, H, L, D), and `length` the tokens of all sequences, or of each (B,).
     """
     if positions is None:
         return None
     B, _, L, _ = shape
+    lengths = np.broadcast_to(length, (B,)).astype(np.int64)
     if isinstance(positions, str):
         if positions != ALL:
             raise ValueError(f"{where}: positions={positions!r}; expected 'all', or integers")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from . import checks
 from .codes import KeyCodes, key_codes
 from .dispatch import Array, load, returner, views
@@ -115,7 +113,7 @@ def select_topk(
     checks.query_heads(where, softmax.sink_logits, q4.shape)
     keys = _coded_keys(codes, k, selection) if selection.refine else None
     record = codes.record
-    seen = tokens_seen(where, positions, q4.shape, np.broadcast_to(record.length, q4.shape[:1]))
+    seen = tokens_seen(where, positions, q4.shape, record.length)
     home, K = load(codes.backend), int(budget)
 
     def call(part: Any, lengths: Any, softmax: Softmax) -> tuple[Any]:

@@ -132,7 +132,7 @@ def attend_tail(
     checks.forced(where, budget, selection)
     checks.query_heads(where, softmax.sink_logits, q4.shape)
     rows, record = (q4, k4, v4), codes.record
-    seen = tokens_seen(where, positions, q4.shape, np.broadcast_to(record.length, q4.shape[:1]))
+    seen = tokens_seen(where, positions, q4.shape, record.length)
     coded = values._coded() if selection.tail else None
     home, K = load(codes.backend), int(budget)
     found, lse = attend_coded(home, rows, record, coded, K, selection, softmax, seen)

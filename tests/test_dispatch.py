@@ -302,7 +302,8 @@ def test_torch_gets_what_the_backends_arrays_get(torch: Any, put: Put, dtype: st
     assert out.dtype == getattr(torch, dtype)
     np.testing.assert_array_equal(as_numpy(out).view(np.uint8), on_host(expected).view(np.uint8))
     assert_same_bits(as_numpy(lse), on_host(expected_lse))
-    halves = [ac.attend(*tensors, torch_idx[..., i::2].contiguous(), None, True) for i in range(2)]
+    parts = [torch_idx[..., i::2].contiguous() for i in range(2)]
+    halves = [ac.attend(*tensors, x, return_lse=True) for x in parts]
     merged, merged_lse = ac.merge(*zip(*halves, strict=True))
     assert merged.dtype == out.dtype
     torch.testing.assert_close(merged, out, atol=2e-2, rtol=2e-2)
