@@ -16,8 +16,9 @@ def add_operator(
     outputs: Sequence[str],
     options: Mapping[str, Any],
     name: str,
+    head_sink: str = "",
 ) -> None:
-    """Add a node with GroupQueryAttention's first nine inputs, and the codes of its layer."""
+    """Add a node with GroupQueryAttention's first nine inputs, its layer's codes, and its sinks."""
     past_key, present_key = inputs[3], outputs[1]
     past, present = codes_name(past_key), codes_name(present_key)
     if past_key not in graph.inputs or present_key not in graph.outputs:
@@ -35,10 +36,9 @@ def add_operator(
     ):
         values.append(helper.make_tensor_value_info(codes, types.UINT8, [batch, heads, bytes_]))
     graph.outputs[present] = graph.proto.output[-1]
+    read = [*inputs, past, *([head_sink] if head_sink else [])]
     graph.nodes.append(
-        helper.make_node(
-            OPERATOR, [*inputs, past], [*outputs, present], name=name, domain=DOMAIN, **options
-        )
+        helper.make_node(OPERATOR, read, [*outputs, present], name=name, domain=DOMAIN, **options)
     )
 
 
