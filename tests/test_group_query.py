@@ -104,8 +104,9 @@ def test_a_node_without_a_cache() -> None:
         convert(model)
 
 
-def test_keys_that_are_no_input_of_the_graph() -> None:
-    model = dense()
+@pytest.mark.parametrize("smooth", [0, 1])
+def test_keys_that_are_no_input_of_the_graph(smooth: int) -> None:
+    model = dense(smooth_softmax=smooth)
     model.graph.node[0].input[3] = "elsewhere"
     with pytest.raises(ValueError, match="its past keys are 'elsewhere'"):
         convert(model)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .codes_io import add_operator
+from .codes_io import add_operator, past_keys
 from .graph import Graph, Node, attributes, label
 
 DOMAIN, OPERATOR = "com.microsoft", "GroupQueryAttention"
@@ -60,13 +60,13 @@ def replace(graph: Graph, node: Node, options: Mapping[str, Any]) -> None:
     outputs, merged = list(node.output), {**kept, **options}
     sink = "".join(inputs[HEAD_SINK : HEAD_SINK + 1])
     if not sink and given.get("smooth_softmax") == 1:
-        sink = _zero_sinks(graph, int(given["num_heads"]), inputs[3])
+        keys = past_keys(graph, inputs[3], outputs[1], node.name or name)
+        sink = _zero_sinks(graph, int(given["num_heads"]), keys.elem_type)
     graph.remove(node)
     add_operator(graph, inputs[:INPUTS], outputs, merged, node.name or name, sink)
 
 
-def _zero_sinks(graph: Graph, H: int, past_key: str) -> str:
-    """A sink whose logit is 0 per query head, of the cache's dtype; returns its name."""
-    element = graph.inputs[past_key].type.tensor_type.elem_type
+def _zero_sinks(graph: Graph, H: int, element: int) -> str:
+    """A sink per query head whose logit is 0, of a dtype of ONNX; returns its name."""
     dtype = graph.onnx.helper.tensor_dtype_to_np_dtype(element)
     return graph.small(f"adamas.sinks.{H}.{dtype}", [0] * H, dtype)
