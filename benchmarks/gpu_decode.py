@@ -39,10 +39,10 @@ import numpy as np
 from adamas_core import Selection
 from adamas_core.gpu import _launch
 from adamas_core.gpu._arrays import sequence_lengths
+from adamas_core.gpu._softmax import weights_of
 from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache, fill
 from adamas_core.gpu.quantize import code_query, empty_coded_query
 from adamas_core.gpu.select import make_plan, select_coded
-from adamas_core.gpu._softmax import weights_of
 from adamas_core.gpu.tail import choose_tiers, make_room
 
 RESULTS = Path(__file__).parent / "results"
