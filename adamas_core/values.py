@@ -30,21 +30,21 @@ class ValueCodes(TokenCodes):
     Parameters
     ----------
     B, H_kv, head_dim : int
-        Sequences, KV heads, and D.
+        Sequences, KV heads, and D_v, the head_dim of the values.
     backend : {"cpu", "gpu", "reference"}
     capacity : int
         Tokens to make room for. Room grows by doubling.
 
     Attributes
     ----------
-    codes : array (B, H_kv, T, 64, 2, P), uint64
-        T = ceil(tokens / 64) tiles of 64 tokens. The last two axes hold the P words of a token's
-        high bits, and those of its low bits.
+    codes : array (B, H_kv, T, 64, 2, P_v), uint64
+        T = ceil(tokens / 64) tiles of 64 tokens. The last two axes hold the P_v words of a
+        token's high bits, and those of its low bits.
     scales : array (B, H_kv, T, 64), uint8
         One per token: the bits 20 to 27 of a float32, from 2^-16 to 61440. The byte 0 stands for 0.
-    bases : array (B, H_kv, 2, D), float32
+    bases : array (B, H_kv, 2, D_v), float32
         The first value, and the mean of the first 64; 0 before these are there.
-    total : array (B, H_kv, D), float32
+    total : array (B, H_kv, D_v), float32
         The sum of the values of each sequence. Its bits do not depend on how the values came.
     length : int or array (B,)
         On the host. An array where sequences were given lengths of their own.
@@ -55,7 +55,7 @@ class ValueCodes(TokenCodes):
     device : str
         The device of the codes: "cpu", or "cuda:" and a number.
     shape : tuple
-        (B, H_kv, tokens, D), the shape of the coded values.
+        (B, H_kv, tokens, D_v), the shape of the coded values.
 
     Raises
     ------
@@ -103,7 +103,7 @@ class ValueCodes(TokenCodes):
 
     @property
     def codes(self) -> Any:
-        """A view of the codes (B, H_kv, T, 64, 2, P), T = ceil(tokens / 64)."""
+        """A view of the codes (B, H_kv, T, 64, 2, P_v), T = ceil(tokens / 64)."""
         return self._coded().used()[0]
 
     @property
@@ -113,12 +113,12 @@ class ValueCodes(TokenCodes):
 
     @property
     def bases(self) -> Any:
-        """The bases (B, H_kv, 2, D), float32."""
+        """The bases (B, H_kv, 2, D_v), float32."""
         return self._coded().sums.bases
 
     @property
     def total(self) -> Any:
-        """The sums of the values (B, H_kv, D), float32."""
+        """The sums of the values (B, H_kv, D_v), float32."""
         return self._coded().sums.total()
 
     @property
@@ -136,7 +136,7 @@ class ValueCodes(TokenCodes):
 
         Parameters
         ----------
-        v : array (B, H_kv, S, D)
+        v : array (B, H_kv, S, D_v)
             float16, bfloat16 or float32; B may be absent where it is 1.
         count : int or array (B,) of integers, optional
             How many of the S tokens each sequence really has: its first ones.
@@ -170,7 +170,7 @@ class ValueCodes(TokenCodes):
         tokens : int, or (B,) integers
             One number for all sequences, of which shorter ones stay as they are. Or a number per
             sequence, at most its length.
-        v : array (B, H_kv, S, D)
+        v : array (B, H_kv, S, D_v)
             The coded values, at least as many as the longest sequence keeps. At most the last 4096
             of each sequence are read.
 
@@ -192,8 +192,9 @@ def encode_values(
 
     Parameters
     ----------
-    v : array (B, H_kv, S, D)
-        float16, bfloat16 or float32, as cached; B may be absent.
+    v : array (B, H_kv, S, D_v)
+        float16, bfloat16 or float32, as cached; B may be absent. D_v may differ from the head_dim
+        of the keys.
     length : int or array (B,) of integers, optional
         Leading tokens of each sequence that count; all S if not given.
     backend : {"cpu", "gpu", "reference"}, optional

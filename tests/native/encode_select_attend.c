@@ -199,6 +199,38 @@ static void check_steps(struct data *data) {
   REQUIRE(data->selection.budget == K);
 }
 
+/* A sink as large as the lse takes half of all weights. A cap far above the logits changes nothing.
+   The first coordinates of the values alone give the first ones of the output. */
+static void check_softmax(struct data *data) {
+  enum { DV = D / 2 + 1 };
+  static float out[B * H * D], again[B * H * D], lse[B * H], lse_again[B * H], sinks[H];
+  for (int tail = 0; tail <= 100; tail += 100) {
+    data->selection.tail = tail;
+    adamas_step step = step_of(data, NULL, out, lse);
+    OK(adamas_step_run(&step));
+    for (int h = 0; h < H; h++) sinks[h] = h ? lse[h] : -INFINITY; /* of the first sequence */
+    step.sink_logits = sinks;
+    step.soft_cap = 1e7;
+    step.out = again;
+    step.lse = lse_again;
+    OK(adamas_step_run(&step));
+    for (int h = 0; h < H; h++) {
+      float share = h ? 0.5f : 1.0f;
+      REQUIRE(fabsf(lse_again[h] - lse[h] + logf(share)) < 1e-5f);
+      for (int i = h * D; i < (h + 1) * D; i++) REQUIRE(fabsf(again[i] - share * out[i]) < 1e-5f);
+    }
+  }
+  data->selection.tail = 0;
+  adamas_step step = step_of(data, NULL, out, lse);
+  OK(adamas_step_run(&step));
+  step.Dv = DV;
+  step.v = (adamas_rows){data->v, (int64_t)H_KV * S * D * 4, (int64_t)S * D * 4, D * 4};
+  step.values = NULL;
+  step.out = again;
+  OK(adamas_step_run(&step));
+  for (int row = 0; row < B * H; row++) REQUIRE(close_to(again + row * DV, out + row * D, DV));
+}
+
 /* Dense attention, and attention over all tokens by their indices. */
 static void check_dense(const struct data *data) {
   static float out[H * D], again[H * D], lse[H], lse_again[H];
@@ -254,6 +286,7 @@ int main(int count, char **arguments) {
   REQUIRE(adamas_abi() == ADAMAS_ABI);
   make(&data);
   check_steps(&data);
+  check_softmax(&data);
   check_dense(&data);
   check_threads(&data);
   if (count < 2 || strcmp(arguments[1], "no-fork")) check_fork(&data);
