@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from adamas_core import KVCache, Selection, encode
-from adamas_core.lab import code_bytes as code_bytes_file
 from adamas_core.lab.code_bytes import code_bytes, extra_key_bytes, tail_bytes, value_bytes
 from adamas_core.lab.selectors import AdamasTail
 
@@ -36,10 +35,5 @@ def test_the_documented_sizes() -> None:
     assert (code_bytes(128), code_bytes(128, centered=True)) == (32, 37)
     assert (extra_key_bytes(128), value_bytes(128)) == (17, 33)
     assert tail_bytes(128, 100, 64) == 64 * 33 + 164 * 17
-
-
-def test_further_bits_of_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_bytes_file, "EXTRA_BITS", 2)
-    assert extra_key_bytes(128) == 2 * 128 / 8 + 1
-    assert AdamasTail(64).bytes_kept(128) == 37 + 33 + 33
-    assert AdamasTail(64).bytes_of_rows(128, 1000, 100) == 100 * 512 + 64 * 33 + 164 * 33
+    assert AdamasTail(64).bytes_kept(128) == 37 + 17 + 33
+    assert AdamasTail(64).bytes_of_rows(128, 1000, 100) == 100 * 512 + 64 * 33 + 164 * 17

@@ -52,6 +52,7 @@ def test_all_tables(capsys):
     fits = [{"name": "a fit", "kl": 0.5, "error": 0.25}]
     masses = [{"name": "an indexer", "kl": 0.5, "mass": 0.75, "shared": True}]
     figures = {"mass": 0.9, "relative": 0.98, "error_exact": 0.1, "error_codes": 0.2}
+    figures |= {"refined": 0.99, "error_refined": 0.11}
     latent = [{"layer": 7, "budget": 128, "tokens": 512, **figures}]
     report = {
         "rows": [ROW],

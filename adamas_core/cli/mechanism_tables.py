@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..lab.latent_rows import REFINE
 from .amounts import amount
 from .tables import NONE
 from .terminal import show
@@ -116,9 +117,16 @@ def latent(rows: Sequence[Row]) -> None:
         caption="the rows are the keys and values of the layer, turned; see docs/mechanisms.md",
     )
     table.add_column("layer")
-    for title in ("mass, exact", "mass of codes, relative", "error, exact", "error, codes"):
+    titles = {
+        "mass": "mass, exact",
+        "relative": "mass of codes, relative",
+        "refined": f"with refine={REFINE}",
+        "error_exact": "error, exact",
+        "error_codes": "error, codes",
+        "error_refined": f"error, refine={REFINE}",
+    }
+    for title in titles.values():
         table.add_column(title, justify="right")
     for row in rows:
-        figures = (row[name] for name in ("mass", "relative", "error_exact", "error_codes"))
-        table.add_row(str(row["layer"]), *map(figure_cell, figures))
+        table.add_row(str(row["layer"]), *(figure_cell(row[name]) for name in titles))
     show(table)

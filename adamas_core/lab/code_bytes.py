@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from ..reference.layout import TILE, padded, words
 
-# Bits per coordinate of the keys that only the candidates of a tail read, beside the two that every
-# step reads of all tokens.
-EXTRA_BITS = 1
-
 
 def code_bytes(head_dim: int, centered: bool = False) -> float:
     """Bytes of codes per token and KV head, as `KeyCodes.nbytes` counts them for full tiles.
@@ -28,15 +24,15 @@ def value_bytes(head_dim: int) -> float:
 def tail_bytes(head_dim: int, budget: int, coded: int) -> float:
     """Bytes per query head and step that a tail reads beside rows and 2-bit keys.
 
-    The codes and scales of the values of `coded` tokens, and the further bits of the keys of these
+    The codes and scales of the values of `coded` tokens, and the third bits of the keys of these
     and of the `budget` tokens, because they choose which of both a token is.
     """
     return coded * value_bytes(head_dim) + (budget + coded) * extra_key_bytes(head_dim)
 
 
 def extra_key_bytes(head_dim: int) -> float:
-    """Bytes per token and KV head of the further bits of a key: `EXTRA_BITS` planes, and a scale.
+    """Bytes per token and KV head of the third bits of a key and their scale.
 
     A tail keeps them for every token, and reads them for its candidates.
     """
-    return EXTRA_BITS * 8 * words(head_dim) + 1 if EXTRA_BITS else 0
+    return 8 * words(head_dim) + 1

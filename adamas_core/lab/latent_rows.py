@@ -28,6 +28,7 @@ from .mechanisms.tokens import Array
 from .selectors import Exact
 
 D_C, D_R = 512, 64
+REFINE = 4  # times the budget: candidates whose latent rows are compared exactly
 
 
 class Latent(NamedTuple):
@@ -100,19 +101,25 @@ def compared(q: Array, k: Array, v: Array, budget: int) -> dict[str, Any]:
     -------
     dict
         The mean over heads and positions of: `mass`, the share of the softmax that the exact
-        choice of `budget` tokens has; `relative`, that of the codes in units of it; and
-        the output errors of both.
+        choice of `budget` tokens has; `relative` and `refined`, those of the codes alone and with
+        ``refine=REFINE``, in units of it; and the output errors of the three.
     """
     layer = latent(q, k, v)
     full, whole = outputs(layer, None)
     exact = Exact()(layer.q, layer.rows, budget)
-    codes = select_topk(layer.q, encode(layer.rows), budget)
+    codes = encode(layer.rows)
+    chosen = {
+        "exact": exact,
+        "codes": select_topk(layer.q, codes, budget),
+        "refined": select_topk(layer.q, codes, budget, k=layer.rows, refine=REFINE),
+    }
     found: dict[str, Any] = {"tokens": k.shape[1], "budget": budget}
     lse = {}
-    for name, indices in (("exact", exact), ("codes", codes)):
+    for name, indices in chosen.items():
         out, lse[name] = outputs(layer, indices)
         error = np.linalg.norm(out - full, axis=-1) / np.linalg.norm(full, axis=-1)
         found[f"error_{name}"] = float(error.mean())
     found["mass"] = float(np.exp(lse["exact"] - whole).mean())
     found["relative"] = float(np.exp(lse["codes"] - lse["exact"]).mean())
+    found["refined"] = float(np.exp(lse["refined"] - lse["exact"]).mean())
     return found
