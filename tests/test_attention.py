@@ -129,9 +129,11 @@ def test_greedy_text(family, padding, cache):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("cache", CACHES)
-def test_half_precision(dtype, cache):
-    net = model("llama").to(getattr(torch, dtype))
-    _, logits = generated(net, "sdpa", prompt(2, 20), **CACHES[cache])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_half_precision(dtype, family, cache):
+    net = model(family).to(getattr(torch, dtype))
+    dense = "eager" if family in NOT_SDPA else "sdpa"
+    _, logits = generated(net, dense, prompt(2, 20), **CACHES[cache])
     _, near = generated(net, "adamas", prompt(2, 20), **CACHES[cache])
     assert near.dtype == logits.dtype
     assert float((near[1] - logits[1]).abs().max() / logits[1].float().std()) < 0.2
@@ -146,9 +148,10 @@ def test_inference_mode_counts_no_writes():
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_prompt_in_chunks():
-    net = model("llama")
-    _, logits = generated(net, "sdpa", prompt(2, 37))
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_a_prompt_in_chunks(family):
+    net = model(family)
+    _, logits = generated(net, "eager" if family in NOT_SDPA else "sdpa", prompt(2, 37))
     for options in CACHES.values():
         _, near = generated(net, "adamas-all", prompt(2, 37), prefill_chunk_size=64, **options)
         torch.testing.assert_close(near, logits, atol=1e-4, rtol=1e-4)
@@ -459,6 +462,22 @@ def test_codes_of_a_cache_that_is_gone_are_freed():
     assert len(attention.LAYERS) == 1
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_codes_follow_keys_that_the_model_makes_anew(cache, monkeypatch):
+    """The keys of each layer of DeepSeek are gone when the next layer runs. Codes are not."""
+    attention.LAYERS.clear()
+    kept, follow = [], attention.Followed.follow
+
+    def spy(self, k, v, known):
+        kept.append((self.k_rows.same(k), known))
+        follow(self, k, v, known)
+
+    monkeypatch.setattr(attention.Followed, "follow", spy)
+    generated(model("deepseek"), "adamas", prompt(), **CACHES[cache])
+    # The first step of a layer encodes all tokens.
+    assert kept == [(PROMPT + i, False) for i in range(1, NEW - 1) for _ in range(2)]
+
+
 def test_a_step_that_fails_leaves_no_codes(monkeypatch):
     attention.LAYERS.clear()
     q, k = normal(1, H, 1, D), normal(1, H_KV, 99, D)
@@ -485,16 +504,16 @@ def test_the_operator():
         (q, k[:, :, :9], k[:, :, :9], None, 1.0, 2.0, sinks.detach()),
         (q, k, k, None, 1.0, 2.0, sinks.detach()),
     ):
-        torch.library.opcheck(torch.ops.adamas_core.step, (*case, 1, 0))
+        torch.library.opcheck(torch.ops.adamas_core.step, (*case, 1, 1, 0))
         for window in (None, 5):
             torch.library.opcheck(torch.ops.adamas_core.dense, (*case, window, True))
     for operator in (torch.ops.adamas_core.step, torch.ops.adamas_core.dense):
         assert torch.Tag.cudagraph_unsafe in operator.default.tags
     mask[0, 0, 0, 50] = False
-    found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, *plain, 1, 0)
+    found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, *plain, 1, 1, 0)
     assert torch.equal(found, sdpa_attention_forward(Module(), q, k, k, mask, scaling=0.3)[0])
     with torch.no_grad():
-        found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, 2.0, sinks, 1, 0)
+        found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, 2.0, sinks, 1, 1, 0)
         dense = torch.ops.adamas_core.dense(q, k, k, mask, 0.3, 2.0, sinks, None, True)
     assert torch.equal(found, dense)
 

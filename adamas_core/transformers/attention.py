@@ -46,7 +46,7 @@ class Layer:
 
 # A layer is taken out for a step and put back after it. So a step that fails leaves no codes, and
 # two threads never share some.
-LAYERS: dict[tuple[int, int], Layer] = {}
+LAYERS: dict[tuple[int, int, int], Layer] = {}
 
 
 def register(
@@ -134,6 +134,7 @@ def _function(number: int) -> Any:
         if special:
             _check_special(dropout, biased, gradients)
         arguments = (query, key, value, attention_mask)
+        place = (id(getattr(module, "config", module)), id(module))
         if (
             query.shape[-2] <= plan.tokens
             and key.shape[-2] > plan.budget
@@ -144,8 +145,8 @@ def _function(number: int) -> Any:
         ):
             if torch.compiler.is_compiling():
                 step = torch.ops.adamas_core.step
-                return step(*arguments, *logits, id(module), number), None
-            out = _sparse(*arguments, _softmax(*logits), id(module), number)
+                return step(*arguments, *logits, *place, number), None
+            out = _sparse(*arguments, _softmax(*logits), *place, number)
             if out is not None:
                 return out, None
         if special:
@@ -206,12 +207,13 @@ def _step(
     scale: float | None,
     cap: float | None,
     sinks: torch.Tensor | None,
+    model: int,
     layer: int,
     number: int,
 ) -> torch.Tensor:
     """A step as an operator. The result depends on the arguments alone; codes only save work."""
     softmax = _softmax(scale, cap, sinks)
-    out = _sparse(query, key, value, mask, softmax, layer, number)
+    out = _sparse(query, key, value, mask, softmax, model, layer, number)
     if out is None and not (cap is None and sinks is None):
         return dense(query, key, value, mask, softmax, None, True)
     if out is None:
@@ -229,6 +231,7 @@ def _(
     scale: float | None,
     cap: float | None,
     sinks: torch.Tensor | None,
+    model: int,
     layer: int,
     number: int,
 ) -> torch.Tensor:
@@ -280,6 +283,7 @@ def _sparse(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     softmax: Softmax,
+    model: int,
     layer: int,
     number: int,
 ) -> torch.Tensor | None:
@@ -288,10 +292,12 @@ def _sparse(
     seen = spans(mask, query.shape[0], query.shape[2], key.shape[2])
     if seen is None or all(span.end - span.start <= plan.budget for span in seen):
         return None
-    held = LAYERS.pop((number, layer), None)
+    held = LAYERS.pop((number, model, layer), None)
     if held is None:
-        for at in [at for at, other in list(LAYERS.items()) if other.expired()]:
-            LAYERS.pop(at, None)
+        # The other layers of this model stay, because its keys may be gone after each call.
+        for at, other in list(LAYERS.items()):
+            if at[:2] != (number, model) and other.expired():
+                LAYERS.pop(at, None)
         held = Layer()
     now = memory(key), memory(value)
     once = written_once(held.k, now[0]) and written_once(held.v, now[1])
@@ -312,7 +318,7 @@ def _sparse(
             followed = Followed(k, v, plan)
         held.followed[part] = followed
         outs.append(_attention(q, k, v, followed, plan, softmax))
-    LAYERS[number, layer] = held
+    LAYERS[number, model, layer] = held
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out.transpose(1, 2).contiguous()
 
