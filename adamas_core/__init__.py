@@ -42,7 +42,7 @@ _HOME = {
     "Codes": "reference.layout",
     "Centers": "reference.layout",
     "Fine": "reference.layout",
-    "encode_into": "encode_into",
+    "encode_into": "code_arrays",
     "as_pairs": "pairs",
     "as_words": "pairs",
     "encode": "codes",
@@ -93,8 +93,8 @@ __all__ = [
 if TYPE_CHECKING:
     from .cache import KVCache, decode_attention
     from .checks import checked
+    from .code_arrays import encode_into
     from .codes import PAPER, KeyCodes, calibrate, encode
-    from .encode_into import encode_into
     from .library import get_include, get_library
     from .ops import attend, hadamard, merge, quantize, quantize_query, score, topk
     from .pairs import as_pairs, as_words

@@ -192,9 +192,7 @@ def init(
     checks.at_least(where, "capacity", capacity, 1)
     checks.tokens(where, capacity)
     checks.instance(where, "selection", selection, Selection, "a Selection")
-    kind = jnp.dtype(dtype)
-    if kind.name not in checks.FLOATS:
-        raise TypeError(f"{where}: dtype={kind}; expected {', '.join(checks.FLOATS)}")
+    kind = _float_dtype(where, dtype)
     limits = CENTERED_THRESHOLDS
     if thresholds is not None:
         limits = on_host_thresholds(where, thresholds)
@@ -282,7 +280,8 @@ def append(cache: Cache, k: Array, v: Array, count: Array | int | None = None) -
     TypeError
         k or v have another dtype than the cache, or count is not an integer.
     ValueError
-        k or v have another shape than the cache needs.
+        k or v have another shape than the cache needs, or a count that is no array of JAX is
+        negative or above S.
     jax.errors.JaxRuntimeError
         When the program runs: a sequence would have more tokens than the capacity. A count is
         negative or above S. k holds NaN or infinities, or v does and the selection has a tail.
@@ -296,9 +295,7 @@ def append(cache: Cache, k: Array, v: Array, count: Array | int | None = None) -
             f"{where}: {checks.shown('k', k)} and {checks.shown('v', v)}; expected the same tokens"
         )
     B, _, S, _ = k4.shape
-    added: Array = jnp.asarray(S if count is None else count)
-    if added.dtype.kind not in "iu" or added.shape not in ((), (B,)):
-        raise TypeError(f"{where}: {checks.shown('count', added)}; expected integers () or ({B},)")
+    added = jnp.asarray(_count(where, S if count is None else count, B, S))
     counts = jnp.broadcast_to(added.astype(jnp.int32), (B,))
     constants = cache.lengths, counts, cache.thresholds, cache._codes()
     kept_k, kept_v, codes = _append(k4, v4, cache.k, cache.v, *constants)
@@ -413,7 +410,7 @@ def decode_attention(
     else:
         static = cache.selection, K, softmax
         out, lse, indices = _step(static, q4, cache.k, cache.v, *constants)
-    results = [out.reshape(*q.shape[:-1], -1)]
+    results = [out.reshape(*q.shape[:-1], out.shape[-1])]
     if return_lse:
         results.append(lse.reshape(q.shape[:-1]))
     if return_indices:
@@ -466,31 +463,69 @@ def attend(
     where = "attend"
     checks.true_or_false(where, "return_lse", return_lse)
     softmax = softmax_with(where, softmax, options)
+    _array(where, "indices", indices)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        checks.float_shape(where, name, x, (3, 4) if name == "q" else (q.ndim,))
+        _floats(where, name, x, (3, 4) if name == "q" else (q.ndim,))
     checks.same_tokens(where, k, v)
     each: list[Array] = [jnp.asarray(x) for x in (q, k, v, indices)]
     q4, k4, v4, i4 = (x[None] for x in each) if q.ndim == 3 else each
     checks.heads(where, "q and k", q4.shape, k4.shape)
     checks.same_head_dim(where, q, "k", k4.shape[-1])
     checks.query_heads(where, softmax.sink_logits, q4.shape)
-    checks.dtype(where, "indices", i4, "int32")
+    checks.dtype(where, "indices", indices, "int32")  # JAX would cut off the upper half of int64
     if i4.shape[:-1] != q4.shape[:-1] or i4.ndim != 4:
         raise ValueError(
             f"{where}: {checks.shown('indices', indices)}; expected "
             f"({', '.join(map(str, q.shape[:-1]))}, K), as q has"
         )
     out, lse = _attend(softmax, q4, k4, v4, i4)
-    out = out.reshape(*q.shape[:-1], -1)
+    out = out.reshape(*q.shape[:-1], out.shape[-1])
     return (out, lse.reshape(q.shape[:-1])) if return_lse else out
 
 
 # ---- arguments ----------------------------------------------------------------------------------
 
 
+def _array(where: str, name: str, x: object) -> None:
+    """Reject what has no dtype and no shape, as a list."""
+    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        raise TypeError(f"{where}: {checks.stated(name, x)}; expected an array")
+
+
+def _floats(where: str, name: str, x: Any, ndims: tuple[int, ...]) -> None:
+    _array(where, name, x)
+    checks.float_shape(where, name, x, ndims)
+
+
+def _float_dtype(where: str, dtype: Any) -> Any:
+    """The dtype of keys and values, checked."""
+    expected = f"expected {', '.join(checks.FLOATS)}"
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{where}: {checks.stated('dtype', dtype)}; {expected}") from error
+    if kind.name not in checks.FLOATS:
+        raise TypeError(f"{where}: dtype={kind}; {expected}")
+    return kind
+
+
+def _count(where: str, count: Any, B: int, S: int) -> Any:
+    """The count of `append`, checked. The values in an array of JAX are not known yet."""
+    given = np.asarray(count) if isinstance(count, int) else count
+    kind = given.dtype.kind if hasattr(given, "dtype") and not isinstance(count, bool) else ""
+    if kind not in ("i", "u") or given.shape not in ((), (B,)):
+        said = checks.shown if hasattr(count, "dtype") else checks.stated
+        raise TypeError(f"{where}: {said('count', count)}; expected integers () or ({B},)")
+    if not isinstance(given, jax.Array) and not ((given >= 0) & (given <= S)).all():
+        raise ValueError(
+            f"{where}: {checks.stated('count', count)}; expected 0 to {S}, the tokens of k"
+        )
+    return given
+
+
 def _new_rows(where: str, name: str, x: Array, held: Array) -> Array:
     """New keys or values as (B, H_kv, S, D), checked against those of the cache."""
-    checks.float_shape(where, name, x, (3, 4))
+    _floats(where, name, x, (3, 4))
     B, H_kv, _, D = held.shape
     if x.dtype != held.dtype:
         raise TypeError(
@@ -509,7 +544,7 @@ def _queries(
 ) -> tuple[Array, int]:
     """Queries as (B, H, L, D), checked against the cache, and the checked budget."""
     checks.instance(where, "cache", cache, Cache, "the Cache that init returns")
-    checks.float_shape(where, "q", q, (3, 4))
+    _floats(where, "q", q, (3, 4))
     q4 = jnp.asarray(q[None] if q.ndim == 3 else q)
     checks.heads(where, "q and the cache", q4.shape, cache.k.shape)
     checks.same_head_dim(where, q, "the cache", cache.k.shape[-1])

@@ -39,6 +39,7 @@ import numpy as np
 from adamas_core import Selection
 from adamas_core.gpu import _launch
 from adamas_core.gpu._arrays import sequence_lengths
+from adamas_core.gpu._softmax import weights_of
 from adamas_core.gpu.decode_step import DecodeStep, DeviceCache, device_cache, fill
 from adamas_core.gpu.quantize import code_query, empty_coded_query
 from adamas_core.gpu.select import make_plan, select_coded
@@ -228,7 +229,10 @@ def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> di
     query = empty_coded_query(q.shape, selection, caches[0].codes)
     code_query(q, caches[0].thresholds, H_kv, selection, query)
     plan = make_plan(selection, caches[0].codes, H // H_kv, S, K)
-    room = make_room(selection, caches[0].codes, q.shape, S, K) if selection.tail else None
+    room = None
+    if selection.tail:
+        room = make_room(selection, caches[0].codes, q.shape, HEAD_DIM, S, K)
+    weights = weights_of(None, HEAD_DIM)
     indices = xp.empty((B, H, 1, K), np.int32)
     counts = sequence_lengths(S)
 
@@ -236,7 +240,7 @@ def measure(xp: Any, shape: Shape, clock: Timer, rotated: int, torch: Any) -> di
         if room is None:
             select_coded(query, cache.codes, counts, plan, indices, selection)
         else:
-            choose_tiers(query, cache.codes, counts, room, selection, HEAD_DIM**-0.5)
+            choose_tiers(query, cache.codes, counts, room, selection, weights)
 
     copies = [xp.empty_like(cache.planes) for cache in caches]
 

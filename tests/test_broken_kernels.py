@@ -490,7 +490,7 @@ MISTAKES = [
     ("begin_step.cu", "finite(__fmul_rn(tile, 1.0f / TILE))", "tile / TILE", compare_step),
     ("topk.cuh", "kept[KEPT - 1]", "kept[0]", ONE_WARP),
     ("estimate.cu", "distance != INVISIBLE", "true", compare_hidden_levels),
-    ("attend.cuh", "GENERAL ? Dv : D", "D", SOFTMAX),
+    ("attend.cuh", "GENERAL ? value_size : key_size", "key_size", SOFTMAX),
     ("attend.cuh", "GENERAL && logits.soft_cap > 0", "false", SOFTMAX),
     ("attend.cuh", "again && ", "false && ", compare_overflow),
     ("attend.cu", "share(row_top, larger) * row_mass", "row_mass", SOFTMAX),

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,9 @@ def test_public_name_is_found_where_it_is_said_to_be(name: str) -> None:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         _ = adamas_core.nonsense
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Else an import of the module would put it in the place of the function."""
+    names = [name for name in adamas_core.__all__ if not name.startswith("_")]
+    assert [name for name in names if find_spec(f"adamas_core.{name}") is not None] == []

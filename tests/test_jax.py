@@ -165,6 +165,16 @@ def test_queries_of_several_tokens() -> None:
     assert_close(adamas.attend(q, cache.k, cache.v, indices), decode_attention(q, held, BUDGET))
 
 
+def test_no_queries_have_no_results() -> None:
+    cache, none = filled(9), rows(1, H, 1)[:, :, :0]
+    assert adamas.select_topk(none, cache, 5).shape == (B, H, 0, 5)
+    for budget in (5, None):
+        out, lse = adamas.decode_attention(none, cache, budget, return_lse=True)
+        assert (out.shape, lse.shape) == ((B, H, 0, D), (B, H, 0))
+    indices = np.zeros((B, H, 0, 5), np.int32)
+    assert adamas.attend(none, cache.k, cache.v, indices).shape == (B, H, 0, D)
+
+
 def test_a_batch_axis_may_be_absent() -> None:
     k, v = (x[0] for x in keys_values(1, 90))
     cache = append(init(1, H_KV, D, 100), k, v)
@@ -467,7 +477,7 @@ AT_RUN_TIME = {
         "append: sequence 1 has a count of -1; expected 0 to 1",
     ),
     "large count": (
-        lambda: append(filled(9), TOKEN, TOKEN, count=2),
+        lambda: append(filled(9), TOKEN, TOKEN, count=jnp.array(2)),
         "append: sequence 0 has a count of 2; expected 0 to 1",
     ),
     "NaN": (lambda: append(filled(9), NAN, TOKEN), "append: sequence 0: k holds NaN or infinities"),
@@ -540,9 +550,17 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "heads": (lambda: append(filled(3), TOKEN[:, :1], TOKEN[:, :1]), ValueError,
               r"k is float32 \(2, 1, 1, 48\); expected \(2, 2, S, 48\), as the cache has"),
     "tokens": (lambda: append(filled(3), TOKEN, np.repeat(TOKEN, 2, 2)), ValueError, "same tokens"),
-    "count": (lambda: append(filled(3), TOKEN, TOKEN, count=1.5), TypeError, "count is"),
+    "count": (lambda: append(filled(3), TOKEN, TOKEN, count=1.5), TypeError, "count=1.5"),
     "counts": (lambda: append(filled(3), TOKEN, TOKEN, count=np.ones(3, int)), TypeError,
                r"expected integers \(\) or \(2,\)"),
+    "a word for a count": (lambda: append(filled(3), TOKEN, TOKEN, count="two"), TypeError,
+                           r"append: count='two'; expected integers \(\) or \(2,\)"),
+    "a count beyond int32": (lambda: append(filled(3), TOKEN, TOKEN, count=2**32), ValueError,
+                             "append: count=4294967296; expected 0 to 1, the tokens of k"),
+    "a list": (lambda: append(filled(3), [1, 2], TOKEN), TypeError,
+               r"append: k=\[1, 2\]; expected an array"),
+    "queries in a list": (lambda: adamas.decode_attention([1, 2], filled(3), 1), TypeError,
+                          r"decode_attention: q=\[1, 2\]; expected an array"),
     "query heads": (lambda: adamas.select_topk(Q[:, :3], filled(3), 1), ValueError, "multiple"),
     "head_dim": (lambda: adamas.select_topk(Q[..., :5], filled(3), 1), ValueError, "head_dim 48"),
     "axes": (lambda: adamas.select_topk(Q[0, 0], filled(3), 1), ValueError, "3 or 4 axes"),
@@ -574,11 +592,18 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "dtype of indices": (
         lambda: adamas.attend(Q, TOKEN, TOKEN, np.zeros((B, H, 1, 1), np.int16)), TypeError,
         "indices is int16"),
+    "indices of 64 bits": (
+        lambda: adamas.attend(Q, TOKEN, TOKEN, np.full((B, H, 1, 1), 2**32)), TypeError,
+        r"attend: indices is int64 \(2, 6, 1, 1\); expected dtype int32"),
+    "no indices": (lambda: adamas.attend(Q, TOKEN, TOKEN, None), TypeError,
+                   "attend: indices=None; expected an array"),
     "keys and values": (
         lambda: adamas.attend(Q, TOKEN, TOKEN[:, :1], np.zeros((B, H, 1, 1), np.int32)),
         ValueError, "of one dtype"),
     "capacity": (lambda: init(1, 1, 8, 0), ValueError, "init: capacity=0"),
     "dtype of a cache": (lambda: init(1, 1, 8, 9, jnp.int8), TypeError, "dtype=int8"),
+    "no dtype": (lambda: init(1, 1, 8, 9, "float23"), TypeError,
+                 "init: dtype='float23'; expected float16, bfloat16, float32"),
     "no thresholds": (lambda: init(1, 1, 8, 9, selection=Selection(metric="manhattan")), ValueError,
                       "metric='manhattan' without thresholds"),
     "thresholds": (lambda: init(1, 2, 8, 9, thresholds=[1, 0, 2]), ValueError, "ascending"),

@@ -107,9 +107,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend(
   const TQ* const q_row = q + b * q_batch + h * q_head + l * q_token;
   const WarpSums<DT> warps{sums, tops, masses};
   const Logits rule{scale, soft_cap};
-  const int dims = D, width = GENERAL ? Dv : D;  // of a key and of a value
+  const int width = GENERAL ? Dv : D;  // of a value
   attend_tokens<TQ, TK, DT, VEC, GENERAL>(
-      at, q_row, keys, values, b, head, tokens, begin, end, dims, width, rule, true, shared_query,
+      at, q_row, keys, values, b, head, tokens, begin, end, D, Dv, rule, true, shared_query,
       warps, beyond);
   if (threadIdx.x == 0) not_finite = 0;
   __syncthreads();

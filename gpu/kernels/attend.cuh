@@ -87,25 +87,37 @@ struct Logits {
   float scale, soft_cap;
 };
 
-// Attends to the tokens begin to end - 1 of one query, into the sums of each warp. q and k have D
-// coordinates, v has Dv. Without GENERAL there is no cap, and Dv is D. shared_query has room for DT
-// floats unless EARLY. The largest index of S or more, plus 1, goes to *beyond, unless that is null.
-// The caller must set a barrier before it reads the sums.
+// The type of head_dims in the loop. Comparisons of 32 bits are faster. At Dt = 1024 the compiler then
+// keeps more in registers than there are.
+template <int DT>
+struct SizeOf {
+  using Type = int;
+};
+template <>
+struct SizeOf<1024> {
+  using Type = Int;
+};
+
+// Attends to the tokens begin to end - 1 of one query, into the sums of each warp. q and k have
+// key_size coordinates, v has value_size. Without GENERAL both are equal, and there is no cap.
+// shared_query has room for DT floats unless EARLY. The largest index of S or more, plus 1, goes to
+// *beyond, unless that is null. The caller must set a barrier before it reads the sums.
 //
 // Products that are not finite give NaN if `again`: float32 may have overflowed, and the cap would
 // hide that from a caller who then computes again in float64.
 template <typename TQ, typename TK, int DT, int VEC, bool GENERAL>
 __device__ __forceinline__ void attend_tokens(
     Position at, const TQ* q_row, Strided<TK> keys, Strided<TK> values, int b, int head,
-    Tokens tokens, int begin, int end, int D, int Dv, Logits logits, bool again, float* shared_query,
-    WarpSums<DT> out, unsigned* beyond) {
+    Tokens tokens, int begin, int end, Int key_size, Int value_size, Logits logits, bool again,
+    float* shared_query, WarpSums<DT> out, unsigned* beyond) {
+  using Size = typename SizeOf<DT>::Type;
+  const Size D = key_size, Dv = GENERAL ? value_size : key_size;
   constexpr int TEAM = SHARERS<DT, VEC>;
   constexpr int PER = DT / (VEC * TEAM);           // vectors per lane
   constexpr int TEAMS = ATTEND_THREADS / TEAM;     // tokens per block at a time
   constexpr int AHEAD = PER < 4 ? 4 / PER : 1;     // tokens per team at a time
   constexpr bool IN_REGISTERS = EARLY<DT, VEC>;
   const int lane = at.lane, team = at.team, warp = at.warp;
-  const int of_value = GENERAL ? Dv : D;
   int largest = -1;  // index that this thread has met
   float query[IN_REGISTERS ? PER : 1][VEC], sum[PER][VEC];
 #pragma unroll
@@ -125,7 +137,7 @@ __device__ __forceinline__ void attend_tokens(
   using Part = Packed<TK, VEC>;
   // Without a branch a missing token takes the row of token 0, and its parts become 0 after the load.
   // Above Dt = 1024 that would need more registers than there are.
-  const auto load = [&](const Strided<TK>& rows, int token, int size, Part (&parts)[PER]) {
+  const auto load = [&](const Strided<TK>& rows, int token, Size size, Part (&parts)[PER]) {
     const TK* const from = rows.row(b, head, max(token, 0));
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
@@ -148,7 +160,7 @@ __device__ __forceinline__ void attend_tokens(
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
       load(keys, token[a], D, key[a]);
-      if (IN_REGISTERS) load(values, token[a], of_value, value[a]);
+      if (IN_REGISTERS) load(values, token[a], Dv, value[a]);
     }
     float logit[AHEAD];
     float larger = top;
@@ -185,7 +197,7 @@ __device__ __forceinline__ void attend_tokens(
     }
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
-      if (!IN_REGISTERS) load(values, token[a], of_value, value[a]);
+      if (!IN_REGISTERS) load(values, token[a], Dv, value[a]);
       // expf and not `share`: an infinite logit must become NaN.
       const float p = token[a] >= 0 ? expf(logit[a] - top) : 0.0f;
       mass += p;

@@ -149,8 +149,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 1) attend_tail(
     const int size = (count + exact - 1) / exact, begin = min(split * size, count);
     attend_tokens<TQ, TK, DT, VEC, GENERAL>(
         at, q + b * q_batch + h * q_head + l * q_token, {k, k_batch, k_head, k_token}, values, b, head,
-        tokens, begin, min(begin + size, count), static_cast<int>(D), static_cast<int>(Dv),
-        {scale, soft_cap}, false, shared_query, warps, nullptr);
+        tokens, begin, min(begin + size, count), D, Dv, {scale, soft_cap}, false, shared_query, warps,
+        nullptr);
   } else {
     const int parts = splits - exact, count = M;
     const int size = (count + parts - 1) / parts, begin = min((split - exact) * size, count);
