@@ -271,11 +271,16 @@ def test_gradients_dropout_and_other_values_are_dense():
 
 
 @pytest.mark.parametrize(
-    "argument, value", [("softcap", 50.0), ("s_aux", torch.zeros(H)), ("output_attentions", True)]
+    "argument, value, expected",
+    [
+        ("softcap", 50.0, "softcap is given; expected a model without a soft cap"),
+        ("s_aux", torch.zeros(H), "s_aux is given; expected a model without learned sinks"),
+        ("output_attentions", True, "output_attentions=True; expected False"),
+    ],
 )
-def test_what_is_refused(argument, value):
+def test_what_is_refused(argument, value, expected):
     k = normal(1, H_KV, 60, D)
-    with pytest.raises(ValueError, match=f"{argument} is given; expected a model without"):
+    with pytest.raises(ValueError, match=f"adamas attention: {expected}"):
         call(normal(1, H, 1, D), k, k, **{argument: value})
     call(normal(1, H, 1, D), k, k, **{argument: None})
 

@@ -23,11 +23,12 @@ from .spans import spans
 # The plans of all registrations. The operator takes numbers, so a plan goes by its place here.
 PLANS: list[Plan] = []
 
-# Arguments that change the attention in a way that is not computed here.
+# Arguments that change the attention in a way that is not computed here, and the error of each.
 REFUSED = {
-    "softcap": "a soft cap on its logits",
-    "s_aux": "learned sinks",
-    "output_attentions": "output_attentions=True, and weights of all tokens are never computed",
+    "softcap": "softcap is given; expected a model without a soft cap on its logits",
+    "s_aux": "s_aux is given; expected a model without learned sinks",
+    "output_attentions": "output_attentions=True; expected False, because the weights of all "
+    "tokens are never computed",
 }
 
 
@@ -115,12 +116,9 @@ def _function(number: int) -> Any:
         dropout: float = 0.0,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        for argument, meaning in REFUSED.items():
+        for argument, wrong in REFUSED.items():
             if options.get(argument) is not None and options[argument] is not False:
-                raise ValueError(
-                    f"adamas attention: {argument} is given; expected a model without {meaning}: "
-                    'use attn_implementation="eager"'
-                )
+                raise ValueError(f'adamas attention: {wrong}; or use attn_implementation="eager"')
         plan = PLANS[number]
         if (
             query.shape[-2] <= plan.tokens
