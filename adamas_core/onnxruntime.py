@@ -51,7 +51,7 @@ def code_bytes(tokens: int, head_dim: int, tail: int = TAIL) -> int:
     Parameters
     ----------
     tokens : int
-        Tokens to make room for, at least 0.
+        Tokens to make room for: 0 to 2**31 - 1.
     head_dim : int
         A multiple of 8, at most 2048.
     tail : int
@@ -72,7 +72,7 @@ def code_bytes(tokens: int, head_dim: int, tail: int = TAIL) -> int:
         The package was installed without the library.
     """
     where = "code_bytes"
-    checks.at_least(where, "tokens", tokens, 0)
+    checks.tokens(where, checks.at_least(where, "tokens", tokens, 0))
     checks.at_least(where, "head_dim", head_dim, 8)
     checks.at_least(where, "tail", tail, 0)
     if head_dim % 8 or head_dim > 2048:

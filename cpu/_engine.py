@@ -1,8 +1,8 @@
 """What runs the kernels: the native library, or Numba, which compiles them in this process.
 
-ADAMAS_CPU is "library" or "numba" to insist on one. Otherwise the library runs where it is there,
-and Numba where it is not. Both run the same code, and have the same bits. Without either the
-reference computes, in NumPy.
+The library runs where it is there, and Numba where it is not. Both run the same code, and have the
+same bits. Without either the reference computes, in NumPy. ADAMAS_CPU is "library" to insist on the
+library, or "numba" to do without it.
 """
 
 from __future__ import annotations

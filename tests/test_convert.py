@@ -128,6 +128,11 @@ def test_a_model_without_attention_is_refused() -> None:
     [
         ({"budget": 0}, ValueError, "budget=0"),
         ({"dense_layers": -1}, ValueError, "dense_layers=-1"),
+        (
+            {"dense_layers": 2},
+            ValueError,
+            "convert: dense_layers=2; expected 0 to 1, the attention nodes of the model",
+        ),
         ({"selection": 3}, TypeError, "a Selection"),
         ({"budget": 2, "selection": Selection(sinks=3)}, ValueError, "budget=2"),
         ({"selection": Selection(metric="manhattan")}, ValueError, "expected 'weighted'"),

@@ -372,6 +372,8 @@ def test_code_bytes() -> None:
         code_bytes(1, 12)
     with pytest.raises(ValueError, match="tokens"):
         code_bytes(-1, 16)
+    with pytest.raises(ValueError, match="code_bytes: 4611686018427387904 tokens; expected"):
+        code_bytes(2**62, 64)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

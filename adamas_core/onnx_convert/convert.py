@@ -100,6 +100,11 @@ def convert(
     found = _found(graph)
     if not found:
         raise ValueError("no attention that is known; expected a decoder with a cache")
+    if dense_layers > len(found):
+        raise ValueError(
+            f"{where}: dense_layers={dense_layers}; expected 0 to {len(found)}, the attention "
+            "nodes of the model"
+        )
     first, rest = found[:dense_layers], found[dense_layers:]
     replaced = [one for one in rest if not one.window]
     for one in replaced:

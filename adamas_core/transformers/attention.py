@@ -25,9 +25,10 @@ from .spans import spans
 # The plans of all registrations. The operator takes numbers, so a plan goes by its place here.
 PLANS: list[Plan] = []
 
-# Arguments that change the attention in a way that is not computed here.
+# Arguments that change the attention in a way that is not computed here, and the error of each.
 REFUSED = {
-    "output_attentions": "output_attentions=True, and weights of all tokens are never computed",
+    "output_attentions": "output_attentions=True; expected False, because the weights of all "
+    "tokens are never computed",
 }
 
 
@@ -116,12 +117,9 @@ def _function(number: int) -> Any:
         dropout: float = 0.0,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        for argument, meaning in REFUSED.items():
+        for argument, wrong in REFUSED.items():
             if options.get(argument) is not None and options[argument] is not False:
-                raise ValueError(
-                    f"adamas attention: {argument} is given; expected a model without {meaning}: "
-                    'use attn_implementation="eager"'
-                )
+                raise ValueError(f'adamas attention: {wrong}; or use attn_implementation="eager"')
         plan = PLANS[number]
         cap, sinks = options.get("softcap"), options.get("s_aux")
         logits = (scaling, None if cap is None else float(cap), sinks)
