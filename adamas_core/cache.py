@@ -202,8 +202,7 @@ class KVCache:
             k or v have another dtype than the cache.
         ValueError
             k and v do not fit each other, or differ in B, H_kv, D, D_v or device from the cache. k
-            holds NaN or
-            infinities, which have no code; or v does, and the selection has a tail.
+            holds NaN or infinities, which have no code; or v does, and the selection has a tail.
         IndexError
             There is no such layer.
         """
@@ -466,8 +465,8 @@ def decode_attention(
         option.
     ValueError
         The layer is empty, shapes do not fit it, there are not H sinks, an option is out of range,
-        or the budget is below 1 or below the sinks and recent tokens of the selection. The
-        selection has a tail and the backend has none.
+        or the budget is below 1 or below the sinks and recent tokens of the selection. Or a layer
+        with a window gets positions.
     IndexError
         There is no such layer.
     """

@@ -41,7 +41,7 @@ class Run(NamedTuple):
 def tokens_seen(
     where: str, positions: Positions, shape: tuple[int, ...], length: int | NDArray
 ) -> NDArray | None:
-    """The number of tokens that each query sees (B, L); None where it is the usual one.
+    """The number of tokens that each query sees (B, L); None where it is the usual one, or L is 0.
 
     shape is (B, H, L, D), and `length` the tokens of all sequences, or of each (B,).
     """
@@ -52,7 +52,7 @@ def tokens_seen(
     if isinstance(positions, str):
         if positions != ALL:
             raise ValueError(f"{where}: positions={positions!r}; expected 'all', or integers")
-        return np.repeat(lengths[:, None], L, axis=1)
+        return np.repeat(lengths[:, None], L, axis=1) if L else None
     given = np.asarray(int_or_view_or_row("positions", positions))
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{where}: {checks.shown('positions', given)}; expected integers")
@@ -68,7 +68,7 @@ def tokens_seen(
             f"{where}: positions hold {at[b, l]} for query {l} of sequence {b}; expected -1 to "
             f"{lengths[b] - 1}"
         )
-    return at.astype(np.int64) + 1
+    return at.astype(np.int64) + 1 if L else None
 
 
 def in_runs(

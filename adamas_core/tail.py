@@ -82,8 +82,8 @@ def attend_tail(
     ------
     TypeError
         codes is not a KeyCodes, values is not a ValueCodes, selection is not a Selection, softmax
-        is not a Softmax, an array
-        has another dtype, a number is not an integer, or there is no such option.
+        is not a Softmax, an array has another dtype, a number is not an integer, or there is no
+        such option.
     ValueError
         Shapes or numbers of tokens do not fit each other. The codes are empty, plain or of 2 bits.
         An option is out of range. The budget is below 1 or above the number of coded tokens.

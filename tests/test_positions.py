@@ -19,8 +19,10 @@ from adamas_core import (
     Selection,
     Softmax,
     attend,
+    attend_tail,
     decode_attention,
     encode,
+    encode_values,
     reference,
     select_topk,
 )
@@ -213,6 +215,18 @@ def test_runs_cover_all_queries_by_the_rule(seen: list[list[int]], alone: bool) 
             np.testing.assert_array_equal(n[:, l], np.maximum(run.lengths - back, 0))
         assert not (alone and run.alike and run.end - run.first > 1)
     assert end == 6
+
+
+@pytest.mark.parametrize("at", ["all", [], np.zeros((1, 0), int)])
+def test_no_query(at: Any) -> None:
+    cache = KVCache()
+    cache.append(K, K)
+    q, codes = K[:, :0], encode(K, bits=3)
+    assert select_topk(q, codes, 8, positions=at).shape == (2, 0, 8)
+    assert attend(q, K, K, None, positions=at).shape == q.shape
+    assert attend_tail(q, K, K, codes, encode_values(K), 8, positions=at).shape == q.shape
+    assert decode_attention(q, cache, 8, positions=at).shape == q.shape
+    assert decode_attention(q, cache, None, positions=at).shape == q.shape
 
 
 def test_few_runs() -> None:

@@ -289,7 +289,7 @@ def begin_weights(step, weights, i, terms, x):
 
 @inlined
 def cap_in_bits(c):
-    """The cap c, in units of ln 2; 0 where there is none. A larger one would be infinite."""
+    """The cap c in units of ln 2, which is finite; 0 where there is no cap."""
     return np.float32(min(c, LARGEST_CAP)) * LOG2_E
 
 
