@@ -349,14 +349,17 @@ def forced(where: str, K: int, selection: Selection) -> None:
 
 
 def length(where: str, name: str, n: object, B: int, limit: int, holder: str) -> int | NDArray:
-    """Return a length or count, one number or (B,); reject one above the tokens of its holder."""
+    """Return a length or count; reject one above the tokens of its holder.
+
+    One number becomes an int, and an array (B,) int64, whose sums cannot overflow.
+    """
     if isinstance(n, np.ndarray):
         if n.dtype.kind not in "iu":
             raise TypeError(f"{where}: {shown(name, n)}; expected integers")
         if n.shape != (B,):
             raise ValueError(f"{where}: {shown(name, n)}; expected shape ({B},)")
         low, high = int(n.min(initial=0)), int(n.max(initial=0))
-        value: int | NDArray = n
+        value: int | NDArray = n.astype(np.int64)
     else:
         low = high = value = integer(where, name, n)
     if low < 0 or high > limit:

@@ -89,7 +89,14 @@ def int_or_view(name: str, value: int | Array) -> Any:
 
 def int_or_view_or_row(name: str, value: Any) -> Any:
     """As `int_or_view`; several numbers in a list or tuple become an array too."""
-    return int_or_view(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
+    if isinstance(value, (list, tuple)):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise ValueError(
+                f"{name}={value!r}; expected an integer, or rows of integers of equal lengths"
+            ) from None
+    return int_or_view(name, value)
 
 
 def on_host(view: Array) -> np.ndarray[Any, Any]:

@@ -60,7 +60,7 @@ def tokens_seen(
         raise ValueError(
             f"{where}: {checks.shown('positions', given)}; expected ({L},) or ({B}, {L})"
         )
-    at = np.broadcast_to(given, (B, L)).astype(np.int64)
+    at = np.broadcast_to(given, (B, L))
     wrong = (at < -1) | (at >= lengths[:, None])
     if wrong.any():
         b, l = map(int, np.argwhere(wrong)[0])
@@ -68,7 +68,7 @@ def tokens_seen(
             f"{where}: positions hold {at[b, l]} for query {l} of sequence {b}; expected -1 to "
             f"{lengths[b] - 1}"
         )
-    return at + 1
+    return at.astype(np.int64) + 1
 
 
 def in_runs(

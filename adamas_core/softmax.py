@@ -81,8 +81,11 @@ class Softmax:
         )
 
     def __hash__(self) -> int:
-        sinks = None if self.sink_logits is None else self.sink_logits.tobytes()
+        sinks = None if self.sink_logits is None else tuple(self.sink_logits.tolist())
         return hash((self.scale, self.soft_cap, sinks))
+
+    def __reduce__(self) -> tuple[type[Softmax], tuple[Any, ...]]:
+        return Softmax, (self.scale, self.soft_cap, self.sink_logits)  # the sinks stay read-only
 
 
 def _sinks(where: str, given: Any) -> NDArray:

@@ -18,7 +18,7 @@ from adamas_core.lab.texts import named
 from adamas_core.llama import load, load_tokenizer
 
 QUERIES = 128
-RESULTS = Path(__file__).parent / "results" / "latent_selection.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", default=["pydoc"], help="as in adamas-core compare")
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--budget", type=int, default=128)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
     args = parser.parse_args()
     model, tokenizer = load(args.model), load_tokenizer(args.model)
     rows = []
@@ -40,7 +40,8 @@ def main() -> None:
             found = latent_rows.compared(q, *prefix.keys_values(place), args.budget)
             rows.append({"text": text.name, "layer": layer, **found})
             print(rows[-1], flush=True)
-    write_json(args.out, {**environment(args.model, "latent_selection.py"), "rows": rows})
+    target = args.out / f"latent_selection-{args.model.stem}.json"
+    write_json(target, {**environment(args.model, "latent_selection.py"), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def attention(
     dtype: Any = np.float32,
     packed: bool = False,
     sparse: bool = True,
+    head_sink: bool = False,
     **attributes: Any,
 ) -> Any:
     """A graph of one node: the sparse operator, or GroupQueryAttention."""
@@ -54,6 +55,7 @@ def attention(
         "cos_cache": (number, ["M", "half"]),
         "sin_cache": (number, ["M", "half"]),
         "past_codes": (types.UINT8, ["B", H_kv, "code_bytes"]),
+        "head_sink": (number, [H]),
     }
     absent = ["key", "value"] if packed else []
     absent += [] if attributes.get("do_rotary") else ["cos_cache", "sin_cache"]
@@ -64,8 +66,11 @@ def attention(
         "present_value": (number, ["B", H_kv, "T", D]),
         "present_codes": (types.UINT8, ["B", H_kv, "present_bytes"]),
     }
+    if not head_sink:
+        names.remove("head_sink")
     if not sparse:
-        names.remove("past_codes")
+        i = names.index("past_codes")
+        names[i : i + 1] = ["", ""] if head_sink else []  # position_ids and attention_bias
         del outputs["present_codes"]
     node = helper.make_node(
         "SparseGroupQueryAttention" if sparse else "GroupQueryAttention",

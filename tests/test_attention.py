@@ -36,6 +36,23 @@ SIZES = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
+NOT_SDPA = ["gemma2", "gpt-oss"]  # a soft cap, and sinks
+GPT_OSS = {
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+DEEPSEEK = {  # keys have a head_dim of 24, values one of 20
+    "head_dim": 8,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 2,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
 CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}}
 
 
@@ -61,11 +78,18 @@ def model(family, layers=2):
         return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes)).eval()
     if family == "qwen3":
         return hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes)).eval()
-    kinds = ["sliding_attention", "full_attention"]
-    config = hf.Gemma3TextConfig(
-        **sizes, layer_types=kinds, sliding_window=32, query_pre_attn_scalar=16
-    )
-    return hf.Gemma3ForCausalLM(config).eval()
+    if family == "deepseek":
+        return hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**sizes | DEEPSEEK)).eval()
+    sizes |= {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
+    if family == "gpt-oss":
+        net = hf.GptOssForCausalLM(hf.GptOssConfig(**sizes | GPT_OSS)).eval()
+        for layer in net.model.layers:
+            torch.nn.init.normal_(layer.self_attn.sinks, mean=1.0)
+        return net
+    sizes |= {"query_pre_attn_scalar": 16}
+    if family == "gemma2":
+        return hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes, attn_logit_softcapping=2.0)).eval()
+    return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**sizes)).eval()
 
 
 def prompt(B=1, padding=0, seed=1):
@@ -86,12 +110,12 @@ def generated(net, name, inputs, **options):
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("padding", [None, 0, 37])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "gpt-oss", "deepseek"])
 def test_greedy_text(family, padding, cache):
     """That of dense attention where the budget covers all, and close logits where it does not."""
     net = model(family)
     inputs = prompt() if padding is None else prompt(3, padding)
-    text, logits = generated(net, "sdpa", inputs)
+    text, logits = generated(net, "eager" if family in NOT_SDPA else "sdpa", inputs)
     found, near = generated(net, "adamas-all", inputs, **CACHES[cache])
     assert torch.equal(found, text)
     torch.testing.assert_close(near, logits, atol=1e-4, rtol=1e-4)
@@ -105,9 +129,11 @@ def test_greedy_text(family, padding, cache):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("cache", CACHES)
-def test_half_precision(dtype, cache):
-    net = model("llama").to(getattr(torch, dtype))
-    _, logits = generated(net, "sdpa", prompt(2, 20), **CACHES[cache])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_half_precision(dtype, family, cache):
+    net = model(family).to(getattr(torch, dtype))
+    dense = "eager" if family in NOT_SDPA else "sdpa"
+    _, logits = generated(net, dense, prompt(2, 20), **CACHES[cache])
     _, near = generated(net, "adamas", prompt(2, 20), **CACHES[cache])
     assert near.dtype == logits.dtype
     assert float((near[1] - logits[1]).abs().max() / logits[1].float().std()) < 0.2
@@ -122,9 +148,10 @@ def test_inference_mode_counts_no_writes():
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_prompt_in_chunks():
-    net = model("llama")
-    _, logits = generated(net, "sdpa", prompt(2, 37))
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_a_prompt_in_chunks(family):
+    net = model(family)
+    _, logits = generated(net, "eager" if family in NOT_SDPA else "sdpa", prompt(2, 37))
     for options in CACHES.values():
         _, near = generated(net, "adamas-all", prompt(2, 37), prefill_chunk_size=64, **options)
         torch.testing.assert_close(near, logits, atol=1e-4, rtol=1e-4)
@@ -159,10 +186,11 @@ def test_a_draft_is_verified(name):
     assert torch.equal(sparse[:, :1], text[:, :1])
 
 
+@pytest.mark.parametrize("family", ["gemma3", "gemma2", "gpt-oss"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_as_one_graph(backend, padding=37):
+def test_compiled_as_one_graph(backend, family, padding=37):
     """By backends that compile no C++. The keys of aot_eager are new arrays in each step."""
-    net = model("gemma3")
+    net = model(family)
     expected = generated(net, "adamas", prompt(2, padding), **CACHES["static"])
     config = hf.CompileConfig(fullgraph=True, backend=backend, mode=None)
     config._compile_all_devices = True
@@ -259,30 +287,75 @@ def test_what_is_dense(case):
     assert not torch.equal(call(q, k, v), expected)
 
 
-def test_gradients_dropout_and_other_values_are_dense():
+def test_gradients_and_dropout_are_dense():
     torch.manual_seed(0)
     q, k, v = normal(B, H, 1, D), normal(B, H_KV, 230, D), normal(B, H_KV, 230, D)
-    call(q.requires_grad_(), k, v).sum().backward()
-    assert q.grad is not None and bool(q.grad.any())
-    assert float((call(q.detach(), k, v, dropout=0.5) == 0).sum()) == 0
-    wide = normal(B, H_KV, 230, 2 * D)
-    expected = sdpa_attention_forward(Module(), q.detach(), k, wide, None, scaling=0.3)[0]
-    assert torch.equal(call(q.detach(), k, wide), expected)
+    for x in (q, k, v):
+        x.requires_grad_()
+        call(q, k, v).sum().backward()
+        assert x.grad is not None and bool(x.grad.any())
+        x.requires_grad_(False)
+    assert float((call(q, k, v, dropout=0.5) == 0).sum()) == 0
 
 
-@pytest.mark.parametrize(
-    "argument, value, expected",
-    [
-        ("softcap", 50.0, "softcap is given; expected a model without a soft cap"),
-        ("s_aux", torch.zeros(H), "s_aux is given; expected a model without learned sinks"),
-        ("output_attentions", True, "output_attentions=True; expected False"),
-    ],
-)
-def test_what_is_refused(argument, value, expected):
+@pytest.mark.parametrize("name, tail", [("adamas", None), ("adamas-pure", 0)])
+@pytest.mark.parametrize("Dv", [D, 7])
+@pytest.mark.parametrize("softmax", [{}, {"soft_cap": 0.7}, {"sink_logits": [1.0, 3.0, -1.0, 2.0]}])
+def test_caps_sinks_and_values_of_their_own_head_dim(softmax, Dv, name, tail):
+    """A step is that of the library, and a parameter that could have gradients may be the sinks."""
+    torch.manual_seed(0)
+    q, k, v = normal(B, H, 1, D), normal(B, H_KV, 230, D), normal(B, H_KV, 230, Dv)
+    sinks = softmax.get("sink_logits")
+    options = {
+        "softcap": softmax.get("soft_cap"),
+        "s_aux": None if sinks is None else torch.nn.Parameter(torch.tensor(sinks)),
+    }
+    with torch.no_grad():
+        out = call(q, k, v, name=name, **options)
+    cache = KVCache(selection=Selection(tail=tail))
+    cache.append(k, v)
+    expected = decode_attention(q, cache, BUDGET, scale=0.3, **softmax)
+    assert out.shape == (B, 1, H, Dv)
+    torch.testing.assert_close(out, expected.transpose(1, 2), atol=2e-6, rtol=0)
+
+
+def test_other_values_at_the_place_of_a_layer():
+    """Codes of values with another head_dim are not those of these values."""
+    torch.manual_seed(0)
+    q, k, module = normal(1, H, 1, D), normal(1, H_KV, 99, D), Module()
+    for Dv in (7, D, 9):
+        v = normal(1, H_KV, 99, Dv)
+        assert torch.equal(call(q, k, v, module=module), call(q, k, v))
+
+
+SPECIAL = {"softcap": {"softcap": 50.0}, "s_aux": {"s_aux": torch.zeros(H)}}
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_what_is_refused_with_a_cap_or_sinks(special):
+    options = SPECIAL[special]
+    q, k = normal(1, H, 1, D), normal(1, H_KV, 60, D)
+    with pytest.raises(ValueError, match=r"dropout=0\.1 with softcap or s_aux; expected dropout=0"):
+        call(q, k, k, dropout=0.1, **options)
+    with pytest.raises(ValueError, match="position_bias with softcap or s_aux; expected none"):
+        call(q, k, k, position_bias=torch.zeros(1, H, 1, 60), **options)
+    with pytest.raises(ValueError, match=r"gradients with softcap or s_aux; expected a call under"):
+        call(q.requires_grad_(), k, k, **options)
+    with torch.no_grad():
+        call(q, k, k, **options)
+
+
+def test_sinks_that_ask_for_gradients_are_refused():
+    q, k = normal(1, H, 1, D), normal(1, H_KV, 60, D)
+    with pytest.raises(ValueError, match=r"gradients with softcap or s_aux"):
+        call(q, k, k, s_aux=torch.nn.Parameter(torch.zeros(H)))
+
+
+def test_weights_are_refused():
     k = normal(1, H_KV, 60, D)
-    with pytest.raises(ValueError, match=f"adamas attention: {expected}"):
-        call(normal(1, H, 1, D), k, k, **{argument: value})
-    call(normal(1, H, 1, D), k, k, **{argument: None})
+    with pytest.raises(ValueError, match="adamas attention: output_attentions=True; expected"):
+        call(normal(1, H, 1, D), k, k, output_attentions=True)
+    call(normal(1, H, 1, D), k, k, output_attentions=None)
 
 
 class Conversation:
@@ -389,6 +462,22 @@ def test_codes_of_a_cache_that_is_gone_are_freed():
     assert len(attention.LAYERS) == 1
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_codes_follow_keys_that_the_model_makes_anew(cache, monkeypatch):
+    """The keys of each layer of DeepSeek are gone when the next layer runs. Codes are not."""
+    attention.LAYERS.clear()
+    kept, follow = [], attention.Followed.follow
+
+    def spy(self, k, v, known):
+        kept.append((self.k_rows.same(k), known))
+        follow(self, k, v, known)
+
+    monkeypatch.setattr(attention.Followed, "follow", spy)
+    generated(model("deepseek"), "adamas", prompt(), **CACHES[cache])
+    # The first step of a layer encodes all tokens.
+    assert kept == [(PROMPT + i, False) for i in range(1, NEW - 1) for _ in range(2)]
+
+
 def test_a_step_that_fails_leaves_no_codes(monkeypatch):
     attention.LAYERS.clear()
     q, k = normal(1, H, 1, D), normal(1, H_KV, 99, D)
@@ -396,7 +485,7 @@ def test_a_step_that_fails_leaves_no_codes(monkeypatch):
     call(q, k, k, module=another)
     call(q, k, k, module=module)
     assert len(attention.LAYERS) == 2
-    monkeypatch.setattr(attention, "attend_tail", lambda *rest, scale: 1 / 0)
+    monkeypatch.setattr(attention, "attend_tail", lambda *rest, softmax: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call(q, k, k, module=module)
     assert len(attention.LAYERS) == 1
@@ -406,17 +495,27 @@ def test_the_operator():
     """Its schema, its fake, and that it changes none of its arguments."""
     q, k = normal(B, H, 1, D), normal(B, H_KV, 99, D)
     mask = torch.ones(B, 1, 1, 99, dtype=torch.bool)
+    sinks = torch.nn.Parameter(torch.ones(H))
+    plain = (None, None)
     for case in (
-        (q, k, k, mask, 0.3),
-        (q, k, k, None, None),
-        (q, k[:, :, :9], k[:, :, :9], None, 1.0),
+        (q, k, k, mask, 0.3, *plain),
+        (q, k, k[..., :7], None, None, *plain),
+        (q, k[:, :, :9], k[:, :, :9], None, 1.0, *plain),
+        (q, k[:, :, :9], k[:, :, :9], None, 1.0, 2.0, sinks.detach()),
+        (q, k, k, None, 1.0, 2.0, sinks.detach()),
     ):
-        arguments = (*case, 1, 0)
-        torch.library.opcheck(torch.ops.adamas_core.step, arguments)
-    assert torch.Tag.cudagraph_unsafe in torch.ops.adamas_core.step.default.tags
+        torch.library.opcheck(torch.ops.adamas_core.step, (*case, 1, 1, 0))
+        for window in (None, 5):
+            torch.library.opcheck(torch.ops.adamas_core.dense, (*case, window, True))
+    for operator in (torch.ops.adamas_core.step, torch.ops.adamas_core.dense):
+        assert torch.Tag.cudagraph_unsafe in operator.default.tags
     mask[0, 0, 0, 50] = False
-    found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, 1, 0)
+    found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, *plain, 1, 1, 0)
     assert torch.equal(found, sdpa_attention_forward(Module(), q, k, k, mask, scaling=0.3)[0])
+    with torch.no_grad():
+        found = torch.ops.adamas_core.step(q, k, k, mask, 0.3, 2.0, sinks, 1, 1, 0)
+        dense = torch.ops.adamas_core.dense(q, k, k, mask, 0.3, 2.0, sinks, None, True)
+    assert torch.equal(found, dense)
 
 
 def test_register_takes_a_name():

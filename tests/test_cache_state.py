@@ -220,7 +220,7 @@ def test_a_random_forgery_is_refused_or_harmless(
     if cache[0].shape is not None:
         B, H_kv, _, D = cache[0].shape
         k = np.ones((B, H_kv, 3, D), cache[0].k.dtype)
-        cache.append(k, k)
+        cache.append(k, np.ones((*k.shape[:3], cache[0].v.shape[-1]), k.dtype))
         with np.errstate(all="ignore"):
             decode_attention(np.ones((B, H_kv, 1, D), np.float32), cache, 8)
 

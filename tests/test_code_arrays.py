@@ -160,6 +160,16 @@ def test_tokens_are_written_over_in_the_open_tile_and_from_a_first_token_of_a_ti
     same_tokens(codes, expected_codes(kind, other, 200), 64)
 
 
+@kinds
+@pytest.mark.parametrize("dtypes", [("int8", "int8"), ("uint8", "uint8"), ("uint64", "int64")])
+def test_numbers_of_every_integer_dtype(kind: str, dtypes: tuple[str, str]) -> None:
+    k, codes = normal(2, 1, 260, 64), own(kind, 2, 1, 64, 320)
+    codes = encode_into(k, codes, 0, 127)
+    start, count = np.array([127, 64], dtypes[0]), np.array([127, 100], dtypes[1])
+    codes = encode_into(k[:, :, 127:], codes, start, count)
+    np.testing.assert_array_equal(codes.length, [254, 164], strict=True)
+
+
 def test_arrays_of_a_key_codes_are_its_own() -> None:
     k = normal(1, 2, 100, 64)
     codes = KeyCodes.empty(1, 2, 64, capacity=256)
@@ -209,6 +219,11 @@ KEYS = normal(2, 3, 50, 64)
         (lambda c: encode_into(KEYS, c, 129), ValueError, "start=129; expected 0 to 128"),
         (lambda c: encode_into(KEYS, c, 0, 51), ValueError, "count=51; expected 0 to 50, the toke"),
         (lambda c: encode_into(KEYS, c, np.zeros(3, int)), ValueError, r"start is .*shape \(2,\)"),
+        (
+            lambda c: encode_into(KEYS, c, np.full(2, 100, np.int8), np.full(2, 50, np.int8)),
+            ValueError,
+            r"start=\[100 100\] and \[50 50\] tokens; expected at most 128",
+        ),
         (lambda c: encode_into(KEYS[..., :32], c, 0), ValueError, "centers.means is float16"),
         (lambda c: encode_into(KEYS.astype(int), c, 0), TypeError, "k is int64"),
         (

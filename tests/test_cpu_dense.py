@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from adamas_core import cpu, reference
+from adamas_core import Softmax, cpu, reference
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -35,3 +35,15 @@ def test_a_token_changes_only_the_queries_that_see_it(dtype, bad, S, L, G, windo
         atol=tolerance,
     )
     assert_allclose(lse, expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize(("S", "L"), [(0, 1), (0, 3), (1, 3), (2, 70)])
+def test_a_query_without_tokens_has_the_lse_of_its_sink(S, L, window):
+    softmax = Softmax(sink_logits=[-1, 2, -np.inf, 0])
+    q, k, v = (np.ones((2, H, n, 8), np.float32) for H, n in ((4, L), (2, S), (2, S)))
+    out, lse = cpu.attend(q, k, v, None, softmax, True, window)
+    expected, expected_lse = reference.attend(q, k, v, None, softmax, True, window)
+    assert_allclose(out, expected, rtol=1e-6)
+    assert_allclose(lse, expected_lse, rtol=1e-6)
+    assert_array_equal(lse[0, :, 0], softmax.sink_logits)

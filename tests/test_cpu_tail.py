@@ -75,6 +75,16 @@ def test_noise_far_above_the_estimates() -> None:
         _assert_equal(4 * q, k, v, 1, Selection(tail=1), None)
 
 
+@pytest.mark.parametrize("cap", [1e30, float(np.finfo(np.float32).max)])
+@pytest.mark.parametrize("tail", [1, 200])
+def test_caps_far_above_the_logits(cap: float, tail: int) -> None:
+    q, k, v = _inputs(700, 2)
+    given = (q, k, v, encode(k, bits=3).record, encode_values(v).record, 1, Selection(tail=tail))
+    capped, plain = (cpu.attend_tail(*given, Softmax(soft_cap=c)) for c in (cap, None))
+    for x, y in zip(capped, plain, strict=True):
+        assert_allclose(x, y, rtol=0, atol=TOLERANCE * np.abs(v).max())
+
+
 def test_no_token() -> None:
     q, k, v = _inputs(0, 2)
     codes, values = encode(k, bits=3).record, encode_values(v).record

@@ -122,7 +122,9 @@ def arrays(codes):
 
 def test_fits():
     k = torch.zeros(2, 3, 50, 16)
-    held = Followed(k, k, Plan.of(10, Selection(), None, 0))
-    assert held.fits(k) and held.fits(k[:, :, :7])
+    v = torch.zeros(2, 3, 50, 9)
+    held = Followed(k, v, Plan.of(10, Selection(), None, 0))
+    assert held.fits(k, v) and held.fits(k[:, :, :7], v[:, :, :7])
     for other in (k[:1], k[:, :2], k[..., :8], k.half()):
-        assert not held.fits(other)
+        assert not held.fits(other, v)
+    assert not held.fits(k, v[..., :8])

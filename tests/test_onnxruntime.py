@@ -47,12 +47,14 @@ def step(run: Any, inputs: dict[str, Any], cache: dict[str, Any], each: Any) -> 
     return parted(output, D), dict(zip(names, present, strict=False))
 
 
-def expected(selection: Selection, parts: list[list[NDArray]], budget: int = BUDGET) -> NDArray:
+def expected(
+    selection: Selection, parts: list[list[NDArray]], budget: int = BUDGET, **softmax: Any
+) -> NDArray:
     """The output of the last part's queries over a KVCache that got the parts one by one."""
     cache = KVCache(selection=selection, backend="reference")
     for _, k, v in parts:
         cache.append(k, v)
-    return np.asarray(decode_attention(parts[-1][0], cache, budget))
+    return np.asarray(decode_attention(parts[-1][0], cache, budget, **softmax))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -90,6 +92,65 @@ def test_scale(scale: float) -> None:
     found, _ = step(run, named(*parts[1]), cache, [101])
     parts[1][0] *= np.float32(scale * D**0.5 if scale else 1)
     np.testing.assert_allclose(found, expected(Selection(), parts), rtol=0, atol=2e-5)
+
+
+CAPS_AND_SINKS = [(0.8, False), (0.0, True), (0.8, True)]
+SINKS = [4.0, -np.inf, 6.0, -2.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("cap", "sunk"), CAPS_AND_SINKS)
+def test_cap_and_sinks_as_group_query_attention(cap: float, sunk: bool, dtype: Any) -> None:
+    """In a prompt, in more tokens at once, and in single ones with a budget that covers them."""
+    make = {"dtype": dtype, "softcap": cap, "head_sink": sunk}
+    run = session(attention(H, H_KV, D, budget=200, **make))
+    peer = session(attention(H, H_KV, D, sparse=False, **make))
+    more = {"head_sink": np.array(SINKS, dtype)} if sunk else {}
+    caches: list[dict[str, Any]] = [empty(dtype=dtype), empty(dtype=dtype)]
+    n = 0
+    for S in (70, 6, 1, 1):
+        n += S
+        x = rows(1, S, n, dtype)
+        inputs = {**named(4 * x[0], *x[1:]), **more}
+        outs = []
+        for i, one in enumerate((run, peer)):
+            out, caches[i] = step(one, inputs, caches[i], [n])
+            outs.append(out)
+        np.testing.assert_allclose(*outs, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("tail", [256, 7, 0])
+@pytest.mark.parametrize(("cap", "sunk"), CAPS_AND_SINKS)
+def test_cap_and_sinks_of_a_sparse_step(cap: float, sunk: bool, tail: int, dtype: Any) -> None:
+    make = {"dtype": dtype, "softcap": cap, "head_sink": sunk}
+    run = session(attention(H, H_KV, D, budget=BUDGET, tail=tail, **make))
+    more = {"head_sink": np.array(SINKS, dtype)} if sunk else {}
+    parts = [rows(2, 150, dtype=dtype), rows(2, 1, 1, dtype)]
+    _, cache = step(run, {**named(*parts[0]), **more}, empty(2, dtype=dtype), [150, 150])
+    found, _ = step(run, {**named(*parts[1]), **more}, cache, [151, 151])
+    softmax = {"soft_cap": cap or None, "sink_logits": SINKS if sunk else None}
+    wanted = expected(Selection(tail=tail), parts, **softmax)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE[dtype])
+    assert np.abs(wanted - expected(Selection(tail=tail), parts)).max() > 0.05
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("sinks", "message"),
+    [
+        ([1.0, 2.0], r"head_sink has shape \(2\); expected \(num_heads,\)"),
+        ([[1.0, 2.0, 3.0, 4.0]], r"head_sink has shape \(1, 4\)"),
+        ([1.0, 2.0, np.nan, 3.0], r"head_sink\[2\] is -?nan; expected a number, or -inf"),
+        ([1.0, np.inf, 2.0, 3.0], r"head_sink\[1\] is inf"),
+    ],
+)
+def test_wrong_sinks_are_named(sinks: Any, message: str, dtype: Any) -> None:
+    model = attention(H, H_KV, D, dtype, budget=BUDGET, head_sink=True)
+    model.graph.input[-1].type.tensor_type.ClearField("shape")
+    inputs = {**named(*rows(1, 3, dtype=dtype)), **empty(dtype=dtype), **lengths([3])}
+    with pytest.raises(Exception, match=f"SparseGroupQueryAttention: {message}"):
+        session(model).run(None, {**inputs, "head_sink": np.array(sinks, dtype)})
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -286,7 +347,9 @@ def test_angles_that_do_not_fit(angles: tuple[int, ...], message: str) -> None:
         ({"query_bits": 9}, "query_bits is 9; expected 2 to 8"),
         ({"tail": -1}, "refine is 0 and tail -1"),
         ({"group": 1}, "group is 1 with refine=0 and tail=256"),
-        ({"softcap": 50.0}, "softcap is given; expected none"),
+        ({"softcap": -50.0}, "softcap is -50; expected a positive number, or 0 for none"),
+        ({"softcap": float("inf")}, "softcap is inf"),
+        ({"softcap": float("nan")}, "softcap is -?nan"),
         ({"local_window_size": 9}, "local_window_size is given; expected no window"),
     ],
 )

@@ -121,6 +121,14 @@ def break_scale(model: Any) -> None:
     made[logits].input[1] = "mask"
 
 
+def break_cap(model: Any) -> None:
+    """Logits under a cap."""
+    attention = attention_nodes(model)
+    total = attention["made"][attention["softmax"].input[0]]
+    model.graph.node.add(op_type="Tanh", input=[total.input[0]], output=["capped"])
+    total.input[0] = "capped"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -130,6 +138,7 @@ def break_scale(model: Any) -> None:
         (break_cache, "'present_key.0' from a Concat of past and new tokens"),
         (break_order, "Unsqueeze .*an Unsqueeze at axis 2"),
         (break_scale, "Softmax .*logits from a MatMul"),
+        (break_cap, "Softmax .*logits from a MatMul"),
     ],
 )
 def test_what_is_not_as_expected_is_named(damage: Any, message: str) -> None:

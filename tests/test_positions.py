@@ -239,6 +239,12 @@ CODES = encode(K)
         ([1.0, 2.0], TypeError, "positions is float64 .*; expected integers"),
         ([3, 100], ValueError, "positions hold 100 for query 1 of sequence 0; expected -1 to 99"),
         ([-2, 3], ValueError, "positions hold -2 for query 0 of sequence 0; expected -1 to 99"),
+        (
+            np.array([3, 2**64 - 1], np.uint64),
+            ValueError,
+            "positions hold 18446744073709551615 for",
+        ),
+        ([[1, 2], [3]], ValueError, r"positions=\[\[1, 2\], \[3\]\]; expected .* of equal lengths"),
         (object(), TypeError, "positions=<object object .*; expected an integer or an array of"),
     ],
 )

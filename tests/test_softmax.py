@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,10 +32,20 @@ def test_sinks_are_a_copy_that_cannot_change() -> None:
         sinks[0] = 0
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_sinks_of_a_copy_cannot_change_either(copied: Callable[[Softmax], Softmax]) -> None:
+    own = Softmax(0.1, 30, [1, -np.inf])
+    other: Any = copied(own)
+    assert other == own
+    with pytest.raises(ValueError, match="read-only"):
+        other.sink_logits[0] = 0
+
+
 def test_equal_fields_are_equal() -> None:
     sinks = np.array([0.5, 1])
     assert Softmax(0.1, sink_logits=sinks) == Softmax(0.1, sink_logits=sinks.astype(np.float16))
     assert hash(Softmax(0.1, sink_logits=sinks)) == hash(Softmax(0.1, sink_logits=[0.5, 1]))
+    assert hash(Softmax(sink_logits=[0.0])) == hash(Softmax(sink_logits=[-0.0]))
     assert Softmax(sink_logits=sinks) != Softmax(sink_logits=sinks + 1)
     assert Softmax(sink_logits=sinks) != Softmax()
     assert Softmax(soft_cap=2) != Softmax()

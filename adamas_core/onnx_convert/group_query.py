@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from .codes_io import add_operator
+from .codes_io import add_operator, past_keys
 from .graph import Graph, Node, attributes, label
 
 DOMAIN, OPERATOR = "com.microsoft", "GroupQueryAttention"
-INPUTS = 9  # that the sparse operator has too; after them come more, which it has not
-KEPT = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved")
-# Other attributes, and the values that ask for nothing.
+# Inputs that the sparse operator has too: the first ones, and one of those after them.
+INPUTS, HEAD_SINK = 9, 11
+KEPT = ("num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved")
+# Other attributes, and the values that the sparse operator needs no attribute for.
 IDLE: Mapping[str, tuple[Any, ...]] = {
-    "softcap": (0.0,),
     "local_window_size": (-1, 0),
-    "smooth_softmax": (-1, 0),
+    "smooth_softmax": (-1, 0, 1),  # 1: a sink of 0 per head, unless head_sink is given
     "qk_output": (0,),
     "kv_cache_bit_width": (0,),
     "k_quant_type": ("NONE",),
@@ -43,14 +44,29 @@ def replace(graph: Graph, node: Node, options: Mapping[str, Any]) -> None:
                 "no such attribute"
             )
     inputs = [*node.input, *[""] * (INPUTS - len(node.input))]
-    more = [x for x in inputs[INPUTS:] if x]
+    more = [x for i, x in enumerate(inputs[INPUTS:], INPUTS) if x and i != HEAD_SINK]
     if more:
         raise ValueError(
-            f"{name} has the input {more[0]!r} after its first {INPUTS}; expected none of "
-            "position_ids, attention_bias, head_sink and scales of a quantized cache"
+            f"{name} has the input {more[0]!r} after its first {INPUTS}; expected head_sink at "
+            "most, and none of position_ids, attention_bias and scales of a quantized cache"
         )
     if not inputs[3] or not inputs[4] or len([x for x in node.output if x]) != 3:
         raise ValueError(f"{name} has no cache; expected past and present keys and values")
     kept = {key: value for key, value in given.items() if key in KEPT}
+    if not 0 <= kept.get("softcap", 0) < math.inf:
+        raise ValueError(
+            f"{name} has softcap={kept['softcap']!r}; expected a positive number, or 0 for none"
+        )
+    outputs, merged = list(node.output), {**kept, **options}
+    sink = "".join(inputs[HEAD_SINK : HEAD_SINK + 1])
+    if not sink and given.get("smooth_softmax") == 1:
+        keys = past_keys(graph, inputs[3], outputs[1], node.name or name)
+        sink = _zero_sinks(graph, int(given["num_heads"]), keys.elem_type)
     graph.remove(node)
-    add_operator(graph, inputs[:INPUTS], list(node.output), {**kept, **options}, node.name or name)
+    add_operator(graph, inputs[:INPUTS], outputs, merged, node.name or name, sink)
+
+
+def _zero_sinks(graph: Graph, H: int, element: int) -> str:
+    """A sink per query head whose logit is 0, of a dtype of ONNX; returns its name."""
+    dtype = graph.onnx.helper.tensor_dtype_to_np_dtype(element)
+    return graph.small(f"adamas.sinks.{H}.{dtype}", [0] * H, dtype)

@@ -15,7 +15,9 @@ from ..dispatch import Array
 from ..ops import attend
 from ..select import select_topk
 from ..selection import DEFAULT, Selection
+from ..softmax import Softmax
 from ..tail import attend_tail
+from .dense import dense
 from .followed import Followed, Memory, memory, written_once
 from .plan import Plan
 from .spans import spans
@@ -25,8 +27,6 @@ PLANS: list[Plan] = []
 
 # Arguments that change the attention in a way that is not computed here, and the error of each.
 REFUSED = {
-    "softcap": "softcap is given; expected a model without a soft cap on its logits",
-    "s_aux": "s_aux is given; expected a model without learned sinks",
     "output_attentions": "output_attentions=True; expected False, because the weights of all "
     "tokens are never computed",
 }
@@ -47,7 +47,7 @@ class Layer:
 
 # A layer is taken out for a step and put back after it. So a step that fails leaves no codes, and
 # two threads never share some.
-LAYERS: dict[tuple[int, int], Layer] = {}
+LAYERS: dict[tuple[int, int, int], Layer] = {}
 
 
 def register(
@@ -66,8 +66,9 @@ def register(
     whatever happens to it.
 
     Attention is dense where the budget covers the tokens, in layers with a sliding window, without
-    a causal mask, where gradients or dropout are asked for, where values have another head_dim than
-    keys, and where the mask hides more than padding in front of a sequence.
+    a causal mask, where gradients or dropout are asked for, and where the mask hides more than
+    padding in front of a sequence. A model with a soft cap or with sinks
+    is dense by `attend`, because "sdpa" has neither. There gradients and dropout are refused.
 
     Parameters
     ----------
@@ -120,22 +121,37 @@ def _function(number: int) -> Any:
             if options.get(argument) is not None and options[argument] is not False:
                 raise ValueError(f'adamas attention: {wrong}; or use attn_implementation="eager"')
         plan = PLANS[number]
+        cap, sinks = options.get("softcap"), options.get("s_aux")
+        logits = (scaling, None if cap is None else float(cap), sinks)
+        special = cap is not None or sinks is not None
+        causal = _causal(module, options.get("is_causal"))
+        gradients = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (query, key, value, sinks)
+        )
+        biased = options.get("position_bias") is not None
+        if special:
+            _check_special(dropout, biased, gradients)
+        arguments = (query, key, value, attention_mask)
+        place = (id(getattr(module, "config", module)), id(module))
         if (
             query.shape[-2] <= plan.tokens
             and key.shape[-2] > plan.budget
-            and key.shape == value.shape
             and dropout == 0.0
             and options.get("sliding_window") is None
-            and options.get("position_bias") is None
-            and _causal(module, options.get("is_causal"))
-            and not (torch.is_grad_enabled() and query.requires_grad)
+            and causal
+            and not (biased or gradients)
         ):
-            arguments = (query, key, value, attention_mask, scaling, id(module), number)
             if torch.compiler.is_compiling():
-                return torch.ops.adamas_core.step(*arguments), None
-            out = _sparse(*arguments)
+                step = torch.ops.adamas_core.step
+                return step(*arguments, *logits, *place, number), None
+            out = _sparse(*arguments, _softmax(*logits), *place, number)
             if out is not None:
                 return out, None
+        if special:
+            window = options.get("sliding_window")
+            if torch.compiler.is_compiling():
+                return torch.ops.adamas_core.dense(*arguments, *logits, window, causal), None
+            return dense(*arguments, _softmax(*logits), window, causal), None
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module,
             query,
@@ -148,6 +164,25 @@ def _function(number: int) -> Any:
         )
 
     return adamas_attention
+
+
+def _check_special(dropout: float, biased: bool, gradients: bool) -> None:
+    """Reject arguments that attention with a soft cap or sinks has not."""
+    for given, name, expected in (
+        (gradients, "gradients", "a call under torch.no_grad()"),
+        (dropout != 0.0, f"dropout={dropout}", "dropout=0"),
+        (biased, "position_bias", "none"),
+    ):
+        if given:
+            raise ValueError(
+                f"adamas attention: {name} with softcap or s_aux; expected {expected}: "
+                'or use attn_implementation="eager"'
+            )
+
+
+def _softmax(scale: float | None, cap: float | None, sinks: torch.Tensor | None) -> Softmax:
+    """The Softmax of a layer; its sinks are a parameter of the model, on any device."""
+    return Softmax(scale, cap, None if sinks is None else sinks.detach().float().cpu())
 
 
 def _causal(module: torch.nn.Module, given: bool | None) -> bool:
@@ -168,11 +203,17 @@ def _step(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float | None,
+    cap: float | None,
+    sinks: torch.Tensor | None,
+    model: int,
     layer: int,
     number: int,
 ) -> torch.Tensor:
     """A step as an operator. The result depends on the arguments alone; codes only save work."""
-    out = _sparse(query, key, value, mask, scale, layer, number)
+    softmax = _softmax(scale, cap, sinks)
+    out = _sparse(query, key, value, mask, softmax, model, layer, number)
+    if out is None and not (cap is None and sinks is None):
+        return dense(query, key, value, mask, softmax, None, True)
     if out is None:
         groups = SimpleNamespace(num_key_value_groups=query.shape[1] // key.shape[1])
         out = sdpa_attention_forward(groups, query, key, value, mask, scaling=scale)[0]
@@ -186,9 +227,50 @@ def _(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float | None,
+    cap: float | None,
+    sinks: torch.Tensor | None,
+    model: int,
     layer: int,
     number: int,
 ) -> torch.Tensor:
+    return _empty(query, value)
+
+
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
+    "adamas_core::dense", mutates_args=(), tags=_TAGS
+)
+def _dense(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    cap: float | None,
+    sinks: torch.Tensor | None,
+    window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Dense attention with a soft cap or sinks as an operator."""
+    return dense(query, key, value, mask, _softmax(scale, cap, sinks), window, causal)
+
+
+@_dense.register_fake  # type: ignore[untyped-decorator]
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    cap: float | None,
+    sinks: torch.Tensor | None,
+    window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    return _empty(query, value)
+
+
+def _empty(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """An array of the shape (B, L, H, D_v) and dtype of the result."""
     B, H, L, _ = query.shape
     return query.new_empty((B, L, H, value.shape[-1]))
 
@@ -198,19 +280,22 @@ def _sparse(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    scale: float | None,
+    softmax: Softmax,
+    model: int,
     layer: int,
     number: int,
 ) -> torch.Tensor | None:
-    """Attention (B, L, H, D) of a step, or None where it has to be dense."""
+    """Attention (B, L, H, D_v) of a step, or None where it has to be dense."""
     plan = PLANS[number]
     seen = spans(mask, query.shape[0], query.shape[2], key.shape[2])
     if seen is None or all(span.end - span.start <= plan.budget for span in seen):
         return None
-    held = LAYERS.pop((number, layer), None)
+    held = LAYERS.pop((number, model, layer), None)
     if held is None:
-        for at in [at for at, other in list(LAYERS.items()) if other.expired()]:
-            LAYERS.pop(at, None)
+        # The other layers of this model stay, because its keys may be gone after each call.
+        for at, other in list(LAYERS.items()):
+            if at[:2] != (number, model) and other.expired():
+                LAYERS.pop(at, None)
         held = Layer()
     now = memory(key), memory(value)
     once = written_once(held.k, now[0]) and written_once(held.v, now[1])
@@ -221,17 +306,17 @@ def _sparse(
         q, k, v = (x[span.first : span.last] for x in (query, key, value))
         k, v = (x[:, :, span.start : span.end] for x in (k, v))
         if span.end - span.start <= plan.budget:
-            outs.append(attend(q, k, v, None, scale=scale))
+            outs.append(attend(q, k, v, None, softmax=softmax))
             continue
         part = (span.first, span.last, span.start)
         followed = old.get(part)
-        if followed is not None and followed.fits(k):
+        if followed is not None and followed.fits(k, v):
             followed.follow(k, v, known=once and k.shape[2] == followed.codes.tokens + q.shape[2])
         else:
             followed = Followed(k, v, plan)
         held.followed[part] = followed
-        outs.append(_attention(q, k, v, followed, plan, scale))
-    LAYERS[number, layer] = held
+        outs.append(_attention(q, k, v, followed, plan, softmax))
+    LAYERS[number, model, layer] = held
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out.transpose(1, 2).contiguous()
 
@@ -242,11 +327,11 @@ def _attention(
     v: torch.Tensor,
     followed: Followed,
     plan: Plan,
-    scale: float | None,
+    softmax: Softmax,
 ) -> torch.Tensor:
-    """Attention (B, H, L, D) to the tokens of a span."""
+    """Attention (B, H, L, D_v) to the tokens of a span."""
     codes, budget = followed.codes, plan.budget
     if followed.values is not None:
-        return attend_tail(q, k, v, codes, followed.values, budget, plan.selection, scale=scale)
-    indices = select_topk(q, codes, budget, plan.selection, k=k, scale=scale)
-    return attend(q, k, v, indices, scale=scale)
+        return attend_tail(q, k, v, codes, followed.values, budget, plan.selection, softmax=softmax)
+    indices = select_topk(q, codes, budget, plan.selection, k=k, softmax=softmax)
+    return attend(q, k, v, indices, softmax=softmax)

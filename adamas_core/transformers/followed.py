@@ -88,8 +88,7 @@ class Followed:
     """Codes of the keys and values of some sequences, of as many tokens as were seen last."""
 
     def __init__(self, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> None:
-        B, H_kv, _, D = k.shape
-        self.kind = (B, H_kv, D, k.dtype, k.device)
+        self.kind = _kind(k, v)
         self.k_rows = Rows(k)
         self.codes: KeyCodes = encode(k, plan.thresholds, bits=plan.bits)
         self.v_rows: Rows | None = None
@@ -97,13 +96,12 @@ class Followed:
         if plan.selection.tail:
             self.v_rows, self.values = Rows(v), encode_values(v)
 
-    def fits(self, k: torch.Tensor) -> bool:
-        """Whether k has the sequences, heads, head_dim, dtype and device of the coded keys."""
-        B, H_kv, _, D = k.shape
-        return self.kind == (B, H_kv, D, k.dtype, k.device)
+    def fits(self, k: torch.Tensor, v: torch.Tensor) -> bool:
+        """Whether they have the sequences, heads, head_dims, dtype and device of the coded ones."""
+        return self.kind == _kind(k, v)
 
     def follow(self, k: torch.Tensor, v: torch.Tensor, known: bool) -> None:
-        """Make the codes those of k and v (B, H_kv, S, D).
+        """Make the codes those of k (B, H_kv, S, D) and v (B, H_kv, S, D_v).
 
         If `known`, the caller knows that the rows of all coded tokens are the same.
         """
@@ -124,3 +122,9 @@ class Followed:
             if kept < v.shape[-2]:
                 self.values.append(v[:, :, kept:])
             self.v_rows.replace(kept, v[:, :, kept:])
+
+
+def _kind(k: torch.Tensor, v: torch.Tensor) -> tuple[Any, ...]:
+    """What keys and values must share with the ones before them, so that codes are kept."""
+    B, H_kv, _, D = k.shape
+    return B, H_kv, D, v.shape[-1], k.dtype, k.device

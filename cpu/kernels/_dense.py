@@ -310,7 +310,7 @@ def merge_splits(at, row, scratch):
     largest = sink
     for split in range(splits):
         largest = max(largest, load_scalar_float32(part_lse + 4 * split))
-    log_sum = load_scalar_float32(part_lse)
+    log_sum = load_scalar_float32(part_lse) if visible > 0 else sink
     if visible > 0 and (splits > 1 or sink > -np.inf or largest == -np.inf):
         # Logits that are all -inf have no softmax: -inf - -inf makes the NaN that is due.
         mass = np.float32(math.exp(sink - largest)) if sink > -np.inf else np.float32(0)

@@ -61,6 +61,7 @@ from .center import load_scales
 HIGHEST = 8.0  # nats above the shift
 LEAST = 2.0**-120  # smaller weights may be 0, which is no loss for a sum above 2^30 LEAST
 LOG2_E = np.float32(1 / math.log(2))
+LARGEST_CAP = 2e38
 
 # 2^r for 0 <= r < 1, to 2^-18 relative. The weights have that error as well.
 _POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 4, [0, 1])
@@ -283,7 +284,13 @@ def begin_weights(step, weights, i, terms, x):
         store_scalar_float32(weights.slopes + 4 * lane, slope)
     set_shift(weights, i, -np.inf)
     store_float64(weights.masses + 8 * i, 0.0)
-    store_scalar_float32(weights.cap, np.float32(step.soft_cap) * LOG2_E)
+    store_scalar_float32(weights.cap, cap_in_bits(step.soft_cap))
+
+
+@inlined
+def cap_in_bits(c):
+    """The cap c, in units of ln 2; 0 where there is none. A larger one would be infinite."""
+    return np.float32(min(c, LARGEST_CAP)) * LOG2_E
 
 
 @inlined

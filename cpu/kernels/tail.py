@@ -56,6 +56,7 @@ from ._weights import (
     HIGHEST,
     LEAST,
     LOG2_E,
+    cap_in_bits,
     capped_weights_of_ranks,
     load_estimates,
     weights_of_ranks,
@@ -254,7 +255,7 @@ def _sum_chosen(step, layout, scratch, tokens, ranks, n, part, of_keys, shift):
     own_ranks = scratch + layout.distances
     own_scales = own_ranks + 4 * CHOSEN
     slope, less = np.float32(step.scale) * LOG2_E, np.float32(-noise) * LOG2_E
-    start, cap = np.float32(-shift) * LOG2_E, np.float32(step.soft_cap) * LOG2_E
+    start, cap = np.float32(-shift) * LOG2_E, cap_in_bits(step.soft_cap)
     total = 0.0
     for first in range(0, n, CHOSEN):
         count = 0

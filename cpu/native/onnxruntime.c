@@ -5,6 +5,7 @@
 
 #include "onnxruntime_api.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,24 +14,26 @@
 
 #include "code_block.h"
 #include "include/adamas.h"
+#include "numbers.h"
 #include "rotary.h"
 
 #define NAME "SparseGroupQueryAttention"
 
 enum { TILE = 64, MOST_AXES = 8 };
 enum {
-  QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, SEQLENS_K, TOTAL, COS, SIN, PAST_CODES, INPUTS
+  QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, SEQLENS_K, TOTAL, COS, SIN, PAST_CODES, HEAD_SINK,
+  INPUTS
 };
 enum { OUTPUT, PRESENT_KEY, PRESENT_VALUE, PRESENT_CODES, OUTPUTS };
 
 static const char *const input_names[] = {
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length",
-    "cos_cache", "sin_cache", "past_codes"};
+    "cos_cache", "sin_cache", "past_codes", "head_sink"};
 
 /* A node of a graph. */
 struct node {
   int64_t H, H_kv;
-  double scale;
+  double scale, soft_cap; /* 0: head_dim ** -0.5, and no cap */
   int rotary, interleaved;
   adamas_selection selection;
   float thresholds[]; /* (H_kv, 3) */
@@ -57,6 +60,7 @@ struct call {
   adamas_values values;
   void *scratch;
   float *lse, *total_of_values;
+  float *sink_logits; /* (H,); NULL without head_sink */
   char *rows; /* outputs of a prompt, head by head */
 };
 
@@ -125,7 +129,8 @@ static ort_status *check_node(const struct node *node, const ort_info *info) {
   if (s->group && (s->refine || s->tail))
     return refuse("group is 1 with refine=%lld and tail=%lld; expected 0 for both",
                   (long long)s->refine, (long long)s->tail);
-  if (real(info, "softcap") != 0) return refuse("softcap is given; expected none");
+  if (!(node->soft_cap >= 0 && node->soft_cap < INFINITY))
+    return refuse("softcap is %g; expected a positive number, or 0 for none", node->soft_cap);
   if (integer(info, "local_window_size", -1) > 0)
     return refuse("local_window_size is given; expected no window: it needs no codes");
   return NULL;
@@ -143,6 +148,7 @@ static ort_status *create_node(const ort_op *op, const ort_api *given, const ort
   node->H = integer(info, "num_heads", 0);
   node->H_kv = H_kv;
   node->scale = real(info, "scale");
+  node->soft_cap = real(info, "softcap");
   node->rotary = integer(info, "do_rotary", 0) != 0;
   node->interleaved = integer(info, "rotary_interleaved", 0) != 0;
   node->selection = (adamas_selection){
@@ -180,10 +186,11 @@ static ort_status *read_inputs(struct call *call, ort_context *context) {
   size_t given;
   ort_status *status = api->input_count(context, &given);
   if (status) return status;
-  if (given != INPUTS) return refuse("it has %zu inputs; expected %d", given, INPUTS);
-  for (int i = 0; i < INPUTS; i++) {
+  if (given <= PAST_CODES || given > INPUTS)
+    return refuse("it has %zu inputs; expected %d or %d", given, HEAD_SINK, INPUTS);
+  for (size_t i = 0; i < given; i++) {
     const ort_value *value = NULL;
-    status = api->input(context, (size_t)i, &value);
+    status = api->input(context, i, &value);
     if (!status && value) {
       status = read_tensor(value, &call->in[i]);
       static char nothing; /* an array without elements may have no address */
@@ -249,6 +256,9 @@ static ort_status *check_shapes(struct call *call) {
   if (!has_shape(&call->in[PAST_CODES], call->B, call->node->H_kv, codes[2]) ||
       code_block_tiles(codes[2], call->D, call->node->selection.tail > 0) < 0)
     return wrong_shape(call, PAST_CODES, "(B, kv_num_heads, the code_bytes of some tokens, or 0)");
+  const struct tensor *sinks = &call->in[HEAD_SINK];
+  if (sinks->data && (sinks->rank != 1 || sinks->axes[0] != call->node->H))
+    return wrong_shape(call, HEAD_SINK, "(num_heads,)");
   return check_rows(call);
 }
 
@@ -269,6 +279,16 @@ static ort_status *read_lengths(struct call *call) {
     call->lengths[b] = length;
     call->start[b] = start;
     call->count[b] = length - start;
+  }
+  return NULL;
+}
+
+static ort_status *read_sinks(struct call *call) {
+  for (int64_t h = 0; call->sink_logits && h < call->node->H; h++) {
+    float sink = read_number(call->in[HEAD_SINK].data, call->dtype, h);
+    if (!(sink < INFINITY))
+      return refuse("head_sink[%lld] is %g; expected a number, or -inf for none", (long long)h, sink);
+    call->sink_logits[h] = sink;
   }
   return NULL;
 }
@@ -311,6 +331,7 @@ static uintptr_t lay_out(struct call *call, uintptr_t at, adamas_rows *q, adamas
   call->lengths = take(&at, per_b);
   call->lse = take(&at, 4 * B * H * S);
   call->total_of_values = take(&at, 4 * B * H_kv * call->D);
+  call->sink_logits = call->in[HEAD_SINK].data ? take(&at, 4 * H) : NULL;
   call->rows = take(&at, S > 1 ? H * S * row : 0);
   *q = (adamas_rows){take(&at, call->node->rotary ? B * H * S * row : 0), H * S * row, S * row, row};
   *k = (adamas_rows){take(&at, call->node->rotary ? B * H_kv * S * row : 0), H_kv * S * row, S * row,
@@ -338,6 +359,7 @@ static ort_status *prepare(struct call *call) {
   if (!call->scratch) return refuse("there is no memory for %zu bytes", bytes);
   lay_out(call, (uintptr_t)call->scratch, &q, &k);
   status = read_lengths(call);
+  if (!status) status = read_sinks(call);
   if (status || !call->node->rotary) return status;
   status = check_rotary(call, &rotary);
   if (status) return status;
@@ -463,7 +485,8 @@ static ort_status *attend(const struct call *call, int64_t b) {
       .size = sizeof attention, .B = 1, .H = node->H, .H_kv = node->H_kv, .L = L,
       .S = call->lengths[b], .D = call->D, .q_dtype = call->dtype, .kv_dtype = call->dtype, .q = q,
       .k = cached(call, PRESENT_KEY, b), .v = cached(call, PRESENT_VALUE, b),
-      .scale = node->scale, .out = call->S > 1 ? call->rows : output, .lse = call->lse};
+      .scale = node->scale, .out = call->S > 1 ? call->rows : output, .lse = call->lse,
+      .soft_cap = node->soft_cap, .sink_logits = call->sink_logits};
   if (L < call->S) memset(output, 0, (size_t)(call->S * node->H * row));
   if (!L) return NULL;
   int status = adamas_attend(&attention);
@@ -480,7 +503,8 @@ static ort_status *step(struct call *call) {
       .values = node->selection.tail ? &call->values : NULL, .selection = &node->selection,
       .lengths = call->lengths, .q_dtype = call->dtype, .kv_dtype = call->dtype, .q = call->q,
       .k = cached(call, PRESENT_KEY, 0), .v = cached(call, PRESENT_VALUE, 0), .S = call->room,
-      .scale = node->scale, .out = call->out[OUTPUT].data, .lse = call->lse};
+      .scale = node->scale, .out = call->out[OUTPUT].data, .lse = call->lse,
+      .soft_cap = node->soft_cap, .sink_logits = call->sink_logits};
   return of_library("sparse attention", adamas_step_run(&step));
 }
 
@@ -523,7 +547,7 @@ static int op_memory(const ort_op *op, size_t index) {
 }
 static int input_kind(const ort_op *op, size_t index) {
   (void)op;
-  int optional = index == KEY || index == VALUE || index == COS || index == SIN;
+  int optional = index == KEY || index == VALUE || index == COS || index == SIN || index == HEAD_SINK;
   return optional ? ORT_OPTIONAL : ORT_REQUIRED;
 }
 static int output_kind(const ort_op *op, size_t index) {
