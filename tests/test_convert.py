@@ -123,6 +123,22 @@ def test_a_model_without_attention_is_refused() -> None:
         convert(made)
 
 
+def test_a_model_is_converted_once() -> None:
+    made = attention(2, 2, 16, sparse=False)
+    convert(made)
+    with pytest.raises(ValueError, match="the model is converted already"):
+        convert(made)
+
+
+def test_a_model_is_not_written_over_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(attention(2, 2, 16, sparse=False).SerializeToString())
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"a\.onnx is the model to convert; expected another file"):
+        convert_file(path, tmp_path / "." / "a.onnx")
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

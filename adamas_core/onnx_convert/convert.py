@@ -99,6 +99,8 @@ def convert(
     options = {f.name: int(getattr(settled, f.name)) for f in fields(settled) if f.name != "metric"}
     found = _found(graph)
     if not found:
+        if any(node.domain == codes_io.DOMAIN for node in graph.nodes):
+            raise ValueError("the model is converted already; expected one with dense attention")
         raise ValueError("no attention that is known; expected a decoder with a cache")
     if dense_layers > len(found):
         raise ValueError(
@@ -157,11 +159,14 @@ def convert_file(
     Raises
     ------
     ValueError
-        As `convert`. Or the source is no ONNX model, or a file of weights would replace another.
+        As `convert`. Or the source is no ONNX model, the target is the source, or a file of weights
+        would replace another.
     OSError
         A file cannot be read or written.
     """
     onnx = needs_extra("onnx", "onnxruntime")
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the model to convert; expected another file for the result")
     try:
         model = onnx.load(str(source), load_external_data=False)
     except OSError:
