@@ -104,7 +104,7 @@ def test_weights_go_with_the_model(tmp_path: Path) -> None:
     assert likeliest(found, TOKENS, 3)[0] == model.forward(TOKENS, 0, DenseAttention()).argmax()
     with pytest.raises(ValueError, match=r"model\.onnx\.data is there already"):
         convert_file(tmp_path / "model.onnx", tmp_path / "other" / "again.onnx")
-    convert_file(tmp_path / "model.onnx", tmp_path / "model.onnx")  # in its place
+    convert_file(tmp_path / "model.onnx", tmp_path / "beside.onnx")  # where the weights are
 
 
 def test_other_attention_is_refused() -> None:
