@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 import adamas_core
 import peers
-from adamas_core.cpu._engine import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
 EVICT_BYTES = 192 << 20  # several times the last-level cache
@@ -160,6 +159,10 @@ class Report:
         self._folder = arguments.out
         self.rows: list[dict[str, Any]] = []
         self._not_run: list[dict[str, str]] = []
+        # Not with the other imports: once Numba's engine is there, threads of OpenMP that other forms
+        # use do not spin any more.
+        from adamas_core.cpu._engine import ENGINE
+
         now = datetime.now(UTC)
         self._head = {
             "figure": name,
