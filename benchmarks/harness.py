@@ -159,8 +159,8 @@ class Report:
         self._folder = arguments.out
         self.rows: list[dict[str, Any]] = []
         self._not_run: list[dict[str, str]] = []
-        # Not with the other imports: once Numba's engine is there, threads of OpenMP that other forms
-        # use do not spin any more.
+        # Not with the other imports: after them Numba's threads, which other forms use, stay awake
+        # between calls. Before them they did not, and all forms were slower.
         from adamas_core.cpu._engine import ENGINE
 
         now = datetime.now(UTC)

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { MOST_THREADS = 1024, SPINS = 8000 }; /* about 120 us: from one step to the next, in most programs */
+enum { MOST_THREADS = 1024, SPINS = 8000 }; /* about 120 us, from one call of a step to the next */
 
 struct region {
   void (*share)(void *);
