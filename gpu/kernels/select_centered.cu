@@ -112,11 +112,19 @@ __device__ __forceinline__ float exact_float(int n) {
   return __fsub_rn(__int_as_float(0x4b400000 + n), 12582912.0f);  // 1.5 2^23
 }
 
+// Before sm_90 the cap of a tail takes a few registers more, which cost a block per multiprocessor.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int CAP_SPARE = 1;
+#else
+constexpr int CAP_SPARE = SPARE;
+#endif
+
 // Blocks per multiprocessor whose registers fit, without a spill.
 template <int PLANES, int P, int QUERIES>
 constexpr int RESIDENT =
     P > 2 ? (P == 4 && PLANES == 8 ? 1 : 2)
-    : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3 : P == 2 && QUERIES == 8 ? 4 - SPARE : 4;
+    : (P == 1 && QUERIES == 8) || (P == 2 && PLANES == 8) ? 3
+    : P == 2 && QUERIES == 8 ? 4 - CAP_SPARE : 4;
 
 // Grid, query, planes, lengths, candidates and indices as for select_chunks, with ranks for
 // distances. x (B, H, L, Dt) are the transformed queries; means (B, H_kv, T, Dt) and scales
@@ -126,8 +134,9 @@ constexpr int RESIDENT =
 // per tile of a chunk; a byte per token of a chunk.
 //
 // For a tail, `rests` (B, H, L, chunks, 2) gets the top and the sum of each chunk's other tokens; see
-// tail.cuh. A logit is logit_of with noise |x|^2, capped unless soft_cap is 0. facts (B, H, L, 3) get the unit and the weights of
-// Units, and |x|^2; products (B, H, L, T) the products with the means. Else the three are null.
+// tail.cuh. A logit is logit_of with noise |x|^2, capped unless soft_cap is 0. facts (B, H, L, 3) get
+// the unit and the weights of Units, and |x|^2; products (B, H, L, T) the products with the means.
+// Else the three are null.
 template <int PLANES, int P, int QUERIES>
 __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_centered(
     const Word* query, Int parts, const float* x, const Word* planes, Int planes_plane,
@@ -239,10 +248,10 @@ __global__ void __launch_bounds__(256, RESIDENT<PLANES, P, QUERIES>) select_cent
     const int seen = visible_tokens(n, (first_row + r) % L, L) - start;
     const float own_noise = __fmul_rn(noise, squares[r]);
     const unsigned* const own = ranks + r * step;
+    const auto scale_at = [&](int i) { return scale_of(bytes[i]); };
+    const int count = min(size, seen);
     const Mass others = mass_of_block(
-        add_capped(
-            own, min(size, seen), scale, own_noise, soft_cap,
-            [&](int i) { return scale_of(bytes[i]); }, Mass::none()),
+        add_capped(own, count, scale, own_noise, soft_cap, scale_at, Mass::none()),
         parts_of_mass);
     if (threadIdx.x == 0) put(others, rests, row + r);
   }
