@@ -25,15 +25,14 @@ def both_with(
 ) -> tuple[Selection, Softmax]:
     """The selection and the softmax with the fields that `options` name."""
     checks.instance(where, "selection", selection, Selection, "a Selection")
-    checks.instance(where, "softmax", softmax, Softmax, "a Softmax, or scale=... by its name")
+    others: Mapping[str, Any] = {}
     if options:
         of_selection, of_softmax = _names(Selection), _names(Softmax)
         checks.option_names(where, options, [*of_selection, *of_softmax])
         own = {name: x for name, x in options.items() if name in of_selection}
         others = {name: x for name, x in options.items() if name in of_softmax}
         selection = replace(selection, **own) if own else selection
-        softmax = replace(softmax, **others) if others else softmax
-    return selection, softmax
+    return selection, softmax_with(where, softmax, others)
 
 
 def _names(kind: type) -> list[str]:

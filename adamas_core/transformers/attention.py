@@ -220,22 +220,6 @@ def _step(
     return out
 
 
-@_step.register_fake  # type: ignore[untyped-decorator]
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    cap: float | None,
-    sinks: torch.Tensor | None,
-    model: int,
-    layer: int,
-    number: int,
-) -> torch.Tensor:
-    return _empty(query, value)
-
-
 @torch.library.custom_op(  # type: ignore[untyped-decorator]
     "adamas_core::dense", mutates_args=(), tags=_TAGS
 )
@@ -254,24 +238,11 @@ def _dense(
     return dense(query, key, value, mask, _softmax(scale, cap, sinks), window, causal)
 
 
+@_step.register_fake  # type: ignore[untyped-decorator]
 @_dense.register_fake  # type: ignore[untyped-decorator]
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    cap: float | None,
-    sinks: torch.Tensor | None,
-    window: int | None,
-    causal: bool,
-) -> torch.Tensor:
-    return _empty(query, value)
-
-
-def _empty(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """An array of the shape (B, L, H, D_v) and dtype of the result."""
-    B, H, L, _ = query.shape
+def _empty(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+    """An array of the shape (B, L, H, D_v) and dtype of the result, of either operator."""
+    B, H, L, _D = query.shape
     return query.new_empty((B, L, H, value.shape[-1]))
 
 
